@@ -1,0 +1,156 @@
+"""Flat lists of JAX equations: inline calls, drop dead code, evaluate.
+
+Everything that touches the form of a jaxpr and does not care what it computes. Depends on JAX only; equations are re-bound
+with their own parameters, and calls are recognised by primitive, never by the name that a user gave a jitted function.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+
+# Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
+# inlining those would drop the user's rule from any further differentiation.
+_CALLS = frozenset("jit pjit closed_call core_call core_closed_call eval_jaxpr remat remat2 checkpoint".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Equations:
+    """A jaxpr without constants and without calls: `outvars` from `invars` by `eqns`, in order."""
+
+    invars: tuple[Any, ...]
+    eqns: tuple[Any, ...]
+    outvars: tuple[Any, ...]
+
+
+def call_jaxpr(eqn: Any) -> Any | None:
+    """The jaxpr that a call-like equation stands for, else None."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, on the versions that close a jaxpr and on those that merged the two classes."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one equation on `values` with its own parameters."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    subfuns, params = params if isinstance(params, tuple) else ((), params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*subfuns, *values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def evaluate(equations: Equations, values: Sequence[Any]) -> list[Any]:
+    """Run flat equations on values or tracers."""
+    return _run(equations.invars, equations.eqns, equations.outvars, values, inline=False)
+
+
+def _run(invars: Any, eqns: Any, outvars: Any, values: Sequence[Any], *, inline: bool) -> list[Any]:
+    env = dict(zip(invars, values, strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, jex.Literal) else env[v]
+
+    for eqn in eqns:
+        inputs = [read(v) for v in eqn.invars]
+        inner = call_jaxpr(eqn) if inline else None
+        if inner is None:
+            out = bind(eqn, inputs)
+        else:
+            jaxpr, consts = open_jaxpr(inner)
+            out = _run((*jaxpr.constvars, *jaxpr.invars), jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True)
+        env.update(zip(eqn.outvars, out, strict=True))
+    return [read(v) for v in outvars]
+
+
+def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
+    """A closed jaxpr as flat equations without calls, and its constants, which are the first inputs.
+
+    Calls are inlined by tracing anew, so that each use of a shared inner jaxpr gets variables of its own.
+    """
+    jaxpr, consts = open_jaxpr(closed)
+    invars = (*jaxpr.constvars, *jaxpr.invars)
+    if not any(call_jaxpr(eqn) is not None for eqn in jaxpr.eqns):
+        return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
+    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=True))(
+        *[_example(v.aval) for v in invars]
+    )
+    flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
+    return (
+        Equations((*flat.constvars, *flat.invars), tuple(flat.eqns), tuple(flat.outvars)),
+        (*inner_consts, *consts),
+    )
+
+
+def _example(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
+    """The equations that `outvars` depend on, and those with an effect, in order."""
+    live = {v for v in outvars if not isinstance(v, jex.Literal)}
+    kept = []
+    for eqn in reversed(flat.eqns):
+        if eqn.effects or any(v in live for v in eqn.outvars):
+            live.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+            kept.append(eqn)
+    return kept[::-1]
+
+
+def has_primitive(eqns: Sequence[Any], name: str) -> bool:
+    """Whether a primitive stands in the equations or in any jaxpr that they carry."""
+    return any(eqn.primitive.name == name for eqn in _walk(eqns))
+
+
+def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
+    for eqn in eqns:
+        yield eqn
+        for jaxpr in _carried(eqn):
+            yield from _walk(jaxpr.eqns)
+
+
+def _bytes(v: Any) -> int:
+    return 0 if isinstance(v, jex.Literal) else v.aval.size * v.aval.dtype.itemsize
+
+
+def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
+    """Bytes of what is alive at the worst moment if each result that depends on `batched` were stored.
+
+    An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
+    """
+    moving = set(batched)
+    last = {v: k for k, eqn in enumerate(equations.eqns) for v in eqn.invars if not isinstance(v, jex.Literal)}
+    last.update((v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal))
+    alive = sum(_bytes(v) for v in moving)
+    peak = alive
+    for k, eqn in enumerate(equations.eqns):
+        if not any(not isinstance(v, jex.Literal) and v in moving for v in eqn.invars):
+            continue
+        moving.update(eqn.outvars)
+        alive += sum(_bytes(v) for v in eqn.outvars)
+        peak = max(peak, alive + _inner_bytes(eqn))
+        spent = {v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving}
+        alive -= sum(_bytes(v) for v in spent if last.get(v, k) <= k)
+    return peak
+
+
+def _inner_bytes(eqn: Any) -> int:
+    """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
+    return max(
+        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in _carried(eqn)), default=0
+    )
+
+
+def _carried(eqn: Any) -> Iterator[Any]:
+    for param in eqn.params.values():
+        for inner in param if isinstance(param, tuple | list) else (param,):
+            jaxpr = getattr(inner, "jaxpr", inner)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
