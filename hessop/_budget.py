@@ -1,0 +1,120 @@
+"""Bytes: what a user asked for, what the compiler says that a computation takes, what a device or machine has free.
+
+Depends on JAX and the standard library. Must never know Hessians, programs or routes.
+"""
+
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+# What is left alone of the free memory when the user names no budget: other processes, fragmentation, the compiler.
+_MARGIN = 0.2
+
+
+def parse_memory(memory: int | float | str, name: str = "memory") -> int:
+    """A budget as bytes.
+
+    Args:
+        memory: bytes, or text like "4GB" (1000^3), "512 MiB" (2^20).
+        name: the argument's name, for the error.
+
+    Returns:
+        Bytes, a positive integer.
+
+    Raises:
+        ValueError, TypeError: `memory` is not a positive amount in one of these forms.
+    """
+    expected = 'expected a positive number of bytes or text like "4GB" or "512MiB"'
+    if isinstance(memory, bool) or not isinstance(memory, int | float | str):
+        raise TypeError(f"{name}: got {memory!r} of type {type(memory).__name__}, {expected}")
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGT]?I?)B?\s*", memory, re.IGNORECASE)
+        if match is None or match[2].upper() not in _UNITS:
+            raise ValueError(f"{name}: got {memory!r}, {expected}")
+        memory = float(match[1]) * _UNITS[match[2].upper()]
+    if not 0 < memory < float("inf"):
+        raise ValueError(f"{name}: got {memory!r}, {expected}")
+    return max(1, int(memory))
+
+
+def format_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB'."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{int(count)} B"
+
+
+def free_memory(device: Any = None) -> int:
+    """Bytes that a device, or on CPU this process, may still take, less a margin."""
+    device = device or jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    else:
+        free = _free_host_memory()
+    return max(1, int(free * (1 - _MARGIN)))
+
+
+def _free_host_memory() -> int:
+    """Free memory of the machine, or of the container where that is less."""
+    free = []
+    try:
+        info = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(info["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pages = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" in pages:
+            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    free += _free_cgroup_memory()
+    return min(free, default=2**32)
+
+
+def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[int]:
+    """What each control group above this process (v2 and v1) leaves free."""
+    try:
+        lines = pathlib.Path(own).read_text().splitlines()
+    except OSError:
+        return []
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = pathlib.Path(root) / controllers
+        names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        group = pathlib.PurePosixPath(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            try:
+                limit = (base / folder / names[0]).read_text().strip()
+                if limit != "max":
+                    free.append(max(0, int(limit) - int((base / folder / names[1]).read_text())))
+            except (OSError, ValueError):
+                continue
+    return free
+
+
+def executable_bytes(compiled: Any) -> int | None:
+    """Arguments + outputs + temporaries of a compiled executable, donated buffers counted once; None if not told.
+
+    `peak_memory_in_bytes` is not used: on CPU it leaves the temporaries out.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime error of JAX says that an allocation failed."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

@@ -1,0 +1,394 @@
+"""The columns route: entries of the Hessian from products with chunks of basis vectors; always applies, always exact.
+
+H is symmetric, so the product with e_i is row i and nothing is transposed. What is wanted of each row (all of it, its
+diagonal entry, its diagonal block) is taken inside the executable, so that only the matrix itself is ever (n, n).
+Depends on the program, layouts and budgets. Must never know operators, lineax or the other routes.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
+from hessop._errors import MemoryBudgetError
+from hessop._jaxpr import peak_bytes
+from hessop._program import HessianProgram
+from hessop._progress import Progress, progress_bar
+from hessop._tree import Layout
+
+
+# --- What is taken of a row ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """All of the row."""
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row."""
+        return layout.n
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Offset:
+    """The entry `offset` to the right of the diagonal (0: the diagonal)."""
+
+    offset: int = 0
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row."""
+        return 1
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        return jnp.take_along_axis(rows, (index + self.offset)[:, None], axis=1, mode="clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The part of the row inside its diagonal block; `sizes` holds the block size of each leaf."""
+
+    sizes: tuple[int, ...]
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row: the largest block."""
+        return max(self.sizes, default=1)
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        first = jnp.zeros_like(index)
+        for start, total, size in zip(layout.offsets, layout.sizes, self.sizes, strict=True):
+            inside = (index >= start) & (index < start + total)
+            first = jnp.where(inside, start + (index - start) // size * size, first)
+        columns = first[:, None] + lax.iota(index.dtype, self.width(layout))[None, :]
+        return jnp.take_along_axis(rows, columns, axis=1, mode="clip")
+
+    def split(self, taken: Array, layout: Layout) -> list[Array]:
+        """[n, width] -> for each leaf [size // k, k, k]."""
+        return [
+            taken[start : start + total, :size].reshape(total // size, size, size)
+            for start, total, size in zip(layout.offsets, layout.sizes, self.sizes, strict=True)
+        ]
+
+
+Take = Row | Offset | Blocks
+
+
+# --- Where the Hessian is ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A program at a point: `primals` = [*consts, *x, *args], or the residuals already computed from them; H + shift I."""
+
+    program: HessianProgram
+    layout: Layout
+    primals: tuple[Array, ...] | None
+    residuals: tuple[Array, ...] | None
+    shift: Array | None
+
+    @property
+    def traced(self) -> bool:
+        """Whether any of the arrays is a tracer, so that no host loop is possible."""
+        return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
+
+    @property
+    def index_dtype(self) -> Any:
+        """Dtype of row numbers."""
+        return np.int32 if self.layout.n < 2**31 - 1 else np.int64
+
+
+def shifted_product(
+    program: HessianProgram, residuals: Sequence[Array], shift: Array | None, tangents: Sequence[Array]
+) -> list[Array]:
+    """(H + shift I) t, leaf by leaf."""
+    products = program.product(residuals, tangents)
+    if shift is None:
+        return products
+    return [p + shift.astype(p.dtype) * t for p, t in zip(products, tangents, strict=True)]
+
+
+def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., Array]:
+    """(residuals or primals, shift, first row) -> what is taken of `chunk` rows [chunk, width]."""
+    program, layout, dtype = point.program, point.layout, point.index_dtype
+
+    def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
+        residuals = source if stored else program.residuals(source)
+        index = start + lax.iota(dtype, chunk)
+        tangents = layout.basis(index)
+        if chunk == 1:  # no vmap: some custom calls have no batching rule
+            single = shifted_product(program, residuals, shift, [t[0] for t in tangents])
+            found = layout.ravel(single)[None, :]
+        else:
+            found = layout.ravel(
+                jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*tangents), batch=1
+            )
+        return take(found, index, layout)
+
+    return rows
+
+
+# --- How many rows at a time ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How the rows will be computed.
+
+    Attributes:
+        chunk: rows at a time.
+        stored: whether the residuals are computed once and kept, rather than inside each chunk.
+        peak: bytes of arguments, outputs and temporaries at the worst moment; None where nothing was asked.
+        measured: whether `peak` is the compiler's word, not an upper estimate from shapes.
+    """
+
+    chunk: int
+    stored: bool
+    peak: int | None
+    measured: bool
+
+
+def choose_chunking(
+    point: Point, take: Take, *, chunk: int | None, budget: int | None, host_output: bool = False, compile: bool = True
+) -> Chunking:
+    """The largest chunk whose executable fits the budget.
+
+    Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is asked
+    for rather than extrapolated. Where even an upper estimate from shapes fits, nothing is compiled to find out.
+
+    Args:
+        point: the Hessian.
+        take: what is wanted of each row.
+        chunk: the user's choice, which is kept.
+        budget: bytes; None with a given chunk means that nothing is checked.
+        host_output: the result is written to the host's arrays, so no (n, width) buffer lies on the device.
+        compile: whether candidates may be compiled.
+
+    Returns:
+        The choice.
+
+    Raises:
+        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+    """
+    n = point.layout.n
+    if chunk is not None:
+        chunk = max(1, min(chunk, n))
+        if budget is None:
+            return Chunking(chunk, True, None, False)
+    assert budget is not None
+    estimate = _estimate(point, take, host_output)
+    first = n if chunk is None else chunk
+    if estimate(first) <= budget:
+        return Chunking(first, True, estimate(first), False)
+    if not compile:
+        while first > 1 and estimate(first) > budget:
+            first = max(1, first // 2)
+        return Chunking(first, True, estimate(first), False)
+
+    width = take.width(point.layout)
+    itemsize = point.layout.dtype.itemsize
+    smallest: int | None = None
+    for stored in (True, False) if point.residuals is None else (True,):
+        candidate = first if chunk is not None else _largest_conceivable(n, width * itemsize, budget)
+        while True:
+            peak = _measured_peak(point, take, candidate, stored, host_output)
+            smallest = peak if smallest is None else min(smallest, peak)
+            if peak <= budget:
+                return Chunking(candidate, stored, peak, True)
+            if candidate == 1 or chunk is not None:
+                break
+            candidate = _next_candidate(candidate, peak, budget)
+    needed = smallest or 0
+    output = 0 if host_output else n * width * itemsize
+    at = f"chunk {chunk}" if chunk is not None else "one row at a time"
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if output > budget // 2 else ""
+    raise MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {n} rows of {width} {point.layout.dtype} entries: the result "
+        f"takes {format_bytes(output)}, and with {at} the computation needs {format_bytes(needed)} in all. "
+        f"The smallest budget that would do is memory={needed}{hint}",
+        needed=needed,
+        budget=budget,
+    )
+
+
+def _estimate(point: Point, take: Take, host_output: bool) -> Callable[[int], int]:
+    """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
+    program, layout = point.program, point.layout
+    itemsize = layout.dtype.itemsize
+    per_row = peak_bytes(program.linear, program.linear.invars[program.n_residuals :]) + 2 * layout.n * itemsize
+    fixed = peak_bytes(program.primal, program.primal.invars)
+    result = 0 if host_output else layout.n * take.width(layout) * itemsize
+    return lambda chunk: fixed + result + chunk * per_row
+
+
+def _largest_conceivable(n: int, row_bytes: int, budget: int) -> int:
+    """The largest power of two of rows whose bare output fits the budget."""
+    rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
+    return n if rows == n else 1 << (rows.bit_length() - 1)
+
+
+def _next_candidate(chunk: int, peak: int, budget: int) -> int:
+    """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
+    leap = max(1, int(chunk * budget / (2 * peak)))
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
+
+
+def _shape(a: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
+
+
+def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool) -> Any:
+    source, shift = _shapes(point, stored), None if point.shift is None else _shape(point.shift)
+    key = ("rows", take, chunk, stored, shift is None)
+
+    def build() -> Any:
+        start = jax.ShapeDtypeStruct((), point.index_dtype)
+        return jax.jit(_rows(point, take, chunk, stored)).lower(source, shift, start).compile()
+
+    return point.program.executable(key, build)
+
+
+def _shapes(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
+    if stored:
+        linear = point.program.linear
+        return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+                for v in linear.invars[: point.program.n_residuals]]
+    assert point.primals is not None
+    return [_shape(a) for a in point.primals]
+
+
+def _compiled_residuals(point: Point) -> Any:
+    assert point.primals is not None
+    primals = [_shape(a) for a in point.primals]
+    return point.program.executable(
+        "residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile()
+    )
+
+
+def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool) -> int:
+    """Bytes at the worst moment, by what the compiler says of the executables that would run."""
+    n, width = point.layout.n, take.width(point.layout)
+    rows = executable_bytes(_compiled_rows(point, take, chunk, stored))
+    if rows is None:  # this backend does not tell: only the shapes are left
+        return _estimate(point, take, host_output)(chunk)
+    buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
+    before = 0
+    if stored and point.primals is not None:
+        before = executable_bytes(_compiled_residuals(point)) or 0
+        rows += sum(a.size * a.dtype.itemsize for a in point.primals)
+    return max(before, rows + buffer)
+
+
+# --- Filling ----------------------------------------------------------------------------------------------------------
+
+
+def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
+    """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
+    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
+    residuals = point.residuals
+    if residuals is None:
+        assert point.primals is not None
+        residuals = tuple(point.program.residuals(point.primals))
+    rows = _rows(point, take, chunk, stored=True)
+    if chunk == n:
+        return rows(residuals, point.shift, jnp.zeros((), point.index_dtype))
+
+    def body(k: Array, matrix: Array) -> Array:
+        start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
+        return lax.dynamic_update_slice_in_dim(matrix, rows(residuals, point.shift, start), start, axis=0)
+
+    return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
+
+
+def fill(
+    point: Point,
+    take: Take,
+    chunking: Chunking,
+    *,
+    out: Any = None,
+    progress: bool | Callable[[Progress], None] = False,
+) -> Any:
+    """All rows [n, width] by a loop on the host.
+
+    One executable computes a chunk, one writes it into the preallocated result in place. Where an allocation fails all
+    the same, the chunk is halved, for good, and what is filled stays.
+
+    Args:
+        point: the Hessian, at concrete arrays.
+        take: what is wanted of each row.
+        chunking: how many rows at a time.
+        out: written to in place of a new device array; anything that takes out[a:b] = numpy array.
+        progress: a bar, or a function that is called with a `Progress` after each chunk.
+
+    Returns:
+        The device array, or `out`.
+    """
+    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
+    source: Sequence[Array] = point.residuals if point.residuals is not None else (point.primals or ())
+    stored = chunking.stored
+    if stored and point.residuals is None:
+        source = _compiled_residuals(point)(list(source))
+    source = list(source)
+    matrix, start = None, 0
+    with progress_bar(progress, n, point.layout.dtype) as report:
+        while start < n:
+            first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+            try:
+                rows = _compiled_rows(point, take, chunk, stored)(
+                    source, point.shift, np.asarray(first, point.index_dtype)
+                )
+                rows.block_until_ready()
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if chunk == 1:
+                    raise MemoryBudgetError(
+                        f"out of memory with one row at a time, {start} of {n} rows done: {error}"
+                    ) from error
+                chunk //= 2
+                continue
+            if out is not None:
+                out[first : first + chunk] = np.asarray(rows)
+            elif chunk == n:
+                matrix = rows
+            else:
+                matrix = jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
+                matrix = _write(matrix, rows, np.asarray(first, point.index_dtype))
+            start = first + chunk
+            report(Progress(done=start, total=n, chunk=chunk))
+    if out is not None:
+        return out
+    return jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
+
+
+@jax.jit(donate_argnums=0)
+def _write(matrix: Array, rows: Array, start: Array) -> Array:
+    return lax.dynamic_update_slice_in_dim(matrix, rows, start, axis=0)
+
+
+def open_output(out: Any, n: int, dtype: Any) -> Any:
+    """`out` as something that takes out[a:b] = rows, checked; a path becomes a .npy file that numpy.load can map."""
+    if isinstance(out, str | os.PathLike):
+        path = os.fspath(out)
+        if not path.endswith(".npy"):
+            raise ValueError(
+                f"out: got the path {path!r}, expected one that ends in .npy; open any other store yourself (a zarr "
+                f"array, say) and pass the array"
+            )
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n, n))
+    if isinstance(out, Array) or not hasattr(out, "__setitem__"):
+        raise TypeError(
+            f"out: got {type(out).__name__}, expected something that can be written in place: a numpy array or memmap, a "
+            f"zarr array, or a path that ends in .npy"
+        )
+    shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
+    if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
+        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
+    return out
