@@ -1,0 +1,24 @@
+"""hessop: Hessians in JAX, from unmodified Python functions."""
+
+from importlib.metadata import version as _version
+
+# The operator, and the drop-in for jax.hessian.
+from hessop._operator import HessianOperator as HessianOperator
+from hessop._hessian import hessian as hessian
+
+# What is built on it.
+from hessop._precondition import block_jacobi as block_jacobi
+from hessop._check import check_hessian as check_hessian
+
+# Functions as they are posted.
+from hessop._self_pairs import without_self_pairs as without_self_pairs
+
+# What can go wrong, and how far a computation is.
+from hessop._errors import HessopError as HessopError
+from hessop._errors import MemoryBudgetError as MemoryBudgetError
+from hessop._errors import ResumeError as ResumeError
+from hessop._errors import VerificationError as VerificationError
+from hessop._progress import Progress as Progress
+
+
+__version__ = _version("hessop")

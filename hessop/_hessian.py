@@ -1,0 +1,105 @@
+"""`hessian`, the drop-in for `jax.hessian`: sorts the arguments, asks the operator, nests the result as JAX does.
+
+Depends on the operator. Must never know a route.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hessop._arguments import as_leaf
+from hessop._lineax import nested_blocks
+from hessop._operator import HessianOperator
+from hessop._program import NotScalarError, Wrapped
+
+
+_OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
+_MATERIALIZE_OPTIONS = ("chunk", "progress")
+
+
+def hessian(
+    fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, **options: Any
+) -> Callable[..., Any]:
+    """The dense Hessian of a function, as `jax.hessian` gives it, in less time and memory.
+
+    Args:
+        fn: function that returns a real scalar (or, with `has_aux`, a pair of one and anything). Functions with several
+            outputs are handed to `jax.hessian`.
+        argnums: which positional arguments to differentiate with respect to.
+        has_aux: whether `fn` returns a pair (value, auxiliary data).
+        **options: `memory`, `chunk`, `progress`, `route`, `self_pairs`, as for `HessianOperator` and its `materialize`.
+
+    Returns:
+        A function with the arguments of `fn` that returns the Hessian nested as `jax.hessian` nests it (or, with
+        `has_aux`, a pair of that and the auxiliary data).
+
+    Raises:
+        TypeError, ValueError: an option is unknown or an argument is of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> print(hessop.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])))
+        [[0. 4.]
+         [4. 2.]]
+    """
+    unknown = [name for name in options if name not in (*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS)]
+    if unknown:
+        expected = ", ".join((*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS))
+        raise TypeError(f"{unknown[0]}: not an option of hessop.hessian, expected any of {expected}")
+    for_operator = {name: options[name] for name in _OPERATOR_OPTIONS if name in options}
+    for_matrix = {name: options[name] for name in _MATERIALIZE_OPTIONS if name in options}
+    leaf, module = as_leaf(fn)
+
+    @functools.wraps(fn)
+    def hessian_fn(*args: Any, **kwargs: Any) -> Any:
+        single = isinstance(argnums, int)
+        positions = tuple(_position(k, len(args)) for k in ((argnums,) if isinstance(argnums, int) else argnums))
+        wrapped = Wrapped(leaf, _call_positional, (positions, single, len(args), bool(module), has_aux))
+        x = args[positions[0]] if single else tuple(args[k] for k in positions)
+        rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
+        try:
+            H = HessianOperator(wrapped, x, (rest, kwargs, module), **for_operator)
+            result = _shaped(H.materialize(**for_matrix), H)
+        except NotScalarError:
+            return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)
+        return (result, fn(*args, **kwargs)[1]) if has_aux else result
+
+    return hessian_fn
+
+
+def _position(k: int, count: int) -> int:
+    if not -count <= k < count:
+        raise ValueError(f"argnums: got {k}, expected a position among the {count} positional arguments given")
+    return k % count
+
+
+def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs: Any, module: Any) -> Any:
+    """fn with its arguments in their places again."""
+    positions, single, count, is_module, has_aux = how
+    others = iter(rest)
+    chosen = dict(zip(positions, (x,) if single else x, strict=True))
+    args = [chosen[k] if k in chosen else next(others) for k in range(count)]
+    out = module[0](*args, **kwargs) if is_module else fn(*args, **kwargs)
+    if not has_aux:
+        return out
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"has_aux: fn returned {type(out).__name__}, expected a pair (value, auxiliary data)")
+    return out[0]
+
+
+def _shaped(matrix: Array, H: HessianOperator) -> Any:
+    structure = H.in_structure()
+    if isinstance(matrix, jax.core.Tracer) or len(jax.tree.leaves(structure)) > 1:
+        return nested_blocks(matrix, structure)
+    # One leaf: the matrix in another shape. Donated, so that a large one is not copied.
+    (leaf,), tree = jax.tree.flatten(structure)
+    return tree.unflatten([tree.unflatten([_reshape(matrix, (*leaf.shape, *leaf.shape))])])
+
+
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _reshape(matrix: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.reshape(matrix, shape)
