@@ -2,23 +2,25 @@
 
 from importlib.metadata import version as _version
 
+from hessop._check import check_hessian as check_hessian
+
+# What can go wrong, and how far a computation is.
+from hessop._errors import (
+    HessopError as HessopError,
+    MemoryBudgetError as MemoryBudgetError,
+    ResumeError as ResumeError,
+    VerificationError as VerificationError,
+)
+from hessop._hessian import hessian as hessian
+
 # The operator, and the drop-in for jax.hessian.
 from hessop._operator import HessianOperator as HessianOperator
-from hessop._hessian import hessian as hessian
 
 # What is built on it.
 from hessop._precondition import block_jacobi as block_jacobi
-from hessop._check import check_hessian as check_hessian
+from hessop._progress import Progress as Progress
 
 # Functions as they are posted.
 from hessop._self_pairs import without_self_pairs as without_self_pairs
-
-# What can go wrong, and how far a computation is.
-from hessop._errors import HessopError as HessopError
-from hessop._errors import MemoryBudgetError as MemoryBudgetError
-from hessop._errors import ResumeError as ResumeError
-from hessop._errors import VerificationError as VerificationError
-from hessop._progress import Progress as Progress
-
 
 __version__ = _version("hessop")

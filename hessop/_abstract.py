@@ -4,6 +4,7 @@ Depends on the routes (columns so far), budgets and layouts. Must never know how
 the operators in `_operator.py`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax import Array
 
+from hessop._annotations import Chunk, Memory, ProgressOption
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
 from hessop._columns import (
@@ -28,11 +30,7 @@ from hessop._columns import (
     shifted_product,
 )
 from hessop._lineax import matrix_operator
-from hessop._progress import Progress
 from hessop._tree import Layout
-
-
-Memory = int | float | str | None
 
 
 class AbstractHessian(lx.AbstractLinearOperator):
@@ -91,10 +89,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def materialize(
         self,
         *,
-        chunk: int | None = None,
+        chunk: Chunk = None,
         memory: Memory = None,
         out: Any = None,
-        progress: bool | Callable[[Progress], None] = False,
+        progress: ProgressOption = False,
     ) -> Any:
         """The dense Hessian [n, n] in ravel order, within a memory budget.
 
@@ -121,13 +119,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
         point = self._point()
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
-            raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
+            raise ValueError(
+                f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out"
+            )
         taken = self._entries(Row(), chunk, memory, out=out, progress=progress)
         if out is None and not point.traced:
             self._check_finite(taken)
         return taken
 
-    def diagonal(self, *, chunk: int | None = None, memory: Memory = None) -> Any:
+    def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal, a pytree like x.
 
         Args:
@@ -137,7 +137,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         taken = self._entries(Offset(0), chunk, memory)
         return self._like_x(self._layout().unravel(taken[:, 0]))
 
-    def block_diagonal(self, block: Any = None, *, chunk: int | None = None, memory: Memory = None) -> Any:
+    def block_diagonal(
+        self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None
+    ) -> Any:
         """The exact diagonal blocks.
 
         Args:
@@ -155,9 +157,11 @@ class AbstractHessian(lx.AbstractLinearOperator):
         take = Blocks(block_sizes(block, self.in_structure()))
         layout = self._layout()
         parts = take.split(self._entries(take, chunk, memory), layout)
-        return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
+        return self._like_x(
+            [part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)]
+        )
 
-    def trace(self, *, chunk: int | None = None, memory: Memory = None) -> Array:
+    def trace(self, *, chunk: Chunk = None, memory: Memory = None) -> Array:
         """The exact trace, a scalar.
 
         Args:
@@ -199,18 +203,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """`function(program, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
-        jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
+        jitted = program.executable(
+            (name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays))
+        )
         return jitted(point.residuals if stored else point.primals, point.shift, *extra)
 
-    def _budget(self, memory: Memory, chunk: int | None, arrays: Sequence[Any]) -> int | None:
+    def _budget(self, memory: Memory, chunk: Chunk, arrays: Sequence[Any]) -> int | None:
         if memory is not None:
             return parse_memory(memory)
         if self.memory is not None or chunk is not None:
             return self.memory
-        device = next((d for a in arrays if not isinstance(a, jax.core.Tracer) for d in a.devices()), None)
+        device = next(
+            (d for a in arrays if not isinstance(a, jax.core.Tracer) for d in a.devices()), None
+        )
         return free_memory(device)
 
-    def _entries(self, take: Take, chunk: int | None, memory: Memory, **output: Any) -> Any:
+    def _entries(self, take: Take, chunk: Chunk, memory: Memory, **output: Any) -> Any:
         """What `take` takes of each row [n, width], by the columns route."""
         point = self._point()
         chunk = check_chunk(chunk)
@@ -233,16 +241,20 @@ def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[
     return source if stored else program.residuals(source)
 
 
-def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _product(
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+) -> list[Array]:
     return shifted_product(program, _residuals(program, stored, source), shift, leaves)
 
 
-def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _products(
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+) -> list[Array]:
     residuals = _residuals(program, stored, source)
     return jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*leaves)
 
 
-def check_chunk(chunk: Any) -> int | None:
+def check_chunk(chunk: Chunk) -> int | None:
     """A chunk as given, or None.
 
     Raises:
@@ -251,7 +263,9 @@ def check_chunk(chunk: Any) -> int | None:
     if chunk is None:
         return None
     if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
+        raise TypeError(
+            f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None"
+        )
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
     return chunk
@@ -266,16 +280,15 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
     if block is None:
-        return tuple(
-            max(1, size // shape[0] if shape and shape[0] else 1)
-            for size, shape in zip(layout.sizes, layout.shapes, strict=True)
-        )
+        return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)
     if isinstance(block, int):
         sizes = [block] * len(leaves)
     elif jax.tree.structure(block) == tree:
         sizes = jax.tree.leaves(block)
     else:
-        raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
+        raise ValueError(
+            f"block: got {block!r}, expected a positive int, a pytree of them like x, or None"
+        )
     for size, leaf in zip(sizes, layout.sizes, strict=True):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
             raise ValueError(

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hessop._annotations import Arguments, Count, Function
 from hessop._errors import VerificationError
 from hessop._operator import HessianOperator
 from hessop._tree import Layout
-
 
 # Rounding allowed in a product, in units of eps times the norms involved; clean functions stay below 20.
 _ROUNDING = 200
@@ -22,7 +22,7 @@ _STEPS = {4: 2.0 ** -np.arange(4, 11), 8: 2.0 ** -np.arange(6, 21)}
 
 
 def check_hessian(
-    fn: Callable[..., Any], x: Any, args: tuple[Any, ...] = (), *, probes: int = 5, seed: int = 0, **options: Any
+    fn: Function, x: Any, args: Arguments = (), *, probes: Count = 5, seed: int = 0, **options: Any
 ) -> None:
     """Check the Hessian of `fn` at `x` with random directions; silent where all is well.
 
@@ -70,7 +70,9 @@ def check_hessian(
         if not name.startswith("_taylor") or 2 * len(found) > probes
     ]
     if lines:
-        raise VerificationError("the Hessian is not right at this point:\n" + "\n".join(f"  - {line}" for line in lines))
+        raise VerificationError(
+            "the Hessian is not right at this point:\n" + "\n".join(f"  - {line}" for line in lines)
+        )
 
 
 class _At:
@@ -95,7 +97,11 @@ class _At:
             [
                 jnp.asarray(flat[start : start + size].reshape(shape), dtype)
                 for start, size, shape, dtype in zip(
-                    self.layout.offsets, self.layout.sizes, self.layout.shapes, self.layout.dtypes, strict=True
+                    self.layout.offsets,
+                    self.layout.sizes,
+                    self.layout.shapes,
+                    self.layout.dtypes,
+                    strict=True,
                 )
             ]
         )

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
 from hessop._jaxpr import peak_bytes
 from hessop._program import HessianProgram
 from hessop._progress import Progress, progress_bar
 from hessop._tree import Layout
-
 
 # --- What is taken of a row ------------------------------------------------------------------------------------------
 
@@ -97,7 +97,10 @@ class Point:
     @property
     def traced(self) -> bool:
         """Whether any of the arrays is a tracer, so that no host loop is possible."""
-        return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
+        return any(
+            isinstance(a, jax.core.Tracer)
+            for a in jax.tree.leaves((self.primals, self.residuals, self.shift))
+        )
 
     @property
     def index_dtype(self) -> Any:
@@ -106,7 +109,10 @@ class Point:
 
 
 def shifted_product(
-    program: HessianProgram, residuals: Sequence[Array], shift: Array | None, tangents: Sequence[Array]
+    program: HessianProgram,
+    residuals: Sequence[Array],
+    shift: Array | None,
+    tangents: Sequence[Array],
 ) -> list[Array]:
     """(H + shift I) t, leaf by leaf."""
     products = program.product(residuals, tangents)
@@ -128,7 +134,8 @@ def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., A
             found = layout.ravel(single)[None, :]
         else:
             found = layout.ravel(
-                jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*tangents), batch=1
+                jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*tangents),
+                batch=1,
             )
         return take(found, index, layout)
 
@@ -156,7 +163,13 @@ class Chunking:
 
 
 def choose_chunking(
-    point: Point, take: Take, *, chunk: int | None, budget: int | None, host_output: bool = False, compile: bool = True
+    point: Point,
+    take: Take,
+    *,
+    chunk: int | None,
+    budget: int | None,
+    host_output: bool = False,
+    compile: bool = True,
 ) -> Chunking:
     """The largest chunk whose executable fits the budget.
 
@@ -196,7 +209,9 @@ def choose_chunking(
     itemsize = point.layout.dtype.itemsize
     smallest: int | None = None
     for stored in (True, False) if point.residuals is None else (True,):
-        candidate = first if chunk is not None else _largest_conceivable(n, width * itemsize, budget)
+        candidate = (
+            first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
+        )
         while True:
             peak = _measured_peak(point, take, candidate, stored, host_output)
             smallest = peak if smallest is None else min(smallest, peak)
@@ -208,7 +223,11 @@ def choose_chunking(
     needed = smallest or 0
     output = 0 if host_output else n * width * itemsize
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
-    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if output > budget // 2 else ""
+    hint = (
+        "; out= (a numpy memmap, say) keeps the matrix off the device"
+        if output > budget // 2
+        else ""
+    )
     raise MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for {n} rows of {width} {point.layout.dtype} entries: the result "
         f"takes {format_bytes(output)}, and with {at} the computation needs {format_bytes(needed)} in all. "
@@ -222,22 +241,36 @@ def _estimate(point: Point, take: Take, host_output: bool) -> Callable[[int], in
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
     program, layout = point.program, point.layout
     itemsize = layout.dtype.itemsize
-    per_row = peak_bytes(program.linear, program.linear.invars[program.n_residuals :]) + 2 * layout.n * itemsize
+    per_row = (
+        peak_bytes(program.linear, program.linear.invars[program.n_residuals :])
+        + 2 * layout.n * itemsize
+    )
     fixed = peak_bytes(program.primal, program.primal.invars)
     result = 0 if host_output else layout.n * take.width(layout) * itemsize
     return lambda chunk: fixed + result + chunk * per_row
 
 
-def _largest_conceivable(n: int, row_bytes: int, budget: int) -> int:
-    """The largest power of two of rows whose bare output fits the budget."""
+def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
+    """The largest power of two of rows worth compiling.
+
+    The bare output must fit the budget, and so must an eighth of the upper estimate: XLA seldom fuses away more, and each
+    candidate that turns out too large costs a compilation.
+    """
     rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
-    return n if rows == n else 1 << (rows.bit_length() - 1)
+    candidate = n if rows == n else 1 << (rows.bit_length() - 1)
+    while candidate > 1 and estimate(candidate) > 8 * budget:
+        candidate = 1 << ((candidate - 1).bit_length() - 1)
+    return candidate
 
 
 def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
     leap = max(1, int(chunk * budget / (2 * peak)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
+    return (
+        max(1, min(1 << (leap.bit_length() - 1), chunk // 2))
+        if peak > 4 * budget
+        else max(1, chunk // 2)
+    )
 
 
 def _shape(a: Array) -> jax.ShapeDtypeStruct:
@@ -258,8 +291,12 @@ def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool) -> Any:
 def _shapes(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
     if stored:
         linear = point.program.linear
-        return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
-                for v in linear.invars[: point.program.n_residuals]]
+        return [
+            jax.ShapeDtypeStruct(
+                v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
+            )
+            for v in linear.invars[: point.program.n_residuals]
+        ]
     assert point.primals is not None
     return [_shape(a) for a in point.primals]
 
@@ -302,7 +339,9 @@ def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
-        return lax.dynamic_update_slice_in_dim(matrix, rows(residuals, point.shift, start), start, axis=0)
+        return lax.dynamic_update_slice_in_dim(
+            matrix, rows(residuals, point.shift, start), start, axis=0
+        )
 
     return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
 
@@ -313,7 +352,7 @@ def fill(
     chunking: Chunking,
     *,
     out: Any = None,
-    progress: bool | Callable[[Progress], None] = False,
+    progress: ProgressOption = False,
 ) -> Any:
     """All rows [n, width] by a loop on the host.
 
@@ -331,7 +370,9 @@ def fill(
         The device array, or `out`.
     """
     n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    source: Sequence[Array] = point.residuals if point.residuals is not None else (point.primals or ())
+    source: Sequence[Array] = (
+        point.residuals if point.residuals is not None else (point.primals or ())
+    )
     stored = chunking.stored
     if stored and point.residuals is None:
         source = _compiled_residuals(point)(list(source))
@@ -339,7 +380,9 @@ def fill(
     matrix, start = None, 0
     with progress_bar(progress, n, point.layout.dtype) as report:
         while start < n:
-            first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+            first = min(
+                start, n - chunk
+            )  # the last chunk is moved up, so that one executable serves all
             try:
                 rows = _compiled_rows(point, take, chunk, stored)(
                     source, point.shift, np.asarray(first, point.index_dtype)
@@ -390,5 +433,7 @@ def open_output(out: Any, n: int, dtype: Any) -> Any:
         )
     shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
     if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
-        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
+        raise ValueError(
+            f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}"
+        )
     return out

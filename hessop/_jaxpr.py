@@ -11,10 +11,11 @@ from typing import Any
 import jax
 from jax.extend import core as jex
 
-
 # Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
 # inlining those would drop the user's rule from any further differentiation.
-_CALLS = frozenset("jit pjit closed_call core_call core_closed_call eval_jaxpr remat remat2 checkpoint".split())
+_CALLS = frozenset(
+    ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,13 @@ def _run(invars: Any, eqns: Any, outvars: Any, values: Sequence[Any], *, inline:
             out = bind(eqn, inputs)
         else:
             jaxpr, consts = open_jaxpr(inner)
-            out = _run((*jaxpr.constvars, *jaxpr.invars), jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True)
+            out = _run(
+                (*jaxpr.constvars, *jaxpr.invars),
+                jaxpr.eqns,
+                jaxpr.outvars,
+                [*consts, *inputs],
+                inline=True,
+            )
         env.update(zip(eqn.outvars, out, strict=True))
     return [read(v) for v in outvars]
 
@@ -126,8 +133,15 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
     An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
     """
     moving = set(batched)
-    last = {v: k for k, eqn in enumerate(equations.eqns) for v in eqn.invars if not isinstance(v, jex.Literal)}
-    last.update((v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal))
+    last = {
+        v: k
+        for k, eqn in enumerate(equations.eqns)
+        for v in eqn.invars
+        if not isinstance(v, jex.Literal)
+    }
+    last.update(
+        (v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal)
+    )
     alive = sum(_bytes(v) for v in moving)
     peak = alive
     for k, eqn in enumerate(equations.eqns):
@@ -136,7 +150,9 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
         moving.update(eqn.outvars)
         alive += sum(_bytes(v) for v in eqn.outvars)
         peak = max(peak, alive + _inner_bytes(eqn))
-        spent = {v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving}
+        spent = {
+            v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving
+        }
         alive -= sum(_bytes(v) for v in spent if last.get(v, k) <= k)
     return peak
 
@@ -144,7 +160,11 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
 def _inner_bytes(eqn: Any) -> int:
     """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
     return max(
-        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in _carried(eqn)), default=0
+        (
+            sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars)
+            for jaxpr in _carried(eqn)
+        ),
+        default=0,
     )
 
 

@@ -6,7 +6,7 @@ rest. Nothing below this module knows it.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -15,17 +15,24 @@ import lineax as lx
 import numpy as np
 from jax import Array
 
-from hessop._abstract import AbstractHessian, Memory
+from hessop._abstract import AbstractHessian
+from hessop._annotations import (
+    Arguments,
+    Function,
+    Memory,
+    Route,
+    RouteName,
+    Scalar,
+    SelfPairs,
+    SelfPairsName,
+)
 from hessop._arguments import Static, as_leaf, check_x, split_args
 from hessop._budget import parse_memory
 from hessop._columns import Point, Row, choose_chunking
 from hessop._lineax import check_tags, register
 from hessop._plan import Plan, make_plan
-from hessop._program import HessianProgram, SelfPairs, program_for
+from hessop._program import HessianProgram, program_for
 from hessop._tree import leaf_name
-
-
-Route = Literal["auto", "columns"]
 
 
 @register
@@ -64,9 +71,9 @@ class HessianOperator(AbstractHessian):
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Function,
         x: Any,
-        args: tuple[Any, ...] = (),
+        args: Arguments = (),
         *,
         tags: Any = (),
         route: Route = "auto",
@@ -92,13 +99,15 @@ class HessianOperator(AbstractHessian):
         self.fn, module = as_leaf(fn)
         self.x = check_x(x)
         if not isinstance(args, tuple | list):
-            raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
+            raise TypeError(
+                f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)"
+            )
         self._arrays, self._static = split_args((*module, *args))
         self.shift = None
         self.tags = check_tags(tags)
-        self.route = _one_of(route, Route, "route")
+        self.route = _one_of(route, RouteName, "route")
         self.memory = None if memory is None else parse_memory(memory)
-        self.self_pairs = _one_of(self_pairs, SelfPairs, "self_pairs")
+        self.self_pairs = _one_of(self_pairs, SelfPairsName, "self_pairs")
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -129,7 +138,7 @@ class HessianOperator(AbstractHessian):
         """What is not finite at this point and what to look at, or None; not inside jit."""
         return self._problem(self._gradient())
 
-    def damped(self, lam: float | Array) -> "HessianOperator":
+    def damped(self, lam: Scalar) -> "HessianOperator":
         """H + lam I in one product, tagged positive semidefinite.
 
         Damping is how a Hessian is made positive definite, so the tag is gained: asking for it asserts that `lam` is no
@@ -146,7 +155,9 @@ class HessianOperator(AbstractHessian):
         """
         shift = jnp.asarray(lam)
         if shift.shape != () or jnp.iscomplexobj(shift):
-            raise ValueError(f"lam: got shape {shift.shape} and dtype {shift.dtype}, expected a real scalar")
+            raise ValueError(
+                f"lam: got shape {shift.shape} and dtype {shift.dtype}, expected a real scalar"
+            )
         shift = shift.astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
         undamped = HessianOperator(
@@ -181,9 +192,13 @@ class HessianOperator(AbstractHessian):
 
     def linearise(self) -> "LinearizedHessian":
         """The same operator with the linearization done: products no longer evaluate the function."""
-        residuals = self._run("residuals", lambda program, _, primals, shift: program.residuals(primals))
+        residuals = self._run(
+            "residuals", lambda program, _, primals, shift: program.residuals(primals)
+        )
         program = self._point().program
-        return LinearizedHessian(program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.memory)
+        return LinearizedHessian(
+            program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.memory
+        )
 
     # --- inner ---
 
@@ -206,9 +221,13 @@ class HessianOperator(AbstractHessian):
         for (path, leaf), g in zip(paths, gradient, strict=True):
             bad, bad_x = _count_not_finite(g), _count_not_finite(leaf)
             if bad_x:
-                found.append(f"{leaf_name(path, 'x')} itself has {bad_x} of {leaf.size} entries that are not finite")
+                found.append(
+                    f"{leaf_name(path, 'x')} itself has {bad_x} of {leaf.size} entries that are not finite"
+                )
             elif bad:
-                found.append(f"{bad} of {g.size} entries of the gradient with respect to {leaf_name(path, 'x')}")
+                found.append(
+                    f"{bad} of {g.size} entries of the gradient with respect to {leaf_name(path, 'x')}"
+                )
         if not found:
             return None
         return "not finite: " + "; ".join(found) + ". " + _cause(self._point().program)
@@ -234,7 +253,13 @@ class LinearizedHessian(AbstractHessian):
         tags: frozenset[object],
         memory: int | None,
     ):
-        self.program, self.residuals, self.shift, self.tags, self.memory = program, residuals, shift, tags, memory
+        self.program, self.residuals, self.shift, self.tags, self.memory = (
+            program,
+            residuals,
+            shift,
+            tags,
+            memory,
+        )
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
 
@@ -252,7 +277,9 @@ class LinearizedHessian(AbstractHessian):
 
     def _check_finite(self, matrix: Array) -> None:
         if not _trace_is_finite(matrix):
-            _warn("not finite: the Hessian has entries that are not finite. " + _cause(self.program))
+            _warn(
+                "not finite: the Hessian has entries that are not finite. " + _cause(self.program)
+            )
 
 
 def _one_of(value: Any, choices: Any, name: str) -> Any:

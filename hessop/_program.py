@@ -20,17 +20,23 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, needed_equations, open_jaxpr
+from hessop._annotations import SelfPairs
+from hessop._jaxpr import (
+    Equations,
+    evaluate,
+    flatten_jaxpr,
+    has_primitive,
+    needed_equations,
+    open_jaxpr,
+)
 from hessop._self_pairs import SelfPair, rewrite
 
-
-SelfPairs = Literal["auto", "constant", "as_written"]
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
 
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
 _FREE = frozenset(
-    "broadcast_in_dim iota reshape squeeze expand_dims convert_element_type eq ne lt le gt ge and or not neg".split()
+    ["broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "neg"]
 )
 _FREE_RATIO = 4
 
@@ -66,7 +72,7 @@ class HessianProgram:
 
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
         """Value, gradient leaves and residuals at `primals` = [*consts, *x, *args]."""
-        value, *rest = evaluate(self.primal, primals)
+        value, *rest = (jnp.asarray(out) for out in evaluate(self.primal, primals))
         k = len(self.x_avals)
         return value, rest[:k], rest[k:]
 
@@ -84,7 +90,8 @@ class HessianProgram:
 
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """H t, leaf by leaf, from the residuals."""
-        return evaluate(self.linear, [*residuals, *tangents])
+        # An output may be a literal: fn is affine in that leaf.
+        return [jnp.asarray(out) for out in evaluate(self.linear, [*residuals, *tangents])]
 
     def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """What `build()` returned the first time that `key` was asked for: jitted functions live with their program."""
@@ -134,7 +141,7 @@ def trace_program(
     flat_equations, inner_consts = found
     primal, linear = _partition(flat_equations, len(x_leaves))
     return HessianProgram(
-        consts=(*inner_consts, *consts),
+        consts=tuple(jnp.asarray(c) for c in (*inner_consts, *consts)),
         primal=primal,
         linear=linear,
         x_avals=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in x_leaves),
@@ -150,8 +157,12 @@ def _constants_first(traced: Any) -> tuple[Any, tuple[Any, ...]]:
     jaxpr, consts = open_jaxpr(traced)
     if not consts:
         return traced, ()
-    equations = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
-    opened = jax.make_jaxpr(lambda *v: evaluate(equations, v))(*consts, *[v.aval for v in jaxpr.invars])
+    equations = Equations(
+        (*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)
+    )
+    opened = jax.make_jaxpr(lambda *v: evaluate(equations, v))(
+        *consts, *[v.aval for v in jaxpr.invars]
+    )
     return opened, tuple(consts)
 
 
@@ -163,12 +174,16 @@ def _check_output(traced: Any, fn: Callable[..., Any]) -> None:
     name = getattr(fn, "__name__", type(fn).__name__)
     fix = "return one real scalar, for example by jnp.sum"
     if len(traced.out_avals) != 1:
-        raise NotScalarError(f"fn: {name} returned {len(traced.out_avals)} arrays, expected one real scalar; {fix}")
+        raise NotScalarError(
+            f"fn: {name} returned {len(traced.out_avals)} arrays, expected one real scalar; {fix}"
+        )
     (aval,) = traced.out_avals
     if aval.shape != ():
         raise NotScalarError(f"fn: {name} returned shape {aval.shape}, expected shape (); {fix}")
     if not jnp.issubdtype(aval.dtype, jnp.floating):
-        raise TypeError(f"fn: {name} returned dtype {aval.dtype}, expected a real floating dtype; {fix}")
+        raise TypeError(
+            f"fn: {name} returned dtype {aval.dtype}, expected a real floating dtype; {fix}"
+        )
 
 
 def _linearized(
@@ -221,7 +236,9 @@ def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
     linear = [*again, *linear]
     made = {v for eqn in linear for v in eqn.outvars} | set(tangents)
     reads = [v for eqn in linear for v in eqn.invars] + list(products)
-    residuals = list(dict.fromkeys(v for v in reads if not isinstance(v, jex.Literal) and v not in made))
+    residuals = list(
+        dict.fromkeys(v for v in reads if not isinstance(v, jex.Literal) and v not in made)
+    )
     outvars = [*flat.outvars[: 1 + n_x], *residuals]
     return (
         Equations(tuple(primal_in), tuple(primal), tuple(outvars)),
@@ -239,7 +256,9 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
 
     for eqn in primal:  # elements that would have to be stored to make each free result again
         if eqn.primitive.name in _FREE and not eqn.effects:
-            small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in _variables(eqn))
+            small[eqn.outvars[0]] = sum(
+                min(size(v), small.get(v, size(v))) for v in _variables(eqn)
+            )
 
     wanted = [v for eqn in linear for v in _variables(eqn)]
     chosen = set()
@@ -274,7 +293,9 @@ class Wrapped:
 
 # Programs, and with them their executables, live as long as the function they were traced from. Nothing in a program
 # refers to the function, so the weak reference is honest.
-_PROGRAMS: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
+_PROGRAMS: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = (
+    weakref.WeakKeyDictionary()
+)
 _SHAPES_PER_FUNCTION = 64
 
 

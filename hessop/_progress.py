@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from hessop._annotations import ProgressOption
+
 
 class Progress(NamedTuple):
     """How far a computation is.
@@ -24,21 +26,25 @@ class Progress(NamedTuple):
 
 @contextlib.contextmanager
 def progress_bar(
-    progress: bool | Callable[[Progress], None], total: int, dtype: Any
+    progress: ProgressOption, total: int, dtype: Any
 ) -> Iterator[Callable[[Progress], None]]:
     """A function to report to; its bar is closed whatever happens."""
     if callable(progress):
         yield progress
         return
     if not isinstance(progress, bool):
-        raise TypeError(f"progress: got {progress!r}, expected True, False or a function of a hessop Progress")
+        raise TypeError(
+            f"progress: got {progress!r}, expected True, False or a function of a hessop Progress"
+        )
     if not progress:
         yield lambda _: None
         return
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install 'hessop[progress]', or pass a function") from error
+        raise ImportError(
+            "progress=True needs tqdm: pip install 'hessop[progress]', or pass a function"
+        ) from error
     bar = tqdm(total=total, unit="row", desc=f"Hessian {total}x{total} {dtype}")
 
     def report(state: Progress) -> None:

@@ -32,7 +32,9 @@ class Layout:
         self.sizes = tuple(math.prod(shape) for shape in self.shapes)
         self.offsets = tuple(sum(self.sizes[:k]) for k in range(len(self.sizes)))
         self.n = sum(self.sizes)
-        self.dtype = jnp.result_type(*self.dtypes)
+        # The user's "strict" promotion is about the user's arithmetic; a matrix has one dtype.
+        with jax.numpy_dtype_promotion("standard"):
+            self.dtype = jnp.result_type(*self.dtypes)
 
     def ravel(self, leaves: Sequence[Array], batch: int = 0) -> Array:
         """Leaves [*batch, *shape] -> array [*batch, n]."""
@@ -46,14 +48,20 @@ class Layout:
         """Array [*batch, n] -> leaves [*batch, *shape]."""
         batch = vectors.shape[:-1]
         return [
-            lax.slice_in_dim(vectors, start, start + size, axis=len(batch)).reshape(*batch, *shape).astype(dtype)
-            for start, size, shape, dtype in zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=True)
+            lax.slice_in_dim(vectors, start, start + size, axis=len(batch))
+            .reshape(*batch, *shape)
+            .astype(dtype)
+            for start, size, shape, dtype in zip(
+                self.offsets, self.sizes, self.shapes, self.dtypes, strict=True
+            )
         ]
 
     def basis(self, index: Array) -> list[Array]:
         """Leaves [k, *shape] of the basis vectors e_index, index [k], from comparisons with a ramp (no eye(n))."""
         leaves = []
-        for start, size, shape, dtype in zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=True):
+        for start, size, shape, dtype in zip(
+            self.offsets, self.sizes, self.shapes, self.dtypes, strict=True
+        ):
             ramp = start + lax.iota(index.dtype, size)
             hot = ramp[None, :] == index[:, None]
             leaves.append(hot.astype(dtype).reshape(index.shape[0], *shape))

@@ -35,7 +35,9 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
 
     def matvec(v: Any) -> np.ndarray:
         flat = jnp.asarray(np.asarray(v, layout.dtype).reshape(layout.n))
-        return np.asarray(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
+        return np.asarray(
+            layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat)))))
+        )
 
     def matmat(vectors: Any) -> np.ndarray:
         rows = jnp.asarray(np.asarray(vectors, layout.dtype).T)
@@ -43,5 +45,10 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
         return np.asarray(layout.ravel(jax.tree.leaves(products), batch=1)).T
 
     return LinearOperator(
-        (layout.n, layout.n), dtype=np.dtype(layout.dtype), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat
+        (layout.n, layout.n),
+        dtype=np.dtype(layout.dtype),
+        matvec=matvec,
+        rmatvec=matvec,
+        matmat=matmat,
+        rmatmat=matmat,
     )

@@ -1,0 +1,31 @@
+"""Annotations of the public arguments that hessop checks itself.
+
+A type checker sees what is expected. At run time they are `Any`, so that a checker of annotations (the tests use one) does
+not get in before the error that names the argument and says how to mend it. Must never hold code.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+RouteName = Literal["auto", "columns"]
+SelfPairsName = Literal["auto", "constant", "as_written"]
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from hessop._abstract import AbstractHessian
+    from hessop._progress import Progress
+
+    Function: TypeAlias = Callable[..., Any]
+    Arguments: TypeAlias = tuple[Any, ...] | list[Any]
+    Memory: TypeAlias = int | float | str | None
+    Chunk: TypeAlias = int | None
+    Count: TypeAlias = int
+    Scalar: TypeAlias = float | Array
+    Hessian: TypeAlias = AbstractHessian
+    Route: TypeAlias = RouteName
+    SelfPairs: TypeAlias = SelfPairsName
+    ProgressOption: TypeAlias = bool | Callable[[Progress], None]
+else:
+    Function = Arguments = Memory = Chunk = Count = Scalar = Hessian = Any
+    Route = SelfPairs = ProgressOption = Any
