@@ -40,9 +40,7 @@ def newton_step(conf, lam):
     rhs = -H.gradient
     # lineax asks for the tolerance in each component; those near zero cannot have a relative one.
     solver = lx.CG(rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(rhs))))
-    solution = timed(
-        "(H + lam I) p = -g by lineax.CG", lambda: lx.linear_solve(H.damped(lam), rhs, solver)
-    )
+    solution = timed("(H + lam I) p = -g by lineax.CG", lambda: lx.linear_solve(H.damped(lam), rhs, solver))
     residual = H.damped(lam).mv(solution.value) - rhs
     relative = jnp.linalg.norm(residual) / jnp.linalg.norm(rhs)
     print(f"    {solution.stats['num_steps']} steps, relative residual {relative:.1e}")
@@ -59,9 +57,7 @@ def dense(conf, *, check):
     print(f"    shape {blocks.shape}")
     matrix = timed(f"dense Hessian {n} x {n}", H.materialize)
     if check:
-        reference = timed(
-            "jax.hessian of the safe form", lambda: jax.hessian(safe_E_fn)(conf)
-        ).reshape(n, n)
+        reference = timed("jax.hessian of the safe form", lambda: jax.hessian(safe_E_fn)(conf)).reshape(n, n)
         error = jnp.max(jnp.abs(matrix - reference)) / jnp.max(jnp.abs(reference))
         print(f"    largest difference {error:.1e} of the largest entry")
         assert error < 1e-5
@@ -77,9 +73,7 @@ def safe_E_fn(conf):
 def main():
     """Run the whole example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--dense", action="store_true", help="blocks and dense Hessian at 2483 particles too"
-    )
+    parser.add_argument("--dense", action="store_true", help="blocks and dense Hessian at 2483 particles too")
     parser.add_argument("--particles", type=int, default=2483)
     options = parser.parse_args()
 

@@ -119,9 +119,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         point = self._point()
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
-            raise ValueError(
-                f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out"
-            )
+            raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
         taken = self._entries(Row(), chunk, memory, out=out, progress=progress)
         if out is None and not point.traced:
             self._check_finite(taken)
@@ -137,9 +135,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         taken = self._entries(Offset(0), chunk, memory)
         return self._like_x(self._layout().unravel(taken[:, 0]))
 
-    def block_diagonal(
-        self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None
-    ) -> Any:
+    def block_diagonal(self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal blocks.
 
         Args:
@@ -157,9 +153,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         take = Blocks(block_sizes(block, self.in_structure()))
         layout = self._layout()
         parts = take.split(self._entries(take, chunk, memory), layout)
-        return self._like_x(
-            [part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)]
-        )
+        return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
 
     def trace(self, *, chunk: Chunk = None, memory: Memory = None) -> Array:
         """The exact trace, a scalar.
@@ -203,9 +197,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """`function(program, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
-        jitted = program.executable(
-            (name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays))
-        )
+        jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
         return jitted(point.residuals if stored else point.primals, point.shift, *extra)
 
     def _budget(self, memory: Memory, chunk: Chunk, arrays: Sequence[Any]) -> int | None:
@@ -213,9 +205,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             return parse_memory(memory)
         if self.memory is not None or chunk is not None:
             return self.memory
-        device = next(
-            (d for a in arrays if not isinstance(a, jax.core.Tracer) for d in a.devices()), None
-        )
+        device = next((d for a in arrays if not isinstance(a, jax.core.Tracer) for d in a.devices()), None)
         return free_memory(device)
 
     def _entries(self, take: Take, chunk: Chunk, memory: Memory, **output: Any) -> Any:
@@ -241,15 +231,11 @@ def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[
     return source if stored else program.residuals(source)
 
 
-def _product(
-    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
-) -> list[Array]:
+def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     return shifted_product(program, _residuals(program, stored, source), shift, leaves)
 
 
-def _products(
-    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
-) -> list[Array]:
+def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     residuals = _residuals(program, stored, source)
     return jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*leaves)
 
@@ -263,9 +249,7 @@ def check_chunk(chunk: Chunk) -> int | None:
     if chunk is None:
         return None
     if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(
-            f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None"
-        )
+        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
     return chunk
@@ -286,12 +270,8 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
     elif jax.tree.structure(block) == tree:
         sizes = jax.tree.leaves(block)
     else:
-        raise ValueError(
-            f"block: got {block!r}, expected a positive int, a pytree of them like x, or None"
-        )
+        raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
     for size, leaf in zip(sizes, layout.sizes, strict=True):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
-            raise ValueError(
-                f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}"
-            )
+            raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
     return tuple(sizes)

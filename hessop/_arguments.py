@@ -37,9 +37,7 @@ class Static:
 
     def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         rest = iter(arrays)
-        return self.tree.unflatten(
-            [next(rest) if leaf is _DYNAMIC else leaf for leaf in self.leaves]
-        )
+        return self.tree.unflatten([next(rest) if leaf is _DYNAMIC else leaf for leaf in self.leaves])
 
 
 def split_args(args: Any) -> tuple[tuple[Array, ...], Static]:
@@ -49,9 +47,7 @@ def split_args(args: Any) -> tuple[tuple[Array, ...], Static]:
         TypeError: `args` is not a tuple, or a leaf is neither an array nor hashable.
     """
     if not isinstance(args, tuple | list):
-        raise TypeError(
-            f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)"
-        )
+        raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
     paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
     arrays, static = [], []
     for path, leaf in paths:
@@ -79,9 +75,7 @@ def check_x(x: Any) -> Any:
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(x)
     if not paths:
-        raise ValueError(
-            f"x: got {x!r}, a pytree without arrays; expected at least one real floating array"
-        )
+        raise ValueError(f"x: got {x!r}, a pytree without arrays; expected at least one real floating array")
     return tree.unflatten([_check_leaf(leaf, leaf_name(path, "x")) for path, leaf in paths])
 
 
@@ -106,30 +100,20 @@ def check_vector(vector: Any, structure: Any, name: str, extra: str | None = Non
     """
     expected, tree = jax.tree_util.tree_flatten_with_path(structure)
     if jax.tree.structure(vector) != tree:
-        raise ValueError(
-            f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}"
-        )
-    leaves = [
-        leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in jax.tree.leaves(vector)
-    ]
+        raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}")
+    leaves = [leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in jax.tree.leaves(vector)]
     skip = 0 if extra is None else 1
     counts = set()
     for leaf, (path, like) in zip(leaves, expected, strict=True):
         want = f"({extra}, *{like.shape})" if extra else str(like.shape)
-        if (
-            leaf.ndim != len(like.shape) + skip
-            or leaf.shape[skip:] != like.shape
-            or leaf.dtype != like.dtype
-        ):
+        if leaf.ndim != len(like.shape) + skip or leaf.shape[skip:] != like.shape or leaf.dtype != like.dtype:
             raise ValueError(
                 f"{leaf_name(path, name)}: got shape {leaf.shape} and dtype {leaf.dtype}, expected shape {want} and dtype "
                 f"{like.dtype} as x has"
             )
         counts.update(leaf.shape[:skip])
     if len(counts) > 1:
-        raise ValueError(
-            f"{name}: got leading axes of {sorted(counts)}, expected the same {extra} for every leaf"
-        )
+        raise ValueError(f"{name}: got leading axes of {sorted(counts)}, expected the same {extra} for every leaf")
     return leaves
 
 
@@ -143,9 +127,7 @@ def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         TypeError: `fn` is not callable, or neither a pytree nor hashable.
     """
     if not callable(fn):
-        raise TypeError(
-            f"fn: got {type(fn).__name__}, expected a function fn(x, *args) that returns a real scalar"
-        )
+        raise TypeError(f"fn: got {type(fn).__name__}, expected a function fn(x, *args) that returns a real scalar")
     if not jax.tree_util.all_leaves([fn]):
         return call_module, (fn,)
     try:

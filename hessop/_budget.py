@@ -45,9 +45,7 @@ def parse_memory(memory: Memory, name: str = "memory") -> int:
     if isinstance(memory, bool) or not isinstance(memory, int | float | str):
         raise TypeError(f"{name}: got {memory!r} of type {type(memory).__name__}, {expected}")
     if isinstance(memory, str):
-        match = re.fullmatch(
-            r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGT]?I?)B?\s*", memory, re.IGNORECASE
-        )
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGT]?I?)B?\s*", memory, re.IGNORECASE)
         if match is None or match[2].upper() not in _UNITS:
             raise ValueError(f"{name}: got {memory!r}, {expected}")
         memory = float(match[1]) * _UNITS[match[2].upper()]
@@ -79,9 +77,7 @@ def _free_host_memory() -> int:
     """Free memory of the machine, or of the container where that is less."""
     free = []
     try:
-        info = dict(
-            line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines()
-        )
+        info = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
         free.append(int(info["MemAvailable"].split()[0]) * 1024)
     except (OSError, KeyError, ValueError):
         pages = getattr(os, "sysconf_names", {})
@@ -103,11 +99,7 @@ def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgr
         if controllers not in ("", "memory"):
             continue
         base = pathlib.Path(root) / controllers
-        names = (
-            ("memory.max", "memory.current")
-            if not controllers
-            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
+        names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         group = pathlib.PurePosixPath(path.lstrip("/"))
         for folder in (group, *group.parents):
             try:

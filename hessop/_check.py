@@ -21,9 +21,7 @@ _ROUNDING = 200
 _STEPS = {4: 2.0 ** -np.arange(4, 11), 8: 2.0 ** -np.arange(6, 21)}
 
 
-def check_hessian(
-    fn: Function, x: Any, args: Arguments = (), *, probes: Count = 5, seed: int = 0, **options: Any
-) -> None:
+def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count = 5, seed: int = 0, **options: Any) -> None:
     """Check the Hessian of `fn` at `x` with random directions; silent where all is well.
 
     The tests: value, gradient and products are finite; products are linear; u.Hv = v.Hu; the error of the first-order Taylor
@@ -70,9 +68,7 @@ def check_hessian(
         if not name.startswith("_taylor") or 2 * len(found) > probes
     ]
     if lines:
-        raise VerificationError(
-            "the Hessian is not right at this point:\n" + "\n".join(f"  - {line}" for line in lines)
-        )
+        raise VerificationError("the Hessian is not right at this point:\n" + "\n".join(f"  - {line}" for line in lines))
 
 
 class _At:

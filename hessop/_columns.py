@@ -97,10 +97,7 @@ class Point:
     @property
     def traced(self) -> bool:
         """Whether any of the arrays is a tracer, so that no host loop is possible."""
-        return any(
-            isinstance(a, jax.core.Tracer)
-            for a in jax.tree.leaves((self.primals, self.residuals, self.shift))
-        )
+        return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
 
     @property
     def index_dtype(self) -> Any:
@@ -209,9 +206,7 @@ def choose_chunking(
     itemsize = point.layout.dtype.itemsize
     smallest: int | None = None
     for stored in (True, False) if point.residuals is None else (True,):
-        candidate = (
-            first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
-        )
+        candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
             peak = _measured_peak(point, take, candidate, stored, host_output)
             smallest = peak if smallest is None else min(smallest, peak)
@@ -223,11 +218,7 @@ def choose_chunking(
     needed = smallest or 0
     output = 0 if host_output else n * width * itemsize
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
-    hint = (
-        "; out= (a numpy memmap, say) keeps the matrix off the device"
-        if output > budget // 2
-        else ""
-    )
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if output > budget // 2 else ""
     raise MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for {n} rows of {width} {point.layout.dtype} entries: the result "
         f"takes {format_bytes(output)}, and with {at} the computation needs {format_bytes(needed)} in all. "
@@ -241,10 +232,7 @@ def _estimate(point: Point, take: Take, host_output: bool) -> Callable[[int], in
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
     program, layout = point.program, point.layout
     itemsize = layout.dtype.itemsize
-    per_row = (
-        peak_bytes(program.linear, program.linear.invars[program.n_residuals :])
-        + 2 * layout.n * itemsize
-    )
+    per_row = peak_bytes(program.linear, program.linear.invars[program.n_residuals :]) + 2 * layout.n * itemsize
     fixed = peak_bytes(program.primal, program.primal.invars)
     result = 0 if host_output else layout.n * take.width(layout) * itemsize
     return lambda chunk: fixed + result + chunk * per_row
@@ -266,11 +254,7 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
 def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
     leap = max(1, int(chunk * budget / (2 * peak)))
-    return (
-        max(1, min(1 << (leap.bit_length() - 1), chunk // 2))
-        if peak > 4 * budget
-        else max(1, chunk // 2)
-    )
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
 
 
 def _shape(a: Array) -> jax.ShapeDtypeStruct:
@@ -292,9 +276,7 @@ def _shapes(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
     if stored:
         linear = point.program.linear
         return [
-            jax.ShapeDtypeStruct(
-                v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
-            )
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
             for v in linear.invars[: point.program.n_residuals]
         ]
     assert point.primals is not None
@@ -304,9 +286,7 @@ def _shapes(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
 def _compiled_residuals(point: Point) -> Any:
     assert point.primals is not None
     primals = [_shape(a) for a in point.primals]
-    return point.program.executable(
-        "residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile()
-    )
+    return point.program.executable("residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile())
 
 
 def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool) -> int:
@@ -339,9 +319,7 @@ def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
-        return lax.dynamic_update_slice_in_dim(
-            matrix, rows(residuals, point.shift, start), start, axis=0
-        )
+        return lax.dynamic_update_slice_in_dim(matrix, rows(residuals, point.shift, start), start, axis=0)
 
     return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
 
@@ -370,9 +348,7 @@ def fill(
         The device array, or `out`.
     """
     n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    source: Sequence[Array] = (
-        point.residuals if point.residuals is not None else (point.primals or ())
-    )
+    source: Sequence[Array] = point.residuals if point.residuals is not None else (point.primals or ())
     stored = chunking.stored
     if stored and point.residuals is None:
         source = _compiled_residuals(point)(list(source))
@@ -380,13 +356,9 @@ def fill(
     matrix, start = None, 0
     with progress_bar(progress, n, point.layout.dtype) as report:
         while start < n:
-            first = min(
-                start, n - chunk
-            )  # the last chunk is moved up, so that one executable serves all
+            first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
             try:
-                rows = _compiled_rows(point, take, chunk, stored)(
-                    source, point.shift, np.asarray(first, point.index_dtype)
-                )
+                rows = _compiled_rows(point, take, chunk, stored)(source, point.shift, np.asarray(first, point.index_dtype))
                 rows.block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
@@ -433,7 +405,5 @@ def open_output(out: Any, n: int, dtype: Any) -> Any:
         )
     shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
     if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
-        raise ValueError(
-            f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}"
-        )
+        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
     return out

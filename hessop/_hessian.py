@@ -21,9 +21,7 @@ _OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
 _MATERIALIZE_OPTIONS = ("chunk", "progress")
 
 
-def hessian(
-    fn: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False, **options: Any
-) -> Callable[..., Any]:
+def hessian(fn: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False, **options: Any) -> Callable[..., Any]:
     """The dense Hessian of a function, as `jax.hessian` gives it, in less time and memory.
 
     Args:
@@ -49,9 +47,7 @@ def hessian(
     unknown = [name for name in options if name not in (*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS)]
     if unknown:
         expected = ", ".join((*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS))
-        raise TypeError(
-            f"{unknown[0]}: not an option of hessop.hessian, expected any of {expected}"
-        )
+        raise TypeError(f"{unknown[0]}: not an option of hessop.hessian, expected any of {expected}")
     for_operator = {name: options[name] for name in _OPERATOR_OPTIONS if name in options}
     for_matrix = {name: options[name] for name in _MATERIALIZE_OPTIONS if name in options}
     leaf, module = as_leaf(fn)
@@ -59,12 +55,8 @@ def hessian(
     @functools.wraps(fn)
     def hessian_fn(*args: Any, **kwargs: Any) -> Any:
         single = isinstance(argnums, int)
-        positions = tuple(
-            _position(k, len(args)) for k in ((argnums,) if isinstance(argnums, int) else argnums)
-        )
-        wrapped = Wrapped(
-            leaf, _call_positional, (positions, single, len(args), bool(module), has_aux)
-        )
+        positions = tuple(_position(k, len(args)) for k in ((argnums,) if isinstance(argnums, int) else argnums))
+        wrapped = Wrapped(leaf, _call_positional, (positions, single, len(args), bool(module), has_aux))
         x = args[positions[0]] if single else tuple(args[k] for k in positions)
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
@@ -79,15 +71,11 @@ def hessian(
 
 def _position(k: int, count: int) -> int:
     if not -count <= k < count:
-        raise ValueError(
-            f"argnums: got {k}, expected a position among the {count} positional arguments given"
-        )
+        raise ValueError(f"argnums: got {k}, expected a position among the {count} positional arguments given")
     return k % count
 
 
-def _call_positional(
-    fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs: Any, module: Any
-) -> Any:
+def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs: Any, module: Any) -> Any:
     """Fn with its arguments in their places again."""
     positions, single, count, is_module, has_aux = how
     others = iter(rest)
@@ -97,9 +85,7 @@ def _call_positional(
     if not has_aux:
         return out
     if not isinstance(out, tuple) or len(out) != 2:
-        raise TypeError(
-            f"has_aux: fn returned {type(out).__name__}, expected a pair (value, auxiliary data)"
-        )
+        raise TypeError(f"has_aux: fn returned {type(out).__name__}, expected a pair (value, auxiliary data)")
     return out[0]
 
 

@@ -133,15 +133,8 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
     An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
     """
     moving = set(batched)
-    last = {
-        v: k
-        for k, eqn in enumerate(equations.eqns)
-        for v in eqn.invars
-        if not isinstance(v, jex.Literal)
-    }
-    last.update(
-        (v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal)
-    )
+    last = {v: k for k, eqn in enumerate(equations.eqns) for v in eqn.invars if not isinstance(v, jex.Literal)}
+    last.update((v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal))
     alive = sum(_bytes(v) for v in moving)
     peak = alive
     for k, eqn in enumerate(equations.eqns):
@@ -150,9 +143,7 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
         moving.update(eqn.outvars)
         alive += sum(_bytes(v) for v in eqn.outvars)
         peak = max(peak, alive + _inner_bytes(eqn))
-        spent = {
-            v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving
-        }
+        spent = {v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving}
         alive -= sum(_bytes(v) for v in spent if last.get(v, k) <= k)
     return peak
 
@@ -160,10 +151,7 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
 def _inner_bytes(eqn: Any) -> int:
     """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
     return max(
-        (
-            sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars)
-            for jaxpr in _carried(eqn)
-        ),
+        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in _carried(eqn)),
         default=0,
     )
 

@@ -60,9 +60,7 @@ def check_tags(tags: Any) -> frozenset[object]:
     Raises:
         ValueError: something in `tags` is not a tag of lineax.
     """
-    tags = (
-        frozenset(tags) if isinstance(tags, tuple | list | set | frozenset) else frozenset((tags,))
-    )
+    tags = frozenset(tags) if isinstance(tags, tuple | list | set | frozenset) else frozenset((tags,))
     unknown = [tag for tag in tags if tag not in KNOWN_TAGS]
     if unknown:
         raise ValueError(
@@ -72,9 +70,7 @@ def check_tags(tags: Any) -> frozenset[object]:
     return tags | {lx.symmetric_tag}
 
 
-def matrix_operator(
-    matrix: Array, structure: Any, tags: frozenset[object]
-) -> lx.AbstractLinearOperator:
+def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:
     """A dense matrix as a lineax operator on vectors of `structure`."""
     leaves, tree = jax.tree.flatten(structure)
     if len(leaves) == 1 and tree == jax.tree.structure(0) and len(leaves[0].shape) == 1:
@@ -93,6 +89,4 @@ def nested_blocks(matrix: Array, structure: Any) -> Any:
         part = matrix if len(spans) == 1 else matrix[i : i + height, j : j + width]
         return jnp.asarray(part.reshape(*shape, *other), dtype)
 
-    return tree.unflatten(
-        [tree.unflatten([block(row, column) for column in spans]) for row in spans]
-    )
+    return tree.unflatten([tree.unflatten([block(row, column) for column in spans]) for row in spans])

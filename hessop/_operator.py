@@ -99,9 +99,7 @@ class HessianOperator(AbstractHessian):
         self.fn, module = as_leaf(fn)
         self.x = check_x(x)
         if not isinstance(args, tuple | list):
-            raise TypeError(
-                f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)"
-            )
+            raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
         self._arrays, self._static = split_args((*module, *args))
         self.shift = None
         self.tags = check_tags(tags)
@@ -155,9 +153,7 @@ class HessianOperator(AbstractHessian):
         """
         shift = jnp.asarray(lam)
         if shift.shape != () or jnp.iscomplexobj(shift):
-            raise ValueError(
-                f"lam: got shape {shift.shape} and dtype {shift.dtype}, expected a real scalar"
-            )
+            raise ValueError(f"lam: got shape {shift.shape} and dtype {shift.dtype}, expected a real scalar")
         shift = shift.astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
         undamped = HessianOperator(
@@ -192,13 +188,9 @@ class HessianOperator(AbstractHessian):
 
     def linearise(self) -> "LinearizedHessian":
         """The same operator with the linearization done: products no longer evaluate the function."""
-        residuals = self._run(
-            "residuals", lambda program, _, primals, shift: program.residuals(primals)
-        )
+        residuals = self._run("residuals", lambda program, _, primals, shift: program.residuals(primals))
         program = self._point().program
-        return LinearizedHessian(
-            program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.memory
-        )
+        return LinearizedHessian(program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.memory)
 
     # --- inner ---
 
@@ -221,13 +213,9 @@ class HessianOperator(AbstractHessian):
         for (path, leaf), g in zip(paths, gradient, strict=True):
             bad, bad_x = _count_not_finite(g), _count_not_finite(leaf)
             if bad_x:
-                found.append(
-                    f"{leaf_name(path, 'x')} itself has {bad_x} of {leaf.size} entries that are not finite"
-                )
+                found.append(f"{leaf_name(path, 'x')} itself has {bad_x} of {leaf.size} entries that are not finite")
             elif bad:
-                found.append(
-                    f"{bad} of {g.size} entries of the gradient with respect to {leaf_name(path, 'x')}"
-                )
+                found.append(f"{bad} of {g.size} entries of the gradient with respect to {leaf_name(path, 'x')}")
         if not found:
             return None
         return "not finite: " + "; ".join(found) + ". " + _cause(self._point().program)
@@ -277,9 +265,7 @@ class LinearizedHessian(AbstractHessian):
 
     def _check_finite(self, matrix: Array) -> None:
         if not _trace_is_finite(matrix):
-            _warn(
-                "not finite: the Hessian has entries that are not finite. " + _cause(self.program)
-            )
+            _warn("not finite: the Hessian has entries that are not finite. " + _cause(self.program))
 
 
 def _one_of(value: Any, choices: Any, name: str) -> Any:

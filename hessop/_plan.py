@@ -58,17 +58,13 @@ class Plan:
             f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
             + ("as the compiler says" if self.measured else "an upper estimate from shapes"),
         ]
-        lines += [
-            f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)
-        ]
+        lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")
         return "\n".join(lines)
 
 
-def make_plan(
-    program: Any, layout: Any, chunking: Chunking, budget: int, problem: str | None
-) -> Plan:
+def make_plan(program: Any, layout: Any, chunking: Chunking, budget: int, problem: str | None) -> Plan:
     """The plan for a chunking that was chosen."""
     return Plan(
         n=layout.n,
@@ -88,10 +84,6 @@ def make_plan(
 
 def self_pair_lines(pairs: tuple[SelfPair, ...], rewritten: bool) -> list[str]:
     """One line per place where self pairs reach a singular primitive."""
-    done = (
-        "treated as the constants they are"
-        if rewritten
-        else "left as written: the derivative is not finite there"
-    )
+    done = "treated as the constants they are" if rewritten else "left as written: the derivative is not finite there"
     lines = [f"{pair.primitive} at {pair.where}: {done}" for pair in pairs]
     return lines or (["treated as the constants they are"] if rewritten else [])

@@ -53,9 +53,7 @@ class BlockJacobi(lx.AbstractLinearOperator):
         tree = self.structure[1]
         return tree.unflatten(
             [
-                jnp.einsum("bij,bj->bi", b, v.reshape(b.shape[:2]), precision="highest").reshape(
-                    v.shape
-                )
+                jnp.einsum("bij,bj->bi", b, v.reshape(b.shape[:2]), precision="highest").reshape(v.shape)
                 for b, v in zip(self.blocks, leaves, strict=True)
             ]
         )
@@ -99,10 +97,7 @@ class BlockJacobi(lx.AbstractLinearOperator):
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
         """Diagonal [n], lower and upper diagonal [n - 1]."""
         layout = Layout(self.structure[0])
-        beside = [
-            jnp.pad(jnp.diagonal(b, offset=1, axis1=1, axis2=2), ((0, 0), (0, 1)))
-            for b in self.blocks
-        ]
+        beside = [jnp.pad(jnp.diagonal(b, offset=1, axis1=1, axis2=2), ((0, 0), (0, 1))) for b in self.blocks]
         lower = layout.ravel(beside)[:-1]
         return self.lineax_diagonal(), lower, lower
 
@@ -141,9 +136,7 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
     if not isinstance(H, AbstractHessian):
         raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
     if isinstance(floor, int | float) and not floor > 0:
-        raise ValueError(
-            f"floor: got {floor}, expected a positive number (relative to the largest eigenvalue)"
-        )
+        raise ValueError(f"floor: got {floor}, expected a positive number (relative to the largest eigenvalue)")
     blocks = jax.tree.leaves(H.block_diagonal(block))
     blocks = eqx.error_if(
         blocks,
@@ -151,17 +144,11 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         "block_jacobi: the diagonal blocks of H are not finite at this point; H.plan() says what to look at",
     )
     spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in blocks]
-    largest = jnp.max(
-        jnp.stack(
-            [jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*blocks)) for w, _ in spectra]
-        )
-    )
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*blocks)) for w, _ in spectra]))
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
         relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if floor is None else jnp.asarray(floor)
         scale = jnp.where(largest > 0, largest, 1).astype(b.dtype)
         clamped = jnp.maximum(jnp.abs(w), relative.astype(b.dtype) * scale)
-        inverses.append(
-            jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest")
-        )
+        inverses.append(jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest"))
     return BlockJacobi(tuple(inverses), H.in_structure())

@@ -36,7 +36,8 @@ Mode = Literal["fwd_over_rev", "rev_over_rev"]
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
 _FREE = frozenset(
-    ["broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "neg"]
+    ("broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "neg")
+    + ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not")
 )
 _FREE_RATIO = 4
 
@@ -130,14 +131,16 @@ def trace_program(
     inputs = [*consts, *x_leaves, *args]
     wrt = range(len(consts), len(consts) + len(x_leaves))
     rewritten, pairs = rewrite(traced, [k in wrt for k in range(len(inputs))], self_pairs)
-    energy = rewritten or jex.jaxpr_as_fun(traced)
-
-    mode: Mode = "fwd_over_rev"
-    found = _linearized(energy, inputs, wrt, mode)
-    if found is None:
-        mode = "rev_over_rev"
-        found = _linearized(energy, inputs, wrt, mode)
-    assert found is not None
+    try:
+        mode, found = _linearized(rewritten or jex.jaxpr_as_fun(traced), inputs, wrt)
+        leaked = any(isinstance(c, jax.core.Tracer) for c in found[1])
+    except jax.errors.UnexpectedTracerError:
+        leaked = True
+    if leaked:
+        # A custom derivative rule of fn holds values that fn computes, which die with its first trace: trace fn anew where
+        # it is differentiated. It cannot be rewritten then.
+        rewritten, consts, inputs, wrt = None, (), [*x_leaves, *args], range(len(x_leaves))
+        mode, found = _linearized(lambda *v: [flat(v[: wrt.stop], v[wrt.stop :])], inputs, wrt)
     flat_equations, inner_consts = found
     primal, linear = _partition(flat_equations, len(x_leaves))
     return HessianProgram(
@@ -157,12 +160,8 @@ def _constants_first(traced: Any) -> tuple[Any, tuple[Any, ...]]:
     jaxpr, consts = open_jaxpr(traced)
     if not consts:
         return traced, ()
-    equations = Equations(
-        (*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)
-    )
-    opened = jax.make_jaxpr(lambda *v: evaluate(equations, v))(
-        *consts, *[v.aval for v in jaxpr.invars]
-    )
+    equations = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
+    opened = jax.make_jaxpr(lambda *v: evaluate(equations, v))(*consts, *[v.aval for v in jaxpr.invars])
     return opened, tuple(consts)
 
 
@@ -174,19 +173,27 @@ def _check_output(traced: Any, fn: Callable[..., Any]) -> None:
     name = getattr(fn, "__name__", type(fn).__name__)
     fix = "return one real scalar, for example by jnp.sum"
     if len(traced.out_avals) != 1:
-        raise NotScalarError(
-            f"fn: {name} returned {len(traced.out_avals)} arrays, expected one real scalar; {fix}"
-        )
+        raise NotScalarError(f"fn: {name} returned {len(traced.out_avals)} arrays, expected one real scalar; {fix}")
     (aval,) = traced.out_avals
     if aval.shape != ():
         raise NotScalarError(f"fn: {name} returned shape {aval.shape}, expected shape (); {fix}")
     if not jnp.issubdtype(aval.dtype, jnp.floating):
-        raise TypeError(
-            f"fn: {name} returned dtype {aval.dtype}, expected a real floating dtype; {fix}"
-        )
+        raise TypeError(f"fn: {name} returned dtype {aval.dtype}, expected a real floating dtype; {fix}")
 
 
 def _linearized(
+    energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range
+) -> tuple[Mode, tuple[Equations, tuple[Any, ...]]]:
+    """The joint program in the first mode that is possible."""
+    found = _joint(energy, inputs, wrt, "fwd_over_rev")
+    if found is not None:
+        return "fwd_over_rev", found
+    found = _joint(energy, inputs, wrt, "rev_over_rev")
+    assert found is not None
+    return "rev_over_rev", found
+
+
+def _joint(
     energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range, mode: Mode
 ) -> tuple[Equations, tuple[Any, ...]] | None:
     """(inputs, t) -> (value, gradient, H t) as flat equations; None where forward-over-reverse is impossible."""
@@ -236,9 +243,7 @@ def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
     linear = [*again, *linear]
     made = {v for eqn in linear for v in eqn.outvars} | set(tangents)
     reads = [v for eqn in linear for v in eqn.invars] + list(products)
-    residuals = list(
-        dict.fromkeys(v for v in reads if not isinstance(v, jex.Literal) and v not in made)
-    )
+    residuals = list(dict.fromkeys(v for v in reads if not isinstance(v, jex.Literal) and v not in made))
     outvars = [*flat.outvars[: 1 + n_x], *residuals]
     return (
         Equations(tuple(primal_in), tuple(primal), tuple(outvars)),
@@ -256,9 +261,7 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
 
     for eqn in primal:  # elements that would have to be stored to make each free result again
         if eqn.primitive.name in _FREE and not eqn.effects:
-            small[eqn.outvars[0]] = sum(
-                min(size(v), small.get(v, size(v))) for v in _variables(eqn)
-            )
+            small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in _variables(eqn))
 
     wanted = [v for eqn in linear for v in _variables(eqn)]
     chosen = set()
@@ -293,9 +296,7 @@ class Wrapped:
 
 # Programs, and with them their executables, live as long as the function they were traced from. Nothing in a program
 # refers to the function, so the weak reference is honest.
-_PROGRAMS: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = (
-    weakref.WeakKeyDictionary()
-)
+_PROGRAMS: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
 _SHAPES_PER_FUNCTION = 64
 
 

@@ -25,26 +25,20 @@ class Progress(NamedTuple):
 
 
 @contextlib.contextmanager
-def progress_bar(
-    progress: ProgressOption, total: int, dtype: Any
-) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(progress: ProgressOption, total: int, dtype: Any) -> Iterator[Callable[[Progress], None]]:
     """A function to report to; its bar is closed whatever happens."""
     if callable(progress):
         yield progress
         return
     if not isinstance(progress, bool):
-        raise TypeError(
-            f"progress: got {progress!r}, expected True, False or a function of a hessop Progress"
-        )
+        raise TypeError(f"progress: got {progress!r}, expected True, False or a function of a hessop Progress")
     if not progress:
         yield lambda _: None
         return
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
-        raise ImportError(
-            "progress=True needs tqdm: pip install 'hessop[progress]', or pass a function"
-        ) from error
+        raise ImportError("progress=True needs tqdm: pip install 'hessop[progress]', or pass a function") from error
     bar = tqdm(total=total, unit="row", desc=f"Hessian {total}x{total} {dtype}")
 
     def report(state: Progress) -> None:

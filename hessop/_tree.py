@@ -39,8 +39,7 @@ class Layout:
     def ravel(self, leaves: Sequence[Array], batch: int = 0) -> Array:
         """Leaves [*batch, *shape] -> array [*batch, n]."""
         parts = [
-            leaf.reshape(*leaf.shape[:batch], size).astype(self.dtype)
-            for leaf, size in zip(leaves, self.sizes, strict=True)
+            leaf.reshape(*leaf.shape[:batch], size).astype(self.dtype) for leaf, size in zip(leaves, self.sizes, strict=True)
         ]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=batch)
 
@@ -48,20 +47,14 @@ class Layout:
         """Array [*batch, n] -> leaves [*batch, *shape]."""
         batch = vectors.shape[:-1]
         return [
-            lax.slice_in_dim(vectors, start, start + size, axis=len(batch))
-            .reshape(*batch, *shape)
-            .astype(dtype)
-            for start, size, shape, dtype in zip(
-                self.offsets, self.sizes, self.shapes, self.dtypes, strict=True
-            )
+            lax.slice_in_dim(vectors, start, start + size, axis=len(batch)).reshape(*batch, *shape).astype(dtype)
+            for start, size, shape, dtype in zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=True)
         ]
 
     def basis(self, index: Array) -> list[Array]:
         """Leaves [k, *shape] of the basis vectors e_index, index [k], from comparisons with a ramp (no eye(n))."""
         leaves = []
-        for start, size, shape, dtype in zip(
-            self.offsets, self.sizes, self.shapes, self.dtypes, strict=True
-        ):
+        for start, size, shape, dtype in zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=True):
             ramp = start + lax.iota(index.dtype, size)
             hot = ramp[None, :] == index[:, None]
             leaves.append(hot.astype(dtype).reshape(index.shape[0], *shape))

@@ -35,9 +35,7 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
 
     def matvec(v: Any) -> np.ndarray:
         flat = jnp.asarray(np.asarray(v, layout.dtype).reshape(layout.n))
-        return np.asarray(
-            layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat)))))
-        )
+        return np.asarray(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
 
     def matmat(vectors: Any) -> np.ndarray:
         rows = jnp.asarray(np.asarray(vectors, layout.dtype).T)

@@ -125,10 +125,5 @@ def test_leaves_of_two_dtypes_keep_theirs():
     assert jax.tree.map(lambda a: a.dtype, product) == jax.tree.map(lambda a: a.dtype, x)
     assert H.materialize().dtype == jnp.float32
     ours, theirs = hessop.hessian(fn)(x), jax.hessian(fn)(x)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), theirs
-    )
-    assert all(
-        relative(a, b) < 1e-2
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-    )
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), theirs)
+    assert all(relative(a, b) < 1e-2 for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))

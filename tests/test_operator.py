@@ -69,9 +69,7 @@ def test_new_points_do_not_compile(caplog):
     step = jax.jit(lambda H, v: H.mv(v))
 
     def everything(H):
-        jax.block_until_ready(
-            (H.materialize(), H.mv(point()), H.value, H.gradient, step(H, point()))
-        )
+        jax.block_until_ready((H.materialize(), H.mv(point()), H.value, H.gradient, step(H, point())))
 
     everything(H)
     # What is built of python numbers is compiled here, so that only what hessop compiles counts below.
@@ -86,9 +84,7 @@ def test_what_fn_captured_is_no_constant_of_an_executable():
     data = jnp.asarray(np.random.RandomState(0).standard_normal((300, 300)), jnp.result_type(float))
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.tanh(data @ x) ** 2), data[0])
     text = jax.jit(lambda H, v: H.mv(v)).lower(H, data[1]).as_text()
-    constants = [
-        c for c in re.findall(r"stablehlo.constant.*tensor<([0-9x]*)xf", text) if "300x300" in c
-    ]
+    constants = [c for c in re.findall(r"stablehlo.constant.*tensor<([0-9x]*)xf", text) if "300x300" in c]
     H.mv(data[1])
     assert len(H._point().program.consts) == 1
     # Under an outer jit what fn captured is that jit's to place; the residuals are not even there.
@@ -211,9 +207,7 @@ def test_damping_and_tags():
     assert lx.is_negative_semidefinite(N.damped(-1.0))
     assert not lx.is_negative_semidefinite(N.damped(1.0))
     assert not lx.is_positive_semidefinite(N.damped(-1.0))
-    U = hessop.HessianOperator(
-        lambda x: jnp.sum(x**2) / 2, point(), tags=(lx.unit_diagonal_tag, lx.diagonal_tag)
-    )
+    U = hessop.HessianOperator(lambda x: jnp.sum(x**2) / 2, point(), tags=(lx.unit_diagonal_tag, lx.diagonal_tag))
     assert lx.has_unit_diagonal(U)
     assert not lx.has_unit_diagonal(U.damped(1.0))
     assert lx.is_diagonal(U.damped(1.0))
@@ -311,12 +305,8 @@ class TestErrors:
         self.raises(ValueError, r"x: got \(\), a pytree without arrays", lambda: H(f, ()))
         self.raises(TypeError, r"args: got ArrayImpl, expected a tuple", lambda: H(f, x, x))
         self.raises(TypeError, r"args: args\[0\] is set.*hashable", lambda: H(f, x, ({1, 2},)))
-        self.raises(
-            ValueError, r"tags: got 'psd', expected tags of lineax", lambda: H(f, x, tags="psd")
-        )
-        self.raises(
-            ValueError, r"route: got 'fast', expected one of 'auto'", lambda: H(f, x, route="fast")
-        )
+        self.raises(ValueError, r"tags: got 'psd', expected tags of lineax", lambda: H(f, x, tags="psd"))
+        self.raises(ValueError, r"route: got 'fast', expected one of 'auto'", lambda: H(f, x, route="fast"))
         self.raises(
             ValueError,
             r"self_pairs: got True, expected one of 'auto'",
@@ -336,9 +326,7 @@ class TestErrors:
             def __call__(self, x):
                 return jnp.sum(x)
 
-        self.raises(
-            TypeError, "unhashable Callable", lambda: hessop.HessianOperator(Callable(), point())
-        )
+        self.raises(TypeError, "unhashable Callable", lambda: hessop.HessianOperator(Callable(), point()))
 
     def test_output(self):
         H = hessop.HessianOperator
@@ -358,9 +346,7 @@ class TestErrors:
     def test_vectors(self):
         x = {"a": point()}
         H = hessop.HessianOperator(lambda x: jnp.sum(x["a"] ** 2), x)
-        self.raises(
-            ValueError, r"vector: got the pytree .*expected that of x", lambda: H.mv(point())
-        )
+        self.raises(ValueError, r"vector: got the pytree .*expected that of x", lambda: H.mv(point()))
         self.raises(
             ValueError,
             r"vector\['a'\]: got shape \(3,\).*expected shape \(4,\)",
@@ -385,9 +371,7 @@ class TestErrors:
 
     def test_entries(self):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point())
-        self.raises(
-            ValueError, r"chunk: got 0, expected a positive int", lambda: H.materialize(chunk=0)
-        )
+        self.raises(ValueError, r"chunk: got 0, expected a positive int", lambda: H.materialize(chunk=0))
         self.raises(TypeError, r"chunk: got 1.5 of type float", lambda: H.materialize(chunk=1.5))
         self.raises(
             ValueError,

@@ -14,11 +14,7 @@ N = 6
 
 def energy(x, params):
     """Strictly convex for k > 0, with parameters that the solution depends on."""
-    return (
-        params["k"] * jnp.sum(jnp.cosh(x))
-        + 0.5 * jnp.sum((params["A"] @ x) ** 2)
-        + jnp.sum(x[1:] * x[:-1]) * 0.1
-    )
+    return params["k"] * jnp.sum(jnp.cosh(x)) + 0.5 * jnp.sum((params["A"] @ x) ** 2) + jnp.sum(x[1:] * x[:-1]) * 0.1
 
 
 def indefinite(x, params):
@@ -71,9 +67,7 @@ def test_solution_equals_dense(name):
     for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-8)
     forward = jax.jit(lambda x, t: jax.jvp(lambda x: solve(x, params, b), (x,), (t,))[1])(x, b)
-    np.testing.assert_allclose(
-        forward, jax.jvp(lambda x: dense(x, params, b), (x,), (b,))[1], rtol=1e-8, atol=1e-8
-    )
+    np.testing.assert_allclose(forward, jax.jvp(lambda x: dense(x, params, b), (x,), (b,))[1], rtol=1e-8, atol=1e-8)
 
 
 def test_preconditioned_cg_takes_fewer_steps_and_is_differentiable():
@@ -98,9 +92,7 @@ def test_preconditioned_cg_takes_fewer_steps_and_is_differentiable():
     h = 1e-5
     slope = (solve(0.1 + h) - solve(0.1 - h)) / (2 * h)
     # lineax does not differentiate through a preconditioner, and need not: the solution is the same.
-    np.testing.assert_allclose(
-        jax.jvp(jax.jit(solve_fixed(stiff, x)), (0.1,), (1.0,))[1], slope, rtol=1e-5
-    )
+    np.testing.assert_allclose(jax.jvp(jax.jit(solve_fixed(stiff, x)), (0.1,), (1.0,))[1], slope, rtol=1e-5)
 
 
 def solve_fixed(fn, x):
@@ -108,8 +100,6 @@ def solve_fixed(fn, x):
 
     def solve(k):
         H = hessop.HessianOperator(fn, x, (k,), tags=PSD)
-        return jnp.sum(
-            lx.linear_solve(H, x, lx.CG(1e-10, 1e-10), options={"preconditioner": M}).value
-        )
+        return jnp.sum(lx.linear_solve(H, x, lx.CG(1e-10, 1e-10), options={"preconditioner": M}).value)
 
     return solve

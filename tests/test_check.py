@@ -1,0 +1,89 @@
+"""check_hessian: silent on what is right, loud on each kind of what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hessop
+from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift
+
+
+def point(kind="array", seed=0):
+    return as_pytree(kind, 8, jnp.result_type(float), jax.random.key(seed))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_silent_on_what_is_right(objective):
+    assert hessop.check_hessian(objective.fn, point()) is None
+
+
+def test_silent_on_pytrees_and_args():
+    for kind in KINDS:
+        hessop.check_hessian(lift(OBJECTIVES[1].fn), point(kind))
+    hessop.check_hessian(lambda x, a: a["k"] * jnp.sum(x**4), point(), ({"k": 2.0},))
+
+
+def wrong_gradient(x):
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defjvp(lambda p, t: (f(*p), 0.9 * jnp.cos(*p) * t[0]))
+    return jnp.sum(f(x) * x)
+
+
+def stopped(x):
+    return jnp.sum(x**3 * jax.lax.stop_gradient(x))
+
+
+def wrong_second_derivative(x):
+    @jax.custom_jvp
+    def df(x):
+        return jnp.cos(x)
+
+    df.defjvp(lambda p, t: (df(*p), -1.1 * jnp.sin(*p) * t[0]))
+
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defjvp(lambda p, t: (f(*p), df(*p) * t[0]))
+    return jnp.sum(f(x) * x)
+
+
+def asymmetric(x):
+    A = jnp.asarray(np.random.RandomState(0).standard_normal((8, 8)), x.dtype)
+
+    @jax.custom_vjp
+    def f(x):
+        return 0.5 * x @ (A + A.T) @ x
+
+    f.defvjp(lambda x: (0.5 * x @ (A + A.T) @ x, x), lambda x, g: (g * ((A + A.T) @ x + 1e-3 * A @ x),))
+    return f(x)
+
+
+MUTANTS = {
+    "gradient: the error": [wrong_gradient, stopped],
+    "product: the error": [wrong_second_derivative],
+    "symmetry: u.Hv and v.Hu differ": [asymmetric],
+}
+
+
+@pytest.mark.parametrize(("text", "fn"), [(text, fn) for text, fns in MUTANTS.items() for fn in fns])
+def test_loud_on_what_is_wrong(text, fn):
+    for seed in range(3):
+        with pytest.raises(hessop.VerificationError, match=text):
+            hessop.check_hessian(fn, point(), seed=seed)
+
+
+def test_not_finite_is_said():
+    with pytest.raises(hessop.VerificationError, match=r"not finite: 3 of 3 entries of the gradient with respect to x\b"):
+        hessop.check_hessian(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="probes: got 0, expected a positive int"):
+        hessop.check_hessian(jnp.sum, point(), probes=0)
+    assert issubclass(hessop.VerificationError, AssertionError)
+    assert issubclass(hessop.VerificationError, hessop.HessopError)

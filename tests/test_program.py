@@ -1,0 +1,169 @@
+"""The Hessian program: linearise first, split, what it stores, when it reverses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hessop
+from hessop._jaxpr import call_jaxpr
+from tests.objectives import OBJECTIVES, as_pytree
+
+
+def program_of(fn, x, *args):
+    return hessop.HessianOperator(fn, x, args)._point().program
+
+
+X = as_pytree("array", 9, jnp.result_type(float), jax.random.key(0))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_it_is_flat_and_linear(objective):
+    program = program_of(objective.fn, X)
+    assert program.mode == ("rev_over_rev" if objective.reverse_only else "fwd_over_rev")
+    for eqn in (*program.primal.eqns, *program.linear.eqns):
+        assert call_jaxpr(eqn) is None
+    residuals = jax.jit(program.residuals)([*program.consts, X])
+    assert len(residuals) == program.n_residuals
+    zero = program.product(residuals, [jnp.zeros_like(X)])
+    assert not any(jnp.any(leaf) for leaf in zero)
+
+
+def test_value_and_gradient_come_from_it():
+    objective = next(o for o in OBJECTIVES if o.name == "attention")
+    H = hessop.HessianOperator(objective.fn, X)
+    value, gradient = jax.value_and_grad(objective.fn)(X)
+    np.testing.assert_allclose(H.value, value, rtol=1e-5)
+    np.testing.assert_allclose(H.gradient, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_an_inconsistent_custom_jvp_is_obeyed():
+    """The rule, not the function, is what jax.hessian differentiates; inlining would lose it."""
+
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defjvp(lambda primals, tangents: (f(primals[0]), 3.0 * primals[0] ** 2 * tangents[0]))
+    fn = lambda x: jnp.sum(jax.jit(f)(x) ** 2)
+    np.testing.assert_allclose(hessop.hessian(fn)(X), jax.hessian(fn)(X), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_and_broadcasts_are_not_stored():
+    def pairs(x):
+        x = x.reshape(-1, 3)
+        other = ~jnp.eye(x.shape[0], dtype=bool)
+        d2 = jnp.sum((x[None] - x[:, None]) ** 2, -1)
+        return jnp.sum(jnp.where(other, jnp.log1p(d2), 0.0))
+
+    program = program_of(pairs, jnp.ones(300))
+    stored = [v.aval for v in program.linear.invars[: program.n_residuals]]
+    assert not any(aval.dtype == bool for aval in stored)
+
+
+def test_jit_within_jit_and_shared_inner_functions():
+    inner = jax.jit(lambda x: jnp.tanh(x) * x)
+    fn = lambda x: jnp.sum(inner(inner(x)) * jax.jit(lambda y: inner(y) ** 2)(x))
+    np.testing.assert_allclose(hessop.hessian(fn)(X), jax.hessian(fn)(X), rtol=1e-4, atol=1e-5)
+
+
+def test_numpy_constants_inside_jit():
+    table = np.linspace(0.5, 1.5, 9).astype(X.dtype)
+    fn = lambda x: jnp.sum(jax.jit(lambda y: y**3 * table)(x))
+    np.testing.assert_allclose(hessop.hessian(fn)(X), jax.hessian(fn)(X), rtol=1e-5, atol=1e-6)
+
+
+def test_integer_outputs_and_index_arithmetic_inside():
+    def fn(x):
+        order = jnp.argsort(x)
+        table = jnp.linspace(0.0, 1.0, 16, dtype=x.dtype)
+        cell = jnp.clip((jnp.abs(x) * 4).astype(int), 0, 15)
+        return jnp.sum(x[order] ** 3 * table[cell])
+
+    np.testing.assert_allclose(hessop.hessian(fn)(X), jax.hessian(fn)(X), rtol=1e-5, atol=1e-6)
+
+
+def test_custom_vjp_under_scan_reverses():
+    @jax.custom_vjp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, g: (g * jnp.cos(x),))
+
+    def loss(g):
+        def fn(x):
+            y, _ = jax.lax.scan(lambda c, _: (g(c) + 0.1 * c, None), x, None, length=3)
+            return jnp.sum(y**2)
+
+        return fn
+
+    H = hessop.HessianOperator(loss(f), X)
+    np.testing.assert_allclose(H.materialize(), jax.hessian(loss(jnp.sin))(X), rtol=1e-4, atol=1e-5)
+    assert H.plan().mode == "rev_over_rev"
+    np.testing.assert_allclose(
+        jax.vmap(lambda x: hessop.HessianOperator(loss(f), x).mv(x))(X[None])[0], H.mv(X), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_rule_that_holds_values_of_its_function():
+    """Such a rule dies with the trace that it was made in; jax.hessian never makes one."""
+
+    def fn(x):
+        A = jnp.outer(jnp.arange(9, dtype=x.dtype), jnp.ones(9, x.dtype))
+
+        @jax.custom_vjp
+        def f(x):
+            return 0.5 * x @ (A + A.T) @ x
+
+        f.defvjp(lambda x: (0.5 * x @ (A + A.T) @ x, x), lambda x, g: (g * ((A + A.T) @ x),))
+        return f(x) ** 2
+
+    np.testing.assert_allclose(hessop.hessian(fn)(X), jax.hessian(fn)(X), rtol=1e-4, atol=1e-5)
+
+
+def test_while_loops_say_what_jax_says():
+    def fn(x):
+        y = jax.lax.while_loop(lambda s: jnp.sum(s) < 10.0, lambda s: s * 2, jnp.abs(x) + 1)
+        return jnp.sum(y)
+
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work for lax.while_loop"):
+        hessop.HessianOperator(fn, X).mv(X)
+
+
+def test_debug_callbacks_of_the_user_still_run():
+    seen = []
+
+    def fn(x):
+        jax.debug.callback(lambda s: seen.append(float(s)), jnp.sum(x))
+        return jnp.sum(x**2)
+
+    H = hessop.HessianOperator(fn, X)
+    jax.block_until_ready(H.value)
+    jax.effects_barrier()
+    assert len(seen) == 1
+
+
+def test_float_arguments_are_dynamic_and_weak():
+    count = 0
+
+    def fn(x, a):
+        nonlocal count
+        count += 1
+        return jnp.sum(x**3) * a
+
+    x = jnp.ones(3, jnp.float32)
+    for a in (1.0, 2.0, 3.5):
+        H = hessop.HessianOperator(fn, x, (a,))
+        assert H.materialize().dtype == jnp.float32
+        np.testing.assert_allclose(H.trace(), 18 * a)
+    assert count == 1
+
+
+def test_filter_vmap_over_the_operator():
+    points = jnp.stack([X, 2 * X])
+    fn = lambda x: jnp.sum(jnp.sin(x) * x[::-1])
+    batched = jax.vmap(lambda x: hessop.HessianOperator(fn, x))(points)
+    products = eqx.filter_vmap(lambda H, v: H.mv(v))(batched, points)
+    for x, product in zip(points, products, strict=True):
+        np.testing.assert_allclose(product, jax.jvp(jax.grad(fn), (x,), (x,))[1], rtol=1e-4, atol=1e-5)
