@@ -1,0 +1,92 @@
+# make demo and make test need Python >= 3.11 and nothing else; the rest is for contributors.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+LINEAX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types slow soak bench lineax-tests newer clean
+
+help:
+	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
+	@echo "make test          the tests, with float64 on and with float64 off"
+	@echo "make lint          formatting and lint rules (make format applies them)"
+	@echo "make types         the type checker"
+	@echo "make slow          the slow tests;  make soak: the random search"
+	@echo "make bench         the benchmarks"
+	@echo "make newer         the tests on a newer Python, where this machine has one"
+	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
+	@echo "make clean         remove what the above made"
+
+# A stamp says that the environment holds what pyproject.toml asks for; a later change of
+# pyproject.toml installs again, a second call of make does not.
+$(VENV)/.package: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hessop needs Python 3.11 or newer; $(PYTHON) is" `$(PYTHON) --version 2>&1` >&2; \
+	  echo "try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "pip>=25.1"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.package
+	$(PIP) --group tests
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.tests
+	$(PIP) --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.package
+	$(PIP) --group bench
+	@touch $@
+
+demo: $(VENV)/.package
+	$(BIN)/python examples/issue_787.py
+
+test: $(VENV)/.tests
+	$(PYTEST) -n $(JOBS)
+	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# pytest exits with 5 where no test carries the marker.
+slow: $(VENV)/.tests
+	$(PYTEST) -m slow || test $$? -eq 5
+
+soak: $(VENV)/.tests
+	$(PYTEST) -m soak --hypothesis-profile=soak || test $$? -eq 5
+
+bench: $(VENV)/.bench
+	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	  echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+# One process per file, as lineax runs its own tests: together they run out of memory.
+lineax-tests: $(VENV)/.tests
+	@test -f "$(LINEAX)/tests/helpers.py" || { \
+	  echo "usage: make lineax-tests LINEAX=/path/to/a/checkout/of/lineax" >&2; exit 1; }
+	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
+
+newer: $(VENV)/.package
+	@newer=`.ci/newer-python $(BIN)/python`; \
+	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
+	else echo "the tests once more, on $$newer"; \
+	  $(MAKE) test VENV=.venv-newer PYTHON="$$newer"; fi
+
+clean:
+	rm -rf .venv .venv-newer build dist .pytest_cache .ruff_cache .hypothesis
+	find hessop tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,75 @@
+"""What holds for every test: strict JAX, a deterministic key, and a lane with float64 off.
+
+`HESSOP_TEST_X64=0` runs the suite as most users run JAX, with 64-bit types off. Tests that need
+float64 (marked `x64`, or parametrized with a 64-bit dtype) are then left out.
+"""
+
+import itertools
+import os
+import zlib
+from collections.abc import Callable
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+X64 = os.environ.get("HESSOP_TEST_X64", "1") != "0"
+
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A compilation may take longer than any deadline. The default profile is derandomized, so that a
+# failure in CI is a failure here; `--hypothesis-profile=soak` searches on.
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "soak",
+    deadline=None,
+    max_examples=5000,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def getkey(request: pytest.FixtureRequest) -> Callable[[], jax.Array]:
+    """A new key at every call; the same keys for the same test, alone or in the whole suite."""
+    # 31 bits: with 64-bit types off a larger seed overflows.
+    root = jax.random.key(zlib.crc32(request.node.nodeid.encode()) & 0x7FFFFFFF)
+    count = itertools.count()
+    return lambda: jax.random.fold_in(root, next(count))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests out that need float64 where it is off."""
+    if X64:
+        return
+    needs = [item for item in items if _needs_x64(item)]
+    if needs:
+        config.hook.pytest_deselected(items=needs)
+        items[:] = [item for item in items if item not in needs]
+
+
+def _needs_x64(item: pytest.Item) -> bool:
+    if item.get_closest_marker("x64"):
+        return True
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and any(_is_double(value) for value in callspec.params.values())
+
+
+def _is_double(value: object) -> bool:
+    """Whether a test's parameter is a 64-bit floating dtype, however it is spelled."""
+    if not isinstance(value, (str, type, np.dtype)) and not hasattr(value, "dtype"):
+        return False
+    try:
+        return np.dtype(getattr(value, "dtype", value)) in (np.float64, np.complex128)
+    except TypeError:
+        return False
