@@ -1,0 +1,245 @@
+"""`StructuredHessian`: the terms of a Hessian, and what can be read off them.
+
+A pytree: the arrays of the factors are its leaves, how they are placed is static and equal from trace to trace, so that it
+passes through `jax.jit` and new values never recompile. Everything is computed from the terms without anything else that
+can be computed from them: the diagonal never makes the matrix.
+
+Depends on assembly and the layout of pytrees. Must never know functions, operators or lineax.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array, lax
+
+from hessop._tree import Layout
+from hessop.structure.algebra import Algebra
+from hessop.structure.assemble import assemble
+from hessop.structure.describe import describe_terms
+from hessop.structure.merge import merge
+from hessop.structure.moves import divides, join, replace_axes, restrict, split
+from hessop.structure.pack import Packed, pack, unpack
+from hessop.structure.take import take
+from hessop.structure.terms import (
+    Expr,
+    Id,
+    Lookup,
+    Product,
+    Tangent,
+    Term,
+    expr,
+    extent,
+    identity,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Shape and dtype of one leaf of x."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class StructuredHessian(eqx.Module):
+    """A Hessian as a sum of terms. Terms have a flat row axis and a flat column axis, of one leaf of x each.
+
+    Attributes:
+        arrays: what the factors and lookups read.
+        leaves: shape and dtype of each leaf of x.
+        packed: per leaf of the rows, its terms without their arrays.
+        fallbacks: the primitives that no rule covered, in order of appearance.
+    """
+
+    arrays: tuple[Array, ...]
+    leaves: tuple[Leaf, ...] = eqx.field(static=True)
+    packed: tuple[tuple[Packed, ...], ...] = eqx.field(static=True)
+    fallbacks: tuple[str, ...] = eqx.field(static=True)
+
+    # --- what there is ---
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self._layout.n
+
+    @property
+    def n_terms(self) -> int:
+        """Number of terms."""
+        return sum(map(len, self.packed))
+
+    def nnz(self) -> int:
+        """Entries that the terms store, before those at the same place are added up."""
+        return sum(extent(t.ids) for _, t in self._all())
+
+    def describe(self) -> list[str]:
+        """One line for each term, in index notation."""
+        return describe_terms(list(self._all()), [leaf.shape for leaf in self.leaves])
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.leaves)
+
+    def _rows(self, i: int) -> list[Term]:
+        return [unpack(p, self.arrays) for p in self.packed[i]]
+
+    def _all(self) -> list[tuple[int, Term]]:
+        return [(i, t) for i in range(len(self.leaves)) for t in self._rows(i)]
+
+    def _algebra(self) -> Algebra:
+        return Algebra(eager=0)
+
+    # --- entries ---
+
+    def dense(self, i: int | None = None, j: int | None = None) -> Array:
+        """The matrix [n, n] in ravel order, or the block of leaf i (rows) and leaf j (columns)."""
+        layout = self._layout
+        if i is not None and j is not None:
+            return self._block(i, j)
+        if i is not None or j is not None:
+            raise ValueError(f"i, j: got {i} and {j}, expected both (one block) or neither (the matrix)")
+        if len(self.leaves) == 1:
+            return self._block(0, 0)
+        rows = [
+            jnp.concatenate([self._block(i, j).astype(layout.dtype) for j in range(len(self.leaves))], axis=1)
+            for i in range(len(self.leaves))
+        ]
+        return jnp.concatenate(rows) if rows else jnp.zeros((0, 0), layout.dtype)
+
+    def _block(self, i: int, j: int) -> Array:
+        algebra = self._algebra()
+        rows, columns = self._layout.sizes[i], self._layout.sizes[j]
+        if not rows or not columns:
+            return jnp.zeros((rows, columns), self.leaves[i].dtype)
+        terms = [t for t in self._rows(i) if t.leaf == j]
+        row_sizes = _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
+        column_sizes = _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
+        opened = []
+        for term in terms:
+            term = split(algebra, term, 1, column_sizes)
+            opened.append(split(algebra, term, 0, row_sizes))
+        block = assemble(algebra, merge(algebra, opened), [*row_sizes, *column_sizes], self.leaves[i].dtype)
+        return block.reshape(rows, columns)
+
+    def rows(self, start: Any, count: int) -> Array:
+        """Rows start to start + count of the matrix, [count, n]; `start` may be traced and is clamped to n - count."""
+        layout, algebra = self._layout, self._algebra()
+        count = min(count, layout.n)
+        start = jnp.clip(jnp.asarray(start), 0, layout.n - count).astype(jnp.int32)
+        row = start + lax.iota(jnp.int32, count)
+        axis = Id(count)
+        blocks = []
+        for j, columns in enumerate(layout.sizes):
+            total = jnp.zeros((count, columns), layout.dtype)
+            for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
+                terms = [t for t in self._rows(i) if t.leaf == j]
+                if not terms:
+                    continue
+                inside = (row >= offset) & (row < offset + size)
+                at = expr(0, [(Lookup(jnp.clip(row - offset, 0, size - 1), (axis,), size), 1)])
+                found = [restrict(algebra, t, 0, at) for t in terms]
+                found = [t.with_axes((identity_of(axis), *t.axes)) for t in found]
+                block = assemble(algebra, merge(algebra, found), (count, columns), self.leaves[i].dtype)
+                total = total + jnp.where(inside[:, None], block, jnp.zeros((), block.dtype)).astype(layout.dtype)
+            blocks.append(total)
+        return jnp.concatenate(blocks, axis=1)
+
+    def diagonal(self) -> Array:
+        """The diagonal [n]."""
+        layout, algebra = self._layout, self._algebra()
+        parts = [jnp.zeros((0,), layout.dtype)]
+        for i, size in enumerate(layout.sizes):
+            terms = [restrict(algebra, t, 0, t.axes[1]) for t in self._rows(i) if t.leaf == i]
+            part = assemble(algebra, merge(algebra, terms), (size,), self.leaves[i].dtype)
+            parts.append(part.astype(layout.dtype))
+        return jnp.concatenate(parts)
+
+    def trace(self) -> Array:
+        """The sum of the diagonal."""
+        return jnp.sum(self.diagonal())
+
+    def blocks(self, sizes: Sequence[int]) -> list[Array]:
+        """The diagonal blocks of each leaf: [size // k, k, k], of k consecutive elements each.
+
+        Args:
+            sizes: k for each leaf, a divisor of the leaf's size.
+
+        Raises:
+            ValueError: some k does not divide the size of its leaf.
+        """
+        algebra = self._algebra()
+        out = []
+        for i, (k, size) in enumerate(zip(sizes, self._layout.sizes, strict=True)):
+            if k < 1 or size % k:
+                raise ValueError(f"sizes: got {k} for leaf {i} of {size} elements, expected a divisor of {size}")
+            found = []
+            for term in self._rows(i):
+                if term.leaf == i:
+                    term = split(algebra, split(algebra, term, 1, (size // k, k)), 0, (size // k, k))
+                    term = restrict(algebra, term, 0, term.axes[2])  # row in block, block, column in block
+                    found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
+            out.append(assemble(algebra, merge(algebra, found), (size // k, k, k), self.leaves[i].dtype))
+        return out
+
+    # --- products ---
+
+    def mv(self, vector: Sequence[Array]) -> list[Array]:
+        """H v, leaf by leaf."""
+        return [a[0] for a in self.mm([v[None] for v in vector])]
+
+    def mm(self, vectors: Sequence[Array]) -> list[Array]:
+        """H V for k vectors: leaves with a leading axis k."""
+        algebra = self._algebra()
+        k = vectors[0].shape[0] if vectors else 0
+        flat = [v.reshape(k, size) for v, size in zip(vectors, self._layout.sizes, strict=True)]
+        out = []
+        for i, leaf in enumerate(self.leaves):
+            terms = []
+            for term in self._rows(i):
+                number = identity(k)
+                factor = algebra.convert(take(algebra, flat[term.leaf], [number, term.axes[1]]), leaf.dtype)
+                products = [
+                    Product(p.coef, (*(algebra.convert(f, leaf.dtype) for f in p.factors), factor)) for p in term.products
+                ]
+                product = Term((*term.axes, number), tuple(products), term.leaf, leaf.dtype)
+                terms.append(replace_axes(product, (number, term.axes[0])))
+            size = self._layout.sizes[i]
+            out.append(assemble(algebra, terms, (k, size), leaf.dtype).reshape(k, *leaf.shape))
+        return out
+
+
+def identity_of(i: Id) -> Expr:
+    """The expression of an id alone."""
+    return expr(0, [(i, 1)])
+
+
+def _digits(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
+    """The axes to assemble a leaf over: its own, or short inner runs that the terms show, where they fit all terms."""
+    size = 1
+    for n in shape:
+        size *= n
+    candidates = [tuple(n for n in shape if n > 1)] if len(shape) > 1 else []
+    inner = {s for e in exprs for _, s in e.parts if 1 < s <= 4 and size % s == 0}
+    candidates += [(size // s, s) for s in sorted(inner, reverse=True)]
+    for sizes in candidates:
+        if sizes and all(divides(e, sizes) for e in exprs):
+            return sizes
+    return (size,)
+
+
+def structured(outputs: Sequence[Tangent], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
+    """The result of a propagation: one tangent per leaf of x, with its axes made one flat row axis."""
+    arrays: dict[int, tuple[int, Any]] = {}
+    packed = []
+    for tangent in outputs:
+        flat = [join(t, 0, tangent.shape) for t in tangent.terms]
+        packed.append(tuple(pack(t, arrays) for t in flat))
+    return StructuredHessian(
+        arrays=tuple(a for _, a in sorted(arrays.values(), key=lambda pair: pair[0])),
+        leaves=tuple(leaves),
+        packed=tuple(packed),
+        fallbacks=tuple(fallbacks),
+    )
