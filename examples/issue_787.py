@@ -72,7 +72,7 @@ def safe_E_fn(conf):
 
 def main():
     """Run the whole example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="JAX issue #787, solved")
     parser.add_argument("--dense", action="store_true", help="blocks and dense Hessian at 2483 particles too")
     parser.add_argument("--particles", type=int, default=2483)
     options = parser.parse_args()

@@ -12,9 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 
-from hessop._annotations import Chunk, Memory, ProgressOption
+from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
 from hessop._columns import (
@@ -23,13 +25,15 @@ from hessop._columns import (
     Point,
     Row,
     Take,
-    choose_chunking,
     fill,
     fill_traced,
     open_output,
     shifted_product,
 )
 from hessop._lineax import matrix_operator
+from hessop._plan import choose_route
+from hessop._progress import Progress, progress_bar
+from hessop._structured import run_structure
 from hessop._tree import Layout
 
 
@@ -39,6 +43,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
     shift: eqx.AbstractVar[Array | None]
     tags: eqx.AbstractVar[frozenset[object]]
     memory: eqx.AbstractVar[int | None]
+    route: eqx.AbstractVar[RouteName]
 
     # --- lineax's abstract methods ---
 
@@ -205,11 +210,11 @@ class AbstractHessian(lx.AbstractLinearOperator):
             return parse_memory(memory)
         if self.memory is not None or chunk is not None:
             return self.memory
-        device = next((d for a in arrays if not isinstance(a, jax.core.Tracer) for d in a.devices()), None)
+        device = next((d for a in arrays if not isinstance(a, Tracer) for d in a.devices()), None)
         return free_memory(device)
 
     def _entries(self, take: Take, chunk: Chunk, memory: Memory, **output: Any) -> Any:
-        """What `take` takes of each row [n, width], by the columns route."""
+        """What `take` takes of each row [n, width], by the cheapest route."""
         point = self._point()
         chunk = check_chunk(chunk)
         budget = self._budget(memory, chunk, point.primals or point.residuals or ())
@@ -218,13 +223,31 @@ class AbstractHessian(lx.AbstractLinearOperator):
             output["out"] = open_output(output["out"], layout.n, layout.dtype)
         if layout.n == 0:
             return jnp.zeros((0, take.width(layout)), layout.dtype)
+        out = output.get("out")
+        asked = memory is not None or self.memory is not None
+        choice = choose_route(
+            point,
+            take,
+            route=self.route,
+            chunk=chunk,
+            budget=budget,
+            host_output=out is not None,
+            compile=asked or not point.traced,
+        )
+        if choice.chunking is None:
+            return self._from_terms(point, take, choice.limit, **output)
         if point.traced:
-            asked = memory is not None or self.memory is not None
-            chunking = choose_chunking(point, take, chunk=chunk, budget=budget, compile=asked)
-            return fill_traced(point, take, chunking)
-        host = output.get("out") is not None
-        chunking = choose_chunking(point, take, chunk=chunk, budget=budget, host_output=host)
-        return fill(point, take, chunking, **output)
+            return fill_traced(point, take, choice.chunking)
+        return fill(point, take, choice.chunking, **output)
+
+    def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any = None, progress: Any = False) -> Any:
+        taken = run_structure(point, take, limit)
+        if out is not None:
+            out[:] = np.asarray(taken)
+        if progress is not False:
+            with progress_bar(progress, point.layout.n, point.layout.dtype) as report:
+                report(Progress(done=point.layout.n, total=point.layout.n, chunk=point.layout.n))
+        return taken if out is None else out
 
 
 def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[Array]:

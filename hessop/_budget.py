@@ -66,10 +66,8 @@ def free_memory(device: Any = None) -> int:
     """Bytes that a device, or on CPU this process, may still take, less a margin."""
     device = device or jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    else:
-        free = _free_host_memory()
+    stats = stats or {}
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else _free_host_memory()
     return max(1, int(free * (1 - _MARGIN)))
 
 

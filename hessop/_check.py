@@ -151,8 +151,8 @@ def _taylor_of_value(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
         there = at.rounded(at.x + h * v)
         step = there - at.x
         value, _ = at.value_and_gradient(there)
-        floor = at.eps * (abs(value) + abs(at.value0) + np.abs(at.gradient0) @ np.abs(at.x))
-        return abs(value - at.value0 - step @ at.gradient0), floor
+        floor = at.eps * (abs(value) + abs(at.value0) + float(np.abs(at.gradient0) @ np.abs(at.x)))
+        return abs(value - at.value0 - float(step @ at.gradient0)), floor
 
     slope = _slope(at, error)
     if slope is None or slope > 1.7:

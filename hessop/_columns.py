@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
@@ -70,6 +71,20 @@ class Blocks:
         columns = first[:, None] + lax.iota(index.dtype, self.width(layout))[None, :]
         return jnp.take_along_axis(rows, columns, axis=1, mode="clip")
 
+    def own_column(self, layout: Layout) -> np.ndarray:
+        """Where in its part of the row each row's diagonal entry is [n]."""
+        return np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
+
+    def join(self, blocks: Sequence[Array], layout: Layout) -> Array:
+        """For each leaf [size // k, k, k] -> [n, width], as the rows route takes it."""
+        width = self.width(layout)
+        return jnp.concatenate(
+            [
+                jnp.pad(block.reshape(total, size).astype(layout.dtype), ((0, 0), (0, width - size)))
+                for block, total, size in zip(blocks, layout.sizes, self.sizes, strict=True)
+            ]
+        )
+
     def split(self, taken: Array, layout: Layout) -> list[Array]:
         """[n, width] -> for each leaf [size // k, k, k]."""
         return [
@@ -97,7 +112,7 @@ class Point:
     @property
     def traced(self) -> bool:
         """Whether any of the arrays is a tracer, so that no host loop is possible."""
-        return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
+        return any(isinstance(a, Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
 
     @property
     def index_dtype(self) -> Any:
@@ -262,7 +277,7 @@ def _shape(a: Array) -> jax.ShapeDtypeStruct:
 
 
 def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool) -> Any:
-    source, shift = _shapes(point, stored), None if point.shift is None else _shape(point.shift)
+    source, shift = shapes_of(point, stored), None if point.shift is None else _shape(point.shift)
     key = ("rows", take, chunk, stored, shift is None)
 
     def build() -> Any:
@@ -272,7 +287,7 @@ def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool) -> Any:
     return point.program.executable(key, build)
 
 
-def _shapes(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
+def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
     if stored:
         linear = point.program.linear
         return [

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from hessop._annotations import Function
 from hessop._arguments import as_leaf
@@ -91,7 +92,7 @@ def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs
 
 def _shaped(matrix: Array, H: HessianOperator) -> Any:
     structure = H.in_structure()
-    if isinstance(matrix, jax.core.Tracer) or len(jax.tree.leaves(structure)) > 1:
+    if isinstance(matrix, Tracer) or len(jax.tree.leaves(structure)) > 1:
         return nested_blocks(matrix, structure)
     # One leaf: the matrix in another shape. Donated, so that a large one is not copied.
     (leaf,), tree = jax.tree.flatten(structure)

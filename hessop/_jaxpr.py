@@ -119,7 +119,7 @@ def has_primitive(eqns: Sequence[Any], name: str) -> bool:
 def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
     for eqn in eqns:
         yield eqn
-        for jaxpr in _carried(eqn):
+        for jaxpr in carried_jaxprs(eqn):
             yield from _walk(jaxpr.eqns)
 
 
@@ -151,12 +151,13 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
 def _inner_bytes(eqn: Any) -> int:
     """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
     return max(
-        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in _carried(eqn)),
+        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in carried_jaxprs(eqn)),
         default=0,
     )
 
 
-def _carried(eqn: Any) -> Iterator[Any]:
+def carried_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation: loop bodies, branches, calls."""
     for param in eqn.params.values():
         for inner in param if isinstance(param, tuple | list) else (param,):
             jaxpr = getattr(inner, "jaxpr", inner)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hessop._abstract import AbstractHessian
 from hessop._annotations import (
@@ -28,10 +29,11 @@ from hessop._annotations import (
 )
 from hessop._arguments import Static, as_leaf, check_x, split_args
 from hessop._budget import parse_memory
-from hessop._columns import Point, Row, choose_chunking
+from hessop._columns import Point, Row, shapes_of
 from hessop._lineax import check_tags, register
-from hessop._plan import Plan, make_plan
+from hessop._plan import Plan, choose_route
 from hessop._program import HessianProgram, program_for
+from hessop._structured import terms_of
 from hessop._tree import leaf_name
 
 
@@ -87,7 +89,7 @@ class HessianOperator(AbstractHessian):
             x: pytree of real floating arrays.
             args: tuple of pytrees. Arrays and Python floats may change without recompiling; other leaves are static.
             tags: tags of lineax, such as `lineax.positive_semidefinite_tag`; unchecked promises of the user.
-            route: "auto" or "columns".
+            route: "structure" (terms), "columns" (products with basis vectors), or "auto" for the cheaper one.
             memory: the budget of everything that is asked of this operator, in bytes or as "4GB"; by default what the
                 device (or machine, or container) has free, less a margin.
             self_pairs: "auto" treats the pairs i == i as the constants they are where they reach a primitive that is
@@ -182,15 +184,34 @@ class HessianOperator(AbstractHessian):
         point = self._point()
         budget = self._budget(memory, None, point.primals or ())
         assert budget is not None
-        chunking = choose_chunking(point, Row(), chunk=None, budget=budget)
-        problem = None if point.traced else self.problem()
-        return make_plan(point.program, point.layout, chunking, budget, problem)
+        choice = choose_route(point, Row(), route=self.route, chunk=None, budget=budget)
+        described, fallbacks = (), ()
+        if choice.chunking is None:
+            terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
+            described, fallbacks = tuple(terms.describe()), terms.fallbacks
+        return Plan(
+            n=point.layout.n,
+            dtype=point.layout.dtype,
+            route=choice.route,
+            mode=point.program.mode,
+            terms=described,
+            fallbacks=fallbacks,
+            chunk=choice.chunking.chunk if choice.chunking else None,
+            stored=choice.chunking.stored if choice.chunking else True,
+            budget=budget,
+            peak=choice.peak or 0,
+            measured=choice.measured,
+            reason=choice.reason,
+            self_pairs=point.program.self_pairs,
+            rewritten=point.program.rewritten,
+            problem=None if point.traced else self.problem(),
+        )
 
     def linearise(self) -> "LinearizedHessian":
         """The same operator with the linearization done: products no longer evaluate the function."""
         residuals = self._run("residuals", lambda program, _, primals, shift: program.residuals(primals))
         program = self._point().program
-        return LinearizedHessian(program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.memory)
+        return LinearizedHessian(program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.route, self.memory)
 
     # --- inner ---
 
@@ -230,6 +251,7 @@ class LinearizedHessian(AbstractHessian):
     shift: Array | None
     structure: Any = eqx.field(static=True)
     tags: frozenset[object] = eqx.field(static=True)
+    route: RouteName = eqx.field(static=True)
     memory: int | None = eqx.field(static=True)
 
     def __init__(
@@ -239,15 +261,11 @@ class LinearizedHessian(AbstractHessian):
         shift: Array | None,
         structure: Any,
         tags: frozenset[object],
+        route: RouteName,
         memory: int | None,
     ):
-        self.program, self.residuals, self.shift, self.tags, self.memory = (
-            program,
-            residuals,
-            shift,
-            tags,
-            memory,
-        )
+        self.program, self.residuals, self.shift = program, residuals, shift
+        self.tags, self.route, self.memory = tags, route, memory
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
 
@@ -278,8 +296,8 @@ def _one_of(value: Any, choices: Any, name: str) -> Any:
 def _damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
     """The tags of H + lam I: see `HessianOperator.damped`."""
     kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
-    negative = not isinstance(lam, jax.core.Tracer) and float(lam) < 0
-    nonpositive = not isinstance(lam, jax.core.Tracer) and float(lam) <= 0
+    negative = not isinstance(lam, Tracer) and float(lam) < 0
+    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
     if lx.negative_semidefinite_tag in tags and nonpositive:
         return kept | {lx.negative_semidefinite_tag}
     return kept if negative else kept | {lx.positive_semidefinite_tag}

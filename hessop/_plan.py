@@ -1,15 +1,113 @@
-"""What will happen, before it does: the route, its price and the reason, as text like a database's EXPLAIN.
+"""Price the routes, choose one, and say why: what will happen, before it does, like a database's EXPLAIN.
 
-Depends on budgets and columns. Must never know operators or lineax, and never computes an entry.
+Depends on the routes, prices and budgets. Must never know operators or lineax, and never computes an entry.
 """
 
 import dataclasses
 from typing import Any
 
 from hessop._budget import format_bytes
-from hessop._columns import Chunking
+from hessop._columns import Chunking, Point, Take, choose_chunking
+from hessop._errors import MemoryBudgetError
+from hessop._price import Price, work_of
 from hessop._program import Mode
 from hessop._self_pairs import SelfPair
+from hessop._structured import covers, structure_bytes, structure_price
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The route that was chosen, and why.
+
+    Attributes:
+        route: "structure" or "columns".
+        peak: bytes at the worst moment; None where nothing was asked.
+        measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
+        reason: why the other route lost.
+        chunking: how the columns route would go about it; None for the structure route.
+        limit: bytes that an equation without a rule may take, on the structure route.
+    """
+
+    route: str
+    peak: int | None
+    measured: bool
+    reason: str
+    chunking: Chunking | None = None
+    limit: int | None = None
+
+
+def choose_route(
+    point: Point,
+    take: Take,
+    *,
+    route: str,
+    chunk: int | None,
+    budget: int | None,
+    host_output: bool = False,
+    compile: bool = True,
+) -> Choice:
+    """The cheapest route that fits the budget.
+
+    Args:
+        point: the Hessian.
+        take: what is wanted of each row.
+        route: the user's choice, or "auto".
+        chunk: the user's choice of rows at a time; asks for the columns route.
+        budget: bytes; None only with a chunk.
+        host_output: the result is written to the host's arrays.
+        compile: whether candidates may be compiled to ask what they take.
+
+    Raises:
+        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+    """
+
+    def columns(reason: str) -> Choice:
+        chunking = choose_chunking(point, take, chunk=chunk, budget=budget, host_output=host_output, compile=compile)
+        return Choice("columns", chunking.peak, chunking.measured, reason, chunking)
+
+    if route == "columns" or (route == "auto" and chunk is not None):
+        return columns("asked for" if route == "columns" else "a chunk was given")
+    if not covers(take):
+        return columns("the terms do not give this without the matrix")
+    assert budget is not None
+    limit = _limit(budget)
+    structure = structure_price(point, take, limit)
+    work = point.layout.n * work_of(point.program.linear.eqns)
+    if route == "auto" and structure.work > work:
+        return columns(f"structure would touch {_count(structure.work)} elements, columns {_count(work)}")
+    peak, measured = _structure_peak(point, take, structure, limit, budget, compile)
+    if peak <= budget:
+        return Choice("structure", peak, measured, _against(structure.work, work), limit=limit)
+    if route == "structure":
+        raise MemoryBudgetError(
+            f"memory: {format_bytes(budget)} is too little for route='structure', which needs {format_bytes(peak)}; the "
+            f"smallest budget that would do is memory={peak}, and route='auto' may do with less",
+            needed=peak,
+            budget=budget,
+        )
+    return columns(f"structure needs {format_bytes(peak)}")
+
+
+def _limit(budget: int) -> int:
+    """What an equation without a rule may take: a power of two, so that nearby budgets share executables."""
+    return 1 << max(20, (budget // 8).bit_length() - 1)
+
+
+def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
+    before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
+    estimate = before + structure.peak
+    if estimate <= budget or not compile:
+        return estimate, False
+    told = structure_bytes(point, take, limit)
+    return (estimate, False) if told is None else (told, True)
+
+
+def _against(structure: float, columns: float) -> str:
+    return f"columns would touch {_count(columns)} elements, structure {_count(structure)}"
+
+
+def _count(elements: float) -> str:
+    return f"{elements:.2g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +117,16 @@ class Plan:
     Attributes:
         n: number of rows.
         dtype: dtype of the matrix.
-        route: "columns".
+        route: "structure" or "columns".
         mode: how the program differentiates.
-        chunk: rows at a time.
+        terms: the terms of the Hessian in index notation, on the structure route.
+        fallbacks: the primitives that no rule covers, which are run column by column.
+        chunk: rows at a time on the columns route, else None.
+        stored: whether the residuals are kept rather than computed again for each chunk.
         budget: bytes that were allowed.
         peak: bytes that it takes at the worst moment.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
-        stored: whether the residuals of the linearization are kept rather than computed again for each chunk.
+        reason: why the other route lost.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
         problem: what is wrong with the gradient at this point, or None.
@@ -35,11 +136,14 @@ class Plan:
     dtype: Any
     route: str
     mode: Mode
-    chunk: int
+    terms: tuple[str, ...]
+    fallbacks: tuple[str, ...]
+    chunk: int | None
+    stored: bool
     budget: int
     peak: int
     measured: bool
-    stored: bool
+    reason: str
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
     problem: str | None
@@ -53,33 +157,25 @@ class Plan:
         lines = [
             f"Hessian {self.n} x {self.n} {self.dtype} ({format_bytes(self.result)})",
             f"  program     {self.mode}, traced once",
-            f"  route       {self.route}: {-(-self.n // max(1, self.chunk))} x {self.chunk} Hessian-vector products",
-            f"  residuals   {'stored once' if self.stored else 'computed again in each chunk, to fit the budget'}",
-            f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
-            + ("as the compiler says" if self.measured else "an upper estimate from shapes"),
         ]
+        if self.chunk is None:
+            lines.append(f"  route       structure: {len(self.terms)} terms")
+            lines += [f"                {term}" for term in self.terms]
+        else:
+            chunks = -(-self.n // max(1, self.chunk))
+            lines.append(f"  route       columns: {chunks} x {self.chunk} Hessian-vector products")
+            lines.append(f"  residuals   {'stored once' if self.stored else 'computed in each chunk, to fit the budget'}")
+        lines.append(f"  because     {self.reason}")
+        if self.fallbacks:
+            lines.append(f"  no rule     {', '.join(self.fallbacks)}: run column by column")
+        lines.append(
+            f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
+            + ("as the compiler says" if self.measured else "an upper estimate from shapes")
+        )
         lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")
         return "\n".join(lines)
-
-
-def make_plan(program: Any, layout: Any, chunking: Chunking, budget: int, problem: str | None) -> Plan:
-    """The plan for a chunking that was chosen."""
-    return Plan(
-        n=layout.n,
-        dtype=layout.dtype,
-        route="columns",
-        mode=program.mode,
-        chunk=chunking.chunk,
-        budget=budget,
-        peak=chunking.peak or 0,
-        measured=chunking.measured,
-        stored=chunking.stored,
-        self_pairs=program.self_pairs,
-        rewritten=program.rewritten,
-        problem=problem,
-    )
 
 
 def self_pair_lines(pairs: tuple[SelfPair, ...], rewritten: bool) -> list[str]:

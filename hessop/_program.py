@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from hessop._annotations import SelfPairs
@@ -35,10 +36,8 @@ Mode = Literal["fwd_over_rev", "rev_over_rev"]
 
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
-_FREE = frozenset(
-    ("broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "neg")
-    + ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not")
-)
+_MOVES = ("broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "neg")
+_FREE = frozenset((*_MOVES, "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"))
 _FREE_RATIO = 4
 
 
@@ -133,7 +132,7 @@ def trace_program(
     rewritten, pairs = rewrite(traced, [k in wrt for k in range(len(inputs))], self_pairs)
     try:
         mode, found = _linearized(rewritten or jex.jaxpr_as_fun(traced), inputs, wrt)
-        leaked = any(isinstance(c, jax.core.Tracer) for c in found[1])
+        leaked = any(isinstance(c, Tracer) for c in found[1])
     except jax.errors.UnexpectedTracerError:
         leaked = True
     if leaked:
@@ -330,8 +329,8 @@ def program_for(
         tuple(jax.typeof(leaf) for leaf in args),
         static,
         self_pairs,
-        bool(jax.config.jax_enable_x64),
-        jax.config.jax_default_matmul_precision,
+        bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
     )
     try:
         programs = _PROGRAMS.setdefault(owner, OrderedDict())
@@ -342,7 +341,7 @@ def program_for(
         return programs[key]
     program = trace_program(fn, x, args, static, self_pairs)
     # A captured tracer belongs to a trace that ends; the next trace must see its own.
-    if not any(isinstance(c, jax.core.Tracer) for c in program.consts):
+    if not any(isinstance(c, Tracer) for c in program.consts):
         programs[key] = program
         if len(programs) > _SHAPES_PER_FUNCTION:
             programs.popitem(last=False)

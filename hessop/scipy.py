@@ -1,6 +1,6 @@
 """Bridge to scipy: a Hessian as a `scipy.sparse.linalg.LinearOperator`.
 
-Imports scipy, which is an extra (`pip install "hessop[scipy]"`). Must never be imported by the rest of hessop at import.
+Imports scipy, which JAX brings with it. Must never be imported by the rest of hessop at import.
 """
 
 from typing import Any
@@ -42,11 +42,8 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
         products = operator.mm(tree.unflatten(layout.unravel(rows)))
         return np.asarray(layout.ravel(jax.tree.leaves(products), batch=1)).T
 
-    return LinearOperator(
-        (layout.n, layout.n),
-        dtype=np.dtype(layout.dtype),
-        matvec=matvec,
-        rmatvec=matvec,
-        matmat=matmat,
-        rmatmat=matmat,
+    # scipy's constructor hands over to a class that its annotations do not know.
+    make: Any = LinearOperator
+    return make(
+        (layout.n, layout.n), dtype=np.dtype(layout.dtype), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat
     )

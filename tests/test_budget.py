@@ -37,13 +37,13 @@ def test_parse(text, count):
 
 @pytest.mark.parametrize("wrong", ["", "GB", "-1GB", "4 parsecs", "1..2MB", 0, -3, float("inf"), float("nan")])
 def test_parse_refuses(wrong):
-    with pytest.raises(ValueError, match="memory: got .*expected a positive number of bytes"):
+    with pytest.raises(ValueError, match=r"memory: got .*expected a positive number of bytes"):
         parse_memory(wrong)
 
 
 @pytest.mark.parametrize("wrong", [True, None, [], b"4GB"])
 def test_parse_refuses_types(wrong):
-    with pytest.raises(TypeError, match="budget: got .* of type"):
+    with pytest.raises(TypeError, match=r"budget: got .* of type"):
         parse_memory(wrong, "budget")
 
 

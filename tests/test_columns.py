@@ -17,7 +17,7 @@ def net(x):
 
 def operator(fn=net):
     x = jnp.asarray(np.random.RandomState(1).standard_normal(60) / 8, jnp.result_type(float))
-    return hessop.HessianOperator(fn, x)
+    return hessop.HessianOperator(fn, x, route="columns")
 
 
 def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
@@ -56,7 +56,7 @@ def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(m
 
 def test_the_budget_of_the_operator_is_the_default():
     H = operator()
-    small = hessop.HessianOperator(H.fn, H.x, memory="50kB")
+    small = hessop.HessianOperator(H.fn, H.x, memory="50kB", route="columns")
     with pytest.raises(hessop.MemoryBudgetError):
         small.materialize()
     assert small.materialize(memory="1GB").shape == (60, 60)

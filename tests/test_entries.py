@@ -50,6 +50,8 @@ def test_everything_equals_jax_hessian(objective, kind):
     matrix = H.materialize()
     assert matrix.dtype == flat.dtype
     assert close(matrix, reference)
+    assert close(hessop.HessianOperator(fn, x, route="columns").materialize(), reference)
+    assert close(hessop.HessianOperator(fn, x, route="structure").materialize(), reference)
     assert close(ravel_pytree(H.diagonal())[0], np.diag(reference))
     assert jax.tree.structure(H.diagonal()) == jax.tree.structure(x)
     assert relative(H.trace(), np.trace(reference)) <= 20 * tolerance or zero

@@ -47,7 +47,7 @@ def test_aux():
     fn = lambda a, b: (two(a, b), {"norm": jnp.sum(b**2)})
     ours, theirs = hessop.hessian(fn, has_aux=True)(a, b), jax.hessian(fn, has_aux=True)(a, b)
     same(ours, theirs)
-    with pytest.raises(TypeError, match="has_aux: fn returned .*expected a pair"):
+    with pytest.raises(TypeError, match=r"has_aux: fn returned .*expected a pair"):
         hessop.hessian(two, has_aux=True)(a, b)
 
 
@@ -108,13 +108,13 @@ def test_it_traces_once_even_when_made_anew():
 
 def test_errors():
     a, b = arrays()
-    with pytest.raises(TypeError, match="holomorphic: not an option of hessop.hessian, expected any of route"):
+    with pytest.raises(TypeError, match=r"holomorphic: not an option of hessop.hessian, expected any of route"):
         hessop.hessian(two, holomorphic=True)
     with pytest.raises(ValueError, match="argnums: got 3, expected a position among the 2"):
         hessop.hessian(two, 3)(a, b)
     with pytest.raises(TypeError, match="fn: got int"):
         hessop.hessian(3)
-    with pytest.raises(TypeError, match="dtype int32.*real floating"):
+    with pytest.raises(TypeError, match=r"dtype int32.*real floating"):
         hessop.hessian(lambda x: x * 1.0)(jnp.int32(3))
 
 

@@ -127,7 +127,7 @@ def test_while_loops_say_what_jax_says():
         y = jax.lax.while_loop(lambda s: jnp.sum(s) < 10.0, lambda s: s * 2, jnp.abs(x) + 1)
         return jnp.sum(y)
 
-    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work for lax.while_loop"):
+    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax.while_loop"):
         hessop.HessianOperator(fn, X).mv(X)
 
 

@@ -7,7 +7,6 @@ import textwrap
 
 import pytest
 
-
 OBJECTIVES = {
     # Each (x, fn) makes the budget bind: the matrix is small, the intermediates of many columns are not.
     "dense_net": """
@@ -73,6 +72,5 @@ def test_peak_of_a_process(name, budget):
     script = SCRIPT.format(objective=textwrap.dedent(OBJECTIVES[name]), budget=budget)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    print(name, budget, result)
     assert result["error"] < 1e-3
     assert result["peak"] <= 1.1 * budget * 1e6 + 50e6, result

@@ -1,0 +1,62 @@
+"""What a program costs, from its shapes alone: elements touched and bytes alive, before anything is computed or compiled.
+
+A crude model with one job: to say which of two routes is cheaper when they differ by a factor, as they mostly do. Depends
+on flat equations. Must never know routes, operators or budgets.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from jax.extend import core as jex
+
+from hessop._jaxpr import Equations, carried_jaxprs, peak_bytes
+
+# Multiply-adds of a matrix product per element of an elementwise pass that take the same time on one CPU core, measured:
+# a pass is bound by memory, a matrix product by arithmetic.
+_PRODUCT_RATE = 8
+# An entry that is gathered or scattered takes as long as this many elements of a pass.
+_SCATTER_RATE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """Cost of running equations once.
+
+    Attributes:
+        work: elements written, matrix products and scatters counted by how long they take.
+        peak: bytes alive at the worst moment if nothing were fused: an upper estimate.
+    """
+
+    work: float
+    peak: int
+
+
+def price(equations: Equations) -> Price:
+    """The price of flat equations."""
+    return Price(work_of(equations.eqns), peak_bytes(equations, equations.invars))
+
+
+def work_of(eqns: Any) -> float:
+    """Elements written by equations, loops counted as often as they run."""
+    return sum(_work(eqn) for eqn in eqns)
+
+
+def _work(eqn: Any) -> float:
+    name = eqn.primitive.name
+    inner = sum(work_of(jaxpr.eqns) for jaxpr in carried_jaxprs(eqn))
+    if name == "scan":
+        return inner * eqn.params["length"]
+    if inner:
+        return inner
+    written = sum(v.aval.size for v in eqn.outvars)
+    if name == "dot_general":
+        ((contract, _), _) = eqn.params["dimension_numbers"]
+        depth = math.prod(eqn.invars[0].aval.shape[d] for d in contract)
+        return written * max(1.0, depth / _PRODUCT_RATE)
+    if name.startswith(("gather", "scatter")):
+        read = max((v.aval.size for v in eqn.invars[1:] if not isinstance(v, jex.Literal)), default=0)
+        return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
+    if name.startswith("reduce"):
+        return sum(v.aval.size for v in eqn.invars if not isinstance(v, jex.Literal))
+    return float(written)

@@ -1,0 +1,94 @@
+"""The structure route: what is wanted of the rows, read off the Hessian's terms.
+
+Depends on the structure engine, the program and what a `Take` is. Must never know operators, lineax or how a route is chosen.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend import core as jex
+
+from hessop._budget import executable_bytes
+from hessop._columns import Blocks, Offset, Point, Row, Take, shapes_of
+from hessop._jaxpr import Equations, open_jaxpr
+from hessop._price import Price, price
+from hessop.structure import StructuredHessian, propagate
+
+
+def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
+    """The Hessian at `point` as a sum of terms, without the shift."""
+    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit)
+
+
+def covers(take: Take) -> bool:
+    """Whether the terms give this without the whole matrix."""
+    return isinstance(take, Row | Blocks) or take == Offset(0)
+
+
+def traced_terms(point: Point, take: Take, limit: int | None) -> Any:
+    """The jaxpr residuals -> [n, width], traced once for the program."""
+
+    def taken(*residuals: Array) -> Array:
+        return _take(terms_of(point, residuals, limit), take, point)
+
+    def build() -> Any:
+        return jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
+
+    return point.program.executable(("terms", take, limit), build)
+
+
+def structure_price(point: Point, take: Take, limit: int | None) -> Price:
+    """What the structure route costs once the residuals are there."""
+    jaxpr, _ = open_jaxpr(traced_terms(point, take, limit))
+    return price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
+
+
+def run_structure(point: Point, take: Take, limit: int | None) -> Array:
+    """What `take` takes of each row [n, width]; inside a trace or outside."""
+    source = point.residuals if point.residuals is not None else point.primals
+    return _executable(point, take, limit)(list(source or ()), point.shift)
+
+
+def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
+    """Arguments, result and temporaries of the whole computation, as the compiler says."""
+    stored = point.residuals is not None
+    shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
+    key = ("structure bytes", take, stored, shift is None, limit)
+    jitted = _executable(point, take, limit)
+    return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes_of(point, stored), shift).compile()))
+
+
+def _executable(point: Point, take: Take, limit: int | None) -> Any:
+    program, layout, stored = point.program, point.layout, point.residuals is not None
+
+    def build() -> Any:
+        terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
+
+        def run(source: Sequence[Array], shift: Array | None) -> Array:
+            (taken,) = terms(*(source if stored else program.residuals(source)))
+            return taken if shift is None else _shifted(taken, shift, take, layout)
+
+        return jax.jit(run)
+
+    return program.executable(("structure", take, stored, limit), build)
+
+
+def _take(terms: StructuredHessian, take: Take, point: Point) -> Array:
+    if isinstance(take, Row):
+        return terms.dense()
+    if isinstance(take, Blocks):
+        return take.join(terms.blocks(take.sizes), point.layout)
+    return terms.diagonal()[:, None]
+
+
+def _shifted(taken: Array, shift: Array, take: Take, layout: Any) -> Array:
+    """Add shift where the row's own column is."""
+    row = jnp.arange(layout.n)
+    if isinstance(take, Row):
+        return taken.at[row, row].add(shift)
+    if isinstance(take, Blocks):
+        return taken.at[row, take.own_column(layout)].add(shift)
+    return taken + shift
