@@ -109,6 +109,10 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
     largest |eigenvalue| of all blocks: where the Hessian is indefinite or singular the preconditioner still is positive
     definite, as CG requires, and nearly flat directions are not amplified without bound.
 
+    lineax's CG takes an operator for singular where p.Ap < 100 n eps r.Mr, which depends on the scale of M. In float32 with
+    thousands of unknowns scale it up, `lx.TaggedLinearOperator(M * scale, lx.positive_semidefinite_tag)` with scale about the
+    size of H, which changes nothing else.
+
     Args:
         H: the Hessian, damped or not.
         block: block size, as in `HessianOperator.block_diagonal`.

@@ -6,8 +6,9 @@ every operation is remembered by its operands: asking again gives the same objec
 Depends on terms. Must never know axes, placements or primitives.
 """
 
+import functools
 import itertools
-import math
+import operator
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ class Algebra:
         def make() -> Array:
             # Small operands first, so that a scalar is not multiplied into a large array twice.
             arrays = [aligned(f, ids) for f in factors[::-1]]
-            return math.prod(arrays[1:], start=arrays[0])
+            return functools.reduce(operator.mul, arrays)
 
         return Factor(self._on("multiply", factors, make), ids)
 
@@ -111,7 +112,7 @@ class Algebra:
         ids = factor_ids(sorted(real, key=lambda f: -len(f.ids)))
 
         def make() -> Array:
-            total = None
+            total: Any = None
             for c, f in terms:
                 y = c if f is None else scaled(aligned(f, ids), c)
                 total = y if total is None else total + y
@@ -237,7 +238,7 @@ def aligned(factor: Factor, ids: Sequence[Id]) -> Array:
 
 
 def scaled(array: Array, coef: float) -> Array:
-    """coef * array, in the array's dtype."""
+    """Coef * array, in the array's dtype."""
     if coef == 1:
         return array
     return -array if coef == -1 else array * coef

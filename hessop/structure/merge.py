@@ -175,10 +175,13 @@ def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> 
                 break
         else:
             q_rest.append(g)
+    def named(ids: tuple[Id, ...]) -> tuple[Id, ...]:
+        return tuple(names.get(i, i) for i in ids)
+
     unnamed = set(factor_ids(q_rest)) - set(placed) - set(names)
     if unnamed & set(names.values()):  # one name for two summed ids of q
         return [], list(p), list(q)
-    renamed = [Factor(f.array, tuple(names.get(i, i) for i in f.ids)) for f in q_rest]
+    renamed = [Factor(f.array, named(f.ids)) for f in q_rest]
     return shared, p_rest, renamed
 
 

@@ -34,7 +34,6 @@ from hessop.structure.terms import (
     union,
 )
 
-
 # --- substitution ---
 
 
@@ -122,6 +121,7 @@ def _pick_id(algebra: Algebra, term: Term, axis: int, run: tuple[int, int, int])
     start, stride, count = run
     e = term.axes[axis]
     ((old, s),) = e.parts
+    assert isinstance(old, Id)
     g = math.gcd(s, stride)
     shift, rest = divmod(start - e.start, g)
     if rest:

@@ -58,11 +58,11 @@ def _take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
         array = array.reshape(shape)
     if flips:
         array = lax.rev(array, flips)
-    gathered = [k for k, p in enumerate(places) if isinstance(p, int)]
+    gathered = {k: exprs[p] for k, p in enumerate(places) if isinstance(p, int)}
     ids = tuple(p for p in places if isinstance(p, Id))
     if not gathered:
         return Factor(array, ids)
-    return _gather(algebra, array, gathered, [exprs[places[k]] for k in gathered], ids)
+    return _gather(algebra, array, list(gathered), list(gathered.values()), ids)
 
 
 def _how(e: Expr, size: int, used: Counter[Id]) -> _Read:
