@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types slow soak bench lineax-tests newer clean
+.PHONY: help demo test test-float64 test-float32 lint format types slow soak bench lineax-tests newer clean
 
 help:
 	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
@@ -19,7 +19,7 @@ help:
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
 	@echo "make bench         the benchmarks"
-	@echo "make newer         the tests on a newer Python, where this machine has one"
+	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
 	@echo "make clean         remove what the above made"
 
@@ -49,8 +49,12 @@ $(VENV)/.bench: $(VENV)/.package
 demo: $(VENV)/.package
 	$(BIN)/python examples/issue_787.py
 
-test: $(VENV)/.tests
+test: test-float64 test-float32
+
+test-float64: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS)
+
+test-float32: $(VENV)/.tests
 	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS)
 
 lint: $(VENV)/.dev
@@ -81,11 +85,12 @@ lineax-tests: $(VENV)/.tests
 	  echo "usage: make lineax-tests LINEAX=/path/to/a/checkout/of/lineax" >&2; exit 1; }
 	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
 
+# Once is enough there: the lane with 64-bit types off is about hessop and not about versions.
 newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
 	else echo "the tests once more, on $$newer"; \
-	  $(MAKE) test VENV=.venv-newer PYTHON="$$newer"; fi
+	  $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer"; fi
 
 clean:
 	rm -rf .venv .venv-newer build dist .pytest_cache .ruff_cache .hypothesis
