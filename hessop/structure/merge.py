@@ -175,6 +175,7 @@ def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> 
                 break
         else:
             q_rest.append(g)
+
     def named(ids: tuple[Id, ...]) -> tuple[Id, ...]:
         return tuple(names.get(i, i) for i in ids)
 

@@ -67,8 +67,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # What they solve untagged is solved tagged symmetric, so that indefinite Hessians are covered.
     # Not as a pseudoinverse: their singular matrices are not symmetric.
     cases = [
-        (solver, lx.symmetric_tag if tags == () else tags, False)
-        for solver, tags, _ in helpers.solvers_tags_pseudoinverse
+        (solver, lx.symmetric_tag if tags == () else tags, False) for solver, tags, _ in helpers.solvers_tags_pseudoinverse
     ]
     helpers.solvers_tags_pseudoinverse[:] = [case for case in cases if tagged_symmetric(case[1])]
 
