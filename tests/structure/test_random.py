@@ -151,7 +151,7 @@ def check(shape, steps):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * size * TOLERANCE * scale)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(FUNCTIONS)
 def test_random_compositions(case):
     check(*case)
