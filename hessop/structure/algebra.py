@@ -45,6 +45,7 @@ class Algebra:
         self._kept: list[Any] = []
         self._memo: dict[Hashable, Any] = {}
         self._masked: dict[int, frozenset[Any]] = {}
+        self._bare: dict[int, tuple[Any, Any]] = {}
 
     def serial(self, array: Any) -> int:
         """A number for an array object, the same from trace to trace (an address is not)."""
@@ -137,7 +138,32 @@ class Algebra:
 
         made = self._on("where", [mask, factor], make)
         self._masked[self.serial(made)] = before | {sign}
+        self._bare[self.serial(made)] = (factor.array if ids == factor.ids else None, mask.array)
         return Factor(made, ids)
+
+    def unmasked(self, factors: Sequence[Factor]) -> list[Factor]:
+        """The factors of a product without masks that change nothing: the array stands there bare as well.
+
+        Where that one is not finite the product is not either, masked or not; elsewhere another factor with the same mask
+        makes it zero. Then a product of an array with itself is symmetric, and is computed half as often.
+        """
+        out = list(factors)
+        for k, f in enumerate(out):
+            bare, mask = self._bare.get(self.serial(f.array), (None, None))
+            others = [g for j, g in enumerate(out) if j != k]
+            held = any(g.array is bare for g in others)
+            if bare is not None and held and any(self._zero_outside(g, mask, f) for g in others):
+                out[k] = Factor(bare, f.ids)
+        return out
+
+    def _zero_outside(self, g: Factor, mask: Any, like: Factor) -> bool:
+        """Whether g is masked by that mask over the same ids as `like`."""
+
+        def over(f: Factor) -> set[tuple[Id, ...]]:
+            signs = self._masked.get(self.serial(f.array), frozenset())
+            return {tuple(f.ids[k] for k in axes) for serial, axes in signs if serial == self.serial(mask)}
+
+        return bool(over(g) & over(like))
 
     def apply(self, what: Hashable, factor: Factor, fn: Callable[[Array], Array]) -> Factor:
         """An elementwise function; `what` names it."""
@@ -188,6 +214,8 @@ class Algebra:
             return self.multiply(factors)
         if planes := _plane_ids(factors, out):
             return self._by_planes(factors, out, planes)
+        if len(factors) > 1 and extent(ids) <= max(extent(f.ids) for f in factors):
+            factors = [self.multiply(factors)]  # shared with the sums over other ids
         factors = sorted(factors, key=lambda f: self.serial(f.array))
         made = self._on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
         return Factor(made, out)

@@ -1,51 +1,53 @@
 """From terms to arrays: every term evaluated at once and put in its place.
 
-Short axes become planes, one fused expression each, that are interleaved at the end: XLA runs loops over an axis of length
-3 several times slower than three expressions. Terms on a diagonal are added in place as blocks; what has no shape that an
-array could have (lookups, shifts) is scattered.
+Terms whose axes run on ids of their own are one broadcast expression over the whole result, which XLA fuses into a single
+pass. Terms on a diagonal are added in place as blocks; what has no shape that an array could have (lookups, shifts) is
+scattered.
 
-Depends on the algebra and the moves. Must never know primitives, jaxprs or which axis is a row.
+Depends on the algebra. Must never know primitives, jaxprs or which axis is a row.
 """
 
+import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop.structure.algebra import SMALL, Algebra, aligned, scaled
+from hessop.structure.algebra import SMALL, Algebra, scaled
 from hessop.structure.terms import (
     Expr,
     Factor,
     Id,
+    Product,
     Term,
     expr,
     extent,
     factor_ids,
+    identity,
     lattice,
     single_id,
-    union,
 )
 
 _MAX_UNROLLED = 27
-_MIN_PLANE = 16
 
 
 def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtype: Any) -> Array:
     """The sum of the terms as an array of shape `sizes`, one axis of the terms each."""
-    planes = _plane_axes(sizes)
-    boxes: list[Term] = []
+    pieces: list[Array] = []
     diagonals: dict[tuple[int, int], list[Term]] = {}
     rest: list[Term] = []
     for term in terms:
-        if _unrolled(term, planes) is not None:
-            boxes.append(term)
+        if box := _as_box(term, sizes):
+            pieces += _pieces(algebra, term, box, sizes, dtype)
         elif pair := _diagonal(term, sizes):
             diagonals.setdefault(pair, []).append(term)
         else:
             rest.append(term)
-    total = _fill(algebra, boxes, sizes, planes, dtype)
+    total = functools.reduce(operator.add, pieces) if pieces else jnp.zeros(sizes, dtype)
     for (p, q), group in diagonals.items():
         fewer = [n for k, n in enumerate(sizes) if k != q]
         blocks = assemble(algebra, [t.with_axis(q) for t in group], fewer, dtype)
@@ -55,44 +57,78 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
     return total
 
 
-def values(algebra: Algebra, term: Term, at: dict[Id, int] | None = None) -> list[tuple[float, Factor | None]]:
-    """The products of a term, each summed over what is not placed, at given values of some ids; None stands for 1."""
+def values(algebra: Algebra, term: Term, at: dict[Id, int] | None = None) -> list[Product]:
+    """The products of a term, each summed over what is not placed, at given values of some ids."""
     placed = frozenset(term.ids)
-    out: list[tuple[float, Factor | None]] = []
+    out = []
     for p in term.products:
         factors = p.factors
         if any(i not in placed for i in factor_ids(factors)):
             factors = (algebra.contract(factors, placed),)  # once, not once for each value of the ids
-        fixed = [algebra.fix(f, at or {}) for f in factors]
-        out.append((p.coef, algebra.multiply(fixed) if fixed else None))
+        out.append(Product(p.coef, tuple(algebra.fix(f, at or {}) for f in factors)))
     return out
 
 
-# --- planes ---
+def spread(product: Product, ids: Sequence[Id], dtype: Any) -> Array:
+    """A product as an array over `ids`, in that order.
+
+    Each factor is broadcast to the whole at once: axes of length 1 in between would be reshapes inside XLA's loop, with an
+    integer division for each element.
+    """
+    shape = [i.size for i in ids]
+    if not product.factors:
+        return jnp.full(shape, product.coef, dtype)
+    whole = [_broadcast(f, ids, shape) for f in sorted(product.factors, key=lambda f: len(f.ids))]
+    return scaled(functools.reduce(operator.mul, whole), product.coef).astype(dtype)
 
 
-def _plane_axes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """At most two short axes to unroll, if what remains is worth a fused expression."""
-    short = [k for k, n in enumerate(sizes) if 1 < n <= SMALL][-2:]
-    plane = 1
-    for k, n in enumerate(sizes):
-        plane *= 1 if k in short else n
-    return tuple(short) if plane >= _MIN_PLANE else ()
+def _broadcast(f: Factor, ids: Sequence[Id], shape: Sequence[int]) -> Array:
+    order = [f.ids.index(i) for i in ids if i in f.ids]
+    array = f.array if order == sorted(order) else lax.transpose(f.array, order)
+    return lax.broadcast_in_dim(array, shape, [k for k, i in enumerate(ids) if i in f.ids])
 
 
-def _unrolled(term: Term, planes: Sequence[int]) -> tuple[Id, ...] | None:
-    """The ids to unroll so that the axes other than `planes` become evenly spaced runs of their own; None if none do."""
-    on_planes = union(term.axes[k].ids for k in planes)
-    for ids in (on_planes, tuple(i for i in term.ids if i.size <= SMALL)):
-        flat = all(isinstance(atom, Id) for e in term.axes for atom, _ in e.parts)
-        if not flat or any(i.size > SMALL for i in ids) or extent(ids) > _MAX_UNROLLED or not set(on_planes) <= set(ids):
-            continue
-        zero = dict.fromkeys(ids, 0)
-        others = [_fixed(e, zero) for k, e in enumerate(term.axes) if k not in planes]
-        held = [i for e in others for i in e.ids]
-        if len(held) == len(set(held)) and all(lattice(e) is not None for e in others):
-            return ids
+# --- boxes ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    """How a term becomes an array: axes that run evenly on ids of their own.
+
+    Attributes:
+        axes: the expressions.
+        equal: pairs of axes that must be at the same place (a Kronecker delta of short axes).
+        unrolled: ids to go through one value at a time, so that the axes become such runs.
+    """
+
+    axes: tuple[Expr, ...]
+    equal: tuple[tuple[int, int], ...]
+    unrolled: tuple[Id, ...]
+
+
+def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
+    """The box of a term, if there is one."""
+    axes = list(term.axes)
+    equal = []
+    first: dict[Id, int] = {}
+    for k, (e, n) in enumerate(zip(term.axes, sizes, strict=True)):
+        i = single_id(e, n)
+        if i is not None and i.size <= SMALL and first.setdefault(i, k) != k:
+            axes[k] = identity(n)
+            equal.append((first[i], k))
+    if _runs_apart(axes):
+        return _Box(tuple(axes), tuple(equal), ())
+    short = tuple(i for i in term.ids if i.size <= SMALL)
+    flat = all(isinstance(atom, Id) for e in term.axes for atom, _ in e.parts)
+    if flat and extent(short) <= _MAX_UNROLLED and _runs_apart([_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]):
+        return _Box(term.axes, (), short)
     return None
+
+
+def _runs_apart(axes: Sequence[Expr]) -> bool:
+    """Whether each axis runs evenly and shares no id."""
+    ids = [i for e in axes for i in e.ids]
+    return len(ids) == len(set(ids)) and all(lattice(e) is not None for e in axes)
 
 
 def _fixed(e: Expr, at: dict[Id, int]) -> Expr:
@@ -101,39 +137,26 @@ def _fixed(e: Expr, at: dict[Id, int]) -> Expr:
     return expr(start, [(atom, s) for atom, s in e.parts if atom not in at])
 
 
-def _fill(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], planes: Sequence[int], dtype: Any) -> Array:
-    """The terms that are runs on all axes but the unrolled ones."""
-    large = [n for k, n in enumerate(sizes) if k not in planes]
-    sums: dict[tuple[int, ...], Array] = {}
-    for term in terms:
-        ids = _unrolled(term, planes)
-        assert ids is not None
-        for digits in itertools.product(*(range(i.size) for i in ids)):
-            at = dict(zip(ids, digits, strict=True))
-            axes = [_fixed(e, at) for e in term.axes]
-            place = tuple(axes[k].start for k in planes)
-            others = [e for k, e in enumerate(axes) if k not in planes]
-            for coef, value in values(algebra, term, at):
-                piece = _boxed(value, coef, others, large, dtype)
-                sums[place] = sums[place] + piece if place in sums else piece
-    zero = jnp.zeros(large, dtype)
-    digits = [range(sizes[k]) for k in planes]
-    arrays = [sums.get(place, zero) for place in itertools.product(*digits)]
-    for number in reversed(range(len(planes))):
-        step, axis = sizes[planes[number]], planes[number] - number
-        arrays = [jnp.stack(arrays[k : k + step], axis=axis) for k in range(0, len(arrays), step)]
-    return arrays[0]
+def _pieces(algebra: Algebra, term: Term, box: _Box, sizes: Sequence[int], dtype: Any) -> list[Array]:
+    """The products of a term over the whole result."""
+    pieces = []
+    for digits in itertools.product(*(range(i.size) for i in box.unrolled)):
+        at = dict(zip(box.unrolled, digits, strict=True))
+        axes = [_fixed(e, at) for e in box.axes]
+        for product in values(algebra, term, at):
+            piece = _boxed(product, axes, sizes, dtype)
+            for p, q in box.equal:
+                shape = [n if k in (p, q) else 1 for k, n in enumerate(sizes)]
+                same = lax.broadcasted_iota(jnp.int32, shape, p) == lax.broadcasted_iota(jnp.int32, shape, q)
+                piece = jnp.where(same, piece, jnp.zeros((), dtype))
+            pieces.append(piece)
+    return pieces
 
 
-def _boxed(value: Factor | None, coef: float, axes: Sequence[Expr], sizes: Sequence[int], dtype: Any) -> Array:
-    """A value over ids that run along axes of their own, as an array over the whole axes."""
+def _boxed(product: Product, axes: Sequence[Expr], sizes: Sequence[int], dtype: Any) -> Array:
+    """A product over ids that run along axes of their own, as an array over the whole axes."""
     runs = [lattice(e) for e in axes]
-    ids = tuple(i for run in runs if run for i in run.ids)
-    shape = [i.size for i in ids]
-    if value is None:
-        array = jnp.full(shape, coef, dtype)
-    else:
-        array = scaled(jnp.broadcast_to(aligned(value, ids), shape), coef).astype(dtype)
+    array = spread(product, tuple(i for run in runs if run for i in run.ids), dtype)
     flips = [k for k, flipped in enumerate(f for run in runs if run for f in run.flipped) if flipped]
     if flips:
         array = lax.rev(array, flips)
@@ -148,7 +171,7 @@ def _boxed(value: Factor | None, coef: float, axes: Sequence[Expr], sizes: Seque
     return array
 
 
-# --- what is not a plane ---
+# --- what is not a box ---
 
 
 def _diagonal(term: Term, sizes: Sequence[int]) -> tuple[int, int] | None:
@@ -178,11 +201,8 @@ def _scatter(algebra: Algebra, total: Array, term: Term, dtype: Any) -> Array:
     ids = tuple(i for i in term.ids if i not in windows)
     shape = [i.size for i in (*ids, *windows)]
     index = [jnp.broadcast_to(algebra.positions(term.axes[k], ids), shape[: len(ids)]) for k in axes]
-    for coef, value in values(algebra, term):
-        if value is None:
-            updates = jnp.full(shape, coef, dtype)
-        else:
-            updates = scaled(jnp.broadcast_to(aligned(value, (*ids, *windows)), shape), coef).astype(dtype)
+    for product in values(algebra, term):
+        updates = spread(product, (*ids, *windows), dtype)
         total = _scatter_add(total, jnp.stack(index, axis=-1), updates, axes, distinct=False)
     return total
 

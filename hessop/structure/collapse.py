@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from hessop.structure.algebra import Algebra, aligned, scaled
-from hessop.structure.assemble import assemble, values
+from hessop.structure.algebra import Algebra
+from hessop.structure.assemble import assemble, spread, values
 from hessop.structure.terms import (
     Expr,
     Factor,
@@ -56,9 +56,7 @@ def _listed(algebra: Algebra, terms: Sequence[Term], shape: Sequence[int]) -> Te
     for term in terms:
         ids = term.ids
         sizes = [i.size for i in ids]
-        total = jnp.zeros(sizes, term.dtype)
-        for coef, value in values(algebra, term):
-            total = total + (jnp.full(sizes, coef, term.dtype) if value is None else scaled(aligned(value, ids), coef))
+        total = sum((spread(p, ids, term.dtype) for p in values(algebra, term)), jnp.zeros(sizes, term.dtype))
         entries.append(total.ravel())
         for k, e in enumerate(term.axes):
             places[k].append(jnp.broadcast_to(algebra.positions(e, ids), sizes).ravel())

@@ -83,7 +83,7 @@ def tidy(algebra: Algebra, term: Term) -> Term:
 
 def tidy_product(algebra: Algebra, product: Product, placed: Collection[Id]) -> Product:
     """Sum what is summed, multiply factors over the same ids, and more of them if they are many."""
-    factors = _contract_summed(algebra, list(product.factors), placed)
+    factors = _contract_summed(algebra, algebra.unmasked(product.factors), placed)
     by_ids: dict[frozenset[Id], list[Factor]] = {}
     for f in factors:
         by_ids.setdefault(frozenset(f.ids), []).append(f)
