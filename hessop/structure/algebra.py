@@ -150,20 +150,20 @@ class Algebra:
         out = list(factors)
         for k, f in enumerate(out):
             bare, mask = self._bare.get(self.serial(f.array), (None, None))
+            if bare is None:
+                continue
             others = [g for j, g in enumerate(out) if j != k]
-            held = any(g.array is bare for g in others)
-            if bare is not None and held and any(self._zero_outside(g, mask, f) for g in others):
+            axes = self._mask_axes(f, mask)
+            dead = _ids_on(f, axes)
+            held = any(g.array is bare and _ids_on(g, axes) == dead for g in others)
+            if held and any(dead & _ids_on(g, self._mask_axes(g, mask)) for g in others):
                 out[k] = Factor(bare, f.ids)
         return out
 
-    def _zero_outside(self, g: Factor, mask: Any, like: Factor) -> bool:
-        """Whether g is masked by that mask over the same ids as `like`."""
-
-        def over(f: Factor) -> set[tuple[Id, ...]]:
-            signs = self._masked.get(self.serial(f.array), frozenset())
-            return {tuple(f.ids[k] for k in axes) for serial, axes in signs if serial == self.serial(mask)}
-
-        return bool(over(g) & over(like))
+    def _mask_axes(self, f: Factor, mask: Any) -> list[tuple[int, ...]]:
+        """The axes of a factor that a mask lies on."""
+        signs = self._masked.get(self.serial(f.array), frozenset())
+        return [axes for serial, axes in signs if serial == self.serial(mask)]
 
     def apply(self, what: Hashable, factor: Factor, fn: Callable[[Array], Array]) -> Factor:
         """An elementwise function; `what` names it."""
@@ -215,7 +215,7 @@ class Algebra:
         if planes := _plane_ids(factors, out):
             return self._by_planes(factors, out, planes)
         if len(factors) > 1 and extent(ids) <= max(extent(f.ids) for f in factors):
-            factors = [self.multiply(factors)]  # shared with the sums over other ids
+            return self.contract([self.multiply(factors)], keep)  # shared with the sums over other ids
         factors = sorted(factors, key=lambda f: self.serial(f.array))
         made = self._on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
         return Factor(made, out)
@@ -256,6 +256,10 @@ class Algebra:
         form = tuple((tuple(numbers[i] for i in atom_ids(atom)), isinstance(atom, Lookup), stride) for atom, stride in e.parts)
         key = ("positions", e.start, form, tuple(i.size for i in ids))
         return self.once(key, [l.array for l in lookups(e)], lambda: _positions(e, ids))
+
+
+def _ids_on(factor: Factor, groups: Sequence[tuple[int, ...]]) -> set[tuple[Id, ...]]:
+    return {tuple(factor.ids[k] for k in axes) for axes in groups}
 
 
 def aligned(factor: Factor, ids: Sequence[Id]) -> Array:
