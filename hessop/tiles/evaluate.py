@@ -1,0 +1,205 @@
+"""Run equations by their schedule: whole equations as they are, loops tile by tile.
+
+Depends on everything else in this package. Must never know functions, operators or how a budget was chosen.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend import core as jex
+
+from hessop._jaxpr import Equations, bind
+from hessop._price import work_of
+from hessop.tiles.accumulate import ACCUMULATE
+from hessop.tiles.planes import SHORT, Cell, Cells, Frame, Planes
+from hessop.tiles.rules import RULES, Tools
+from hessop.tiles.schedule import Choice, Loop, Place, Schedule, schedule
+from hessop.tiles.windows import Window, moving, source, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        tile: length of a tile; None to choose.
+        threshold: number of elements above which a value is not stored if that can be helped.
+        limit: number of elements that one value may have inside a tile, where `tile` is None.
+        planes: whether short axes are taken apart and long sums are products with ones, which is for CPUs.
+    """
+
+    tile: int | None = None
+    threshold: int = 2**18
+    limit: int = 2**19
+    planes: bool = True
+
+    def tools(self, first: Any = None) -> Tools:
+        """What rules work with, in the tile that begins at `first`."""
+        return Tools(Cells(), SHORT if self.planes else 1, self.planes, first)
+
+
+def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
+    """The outputs of flat equations without their large intermediates.
+
+    Args:
+        equations: flat equations, without dead ones.
+        values: arrays or tracers for the invars.
+        options: sizes.
+    """
+    plan = schedule(equations, options.threshold, SHORT)
+    env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
+    reader = _Reader(plan, env, options.tools())
+    for step in plan.steps:
+        if isinstance(step, Choice):
+            for loop in _cheapest(plan, env, step, options):
+                _run_loop(plan, env, loop, options)
+        else:
+            reader.run(step)
+    return [reader.stored(v) for v in equations.outvars]
+
+
+class _Reader:
+    """Makes parts of values, each once for this tile."""
+
+    def __init__(self, plan: Schedule, env: dict[Any, Array], tools: Tools):
+        self.plan, self.env, self.tools = plan, env, tools
+        self.memo: dict[Any, Planes] = {}
+
+    def stored(self, v: Any) -> Any:
+        """A value as it is; a virtual one is made whole, and kept."""
+        if isinstance(v, jex.Literal):
+            return v.val
+        if v not in self.env:
+            self.env[v] = self.tools.cells.put_together(self.part(v, whole(len(v.aval.shape))))
+        return self.env[v]
+
+    def run(self, eqn: Any) -> None:
+        """Run an equation whole; one with a rule reads no more of a virtual value than it needs."""
+        large = [v for v in eqn.invars if not isinstance(v, jex.Literal) and v in self.plan.virtual and v not in self.env]
+        if eqn.primitive.name in RULES and any(v.aval.size > eqn.outvars[0].aval.size for v in large):
+            made = self.made(eqn, whole(len(eqn.outvars[0].aval.shape)))
+            self.env[eqn.outvars[0]] = self.tools.cells.put_together(made)
+        else:
+            self.env.update(zip(eqn.outvars, bind(eqn, [self.stored(v) for v in eqn.invars]), strict=True))
+
+    def part(self, v: Any, window: Window) -> Planes:
+        """A part of a value."""
+        if isinstance(v, jex.Literal):
+            return _known(v, self.tools.frame(v.aval.shape, window))
+        key = (v, window)
+        if key not in self.memo:
+            self.memo[key] = self.cut(v, window) if v in self.env else self.made(self.plan.virtual[v], window)
+        return self.memo[key]
+
+    def made(self, eqn: Any, window: Window) -> Planes:
+        """A part of an equation's output, from parts of its inputs."""
+        rule, out = RULES[eqn.primitive.name], eqn.outvars[0].aval.shape
+        ins = [
+            self.part(v, source(window, follows, v.aval.shape, out))
+            for v, follows in zip(eqn.invars, rule.follows(eqn), strict=False)
+        ]
+        return rule.apply(self.tools, eqn, ins, window)
+
+    def cut(self, v: Any, window: Window) -> Planes:
+        """A part of what is stored."""
+        array = self.env[v]
+        for axis, span in enumerate(window.spans):
+            if span is None:
+                continue
+            if span.moving:
+                first = self.tools.start + span.start if span.start else self.tools.start
+                array = lax.dynamic_slice_in_dim(array, first, span.size, axis)
+            elif span.size != array.shape[axis]:
+                array = lax.slice_in_dim(array, span.start, span.start + span.size, axis=axis)
+        return self.tools.cells.take_apart(array, self.tools.frame(v.aval.shape, window))
+
+
+def _known(literal: Any, frame: Frame) -> Planes:
+    """A literal: a number that is known while tracing."""
+    table = np.empty((), object)
+    table[()] = Cell(np.asarray(literal.val, literal.aval.dtype))
+    return Planes(frame, table, literal.aval.dtype)
+
+
+# --- loops ---
+
+
+def tile_length(size: int, others: int, options: Options) -> int:
+    """Length of a tile: what was asked, or what the limit allows, made to divide the axis where that is near."""
+    if options.tile is not None:
+        return max(1, min(options.tile, size))
+    most = max(1, min(size, options.limit // max(1, others), 512))
+    for length in range(most, most // 2, -1):
+        if size % length == 0:
+            return length
+    return most
+
+
+def _run_loop(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -> None:
+    """All reductions of a loop, stored."""
+    tiles = _Tiles(plan, env, loop, options)
+    states: Any = tiles.start()
+    states = tiles.body(jnp.zeros((), jnp.int32), states) if tiles.count == 1 else lax.fori_loop(0, tiles.count, tiles.body, states)
+    for eqn, place, state in zip(loop.eqns, loop.places, states, strict=True):
+        env[eqn.outvars[0]] = state[0] if place.out_axis is not None else ACCUMULATE[eqn.primitive.name].finish(state)
+
+
+def _cheapest(plan: Schedule, env: dict[Any, Array], choice: Choice, options: Options) -> tuple[Loop, ...]:
+    """The way whose loops touch the fewest elements; what is equal is made once, so only a trace of the body can tell."""
+
+    def work(loop: Loop) -> float:
+        tiles = _Tiles(plan, env, loop, options)
+        body = jax.make_jaxpr(tiles.body)(jax.ShapeDtypeStruct((), jnp.int32), tiles.start())
+        return tiles.count * work_of(body.eqns)
+
+    if len(choice.ways) == 1:
+        return choice.ways[0]
+    return min(choice.ways, key=lambda way: sum(map(work, way)))
+
+
+class _Tiles:
+    """A loop over tiles: its length, the states before it, and its body."""
+
+    def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options):
+        self.plan, self.env, self.loop, self.options = plan, env, loop, options
+        self.size = loop.places[0].size
+        inputs = [v for eqn in loop.eqns for v in eqn.invars if not isinstance(v, jex.Literal)]
+        self.length = tile_length(self.size, max(v.aval.size // self.size for v in inputs), options)
+        self.count = -(-self.size // self.length)
+
+    def start(self) -> list[Any]:
+        """The states before the first tile."""
+        return [_start(eqn, place) for eqn, place in zip(self.loop.eqns, self.loop.places, strict=True)]
+
+    def body(self, k: Any, states: Any) -> Any:
+        """The states with tile number k. The last tile is moved up, so that all have one length."""
+        first = jnp.minimum(k * self.length, self.size - self.length)
+        reader = _Reader(self.plan, self.env, self.options.tools(first))
+        exact = self.size % self.length == 0
+        new = None if exact else first + lax.iota(first.dtype, self.length) >= k * self.length
+        steps = zip(self.loop.eqns, self.loop.places, states, strict=True)
+        return [_step(reader, eqn, place, self.length, new, state) for eqn, place, state in steps]
+
+
+def _start(eqn: Any, place: Place) -> tuple[Array, ...]:
+    if place.out_axis is None:
+        return ACCUMULATE[eqn.primitive.name].start(eqn)
+    aval = eqn.outvars[0].aval
+    return (jnp.zeros(aval.shape, aval.dtype),)
+
+
+def _step(reader: _Reader, eqn: Any, place: Place, length: int, new: Array | None, state: Any) -> tuple[Array, ...]:
+    tools = reader.tools
+    if place.out_axis is not None:
+        part = reader.made(eqn, moving(len(eqn.outvars[0].aval.shape), place.out_axis, length))
+        return (lax.dynamic_update_slice_in_dim(state[0], tools.cells.put_together(part), tools.start, place.out_axis),)
+    ins = [
+        reader.part(v, whole(len(v.aval.shape)) if axis is None else moving(len(v.aval.shape), axis, length))
+        for v, axis in zip(eqn.invars, place.over, strict=True)
+    ]
+    return ACCUMULATE[eqn.primitive.name].step(tools, eqn, ins, place.over, new, state)
