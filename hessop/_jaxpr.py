@@ -17,6 +17,8 @@ _CALLS = frozenset(
     ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
 )
 
+_RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Equations:
@@ -94,6 +96,29 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
         Equations((*flat.constvars, *flat.invars), tuple(flat.eqns), tuple(flat.outvars)),
         (*inner_consts, *consts),
     )
+
+
+def inline_rules(equations: Equations) -> Equations:
+    """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
+    if not any(eqn.primitive.name in _RULED for eqn in equations.eqns):
+        return equations
+
+    def run(*values: Any) -> list[Any]:
+        env = dict(zip(equations.invars, values, strict=True))
+        for eqn in equations.eqns:
+            inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
+            if eqn.primitive.name in _RULED:
+                jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
+                out = _run((*jaxpr.constvars, *jaxpr.invars), jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True)
+            else:
+                out = bind(eqn, inputs)
+            env.update(zip(eqn.outvars, out, strict=True))
+        return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
+
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[_example(v.aval) for v in equations.invars]))
+    assert not consts
+    kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
+    return inline_rules(kept)
 
 
 def _example(aval: Any) -> jax.ShapeDtypeStruct:

@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations, bind
+from hessop._jaxpr import Equations
 from hessop._price import work_of
 from hessop.tiles.accumulate import ACCUMULATE
-from hessop.tiles.planes import SHORT, Cell, Cells, Frame, Planes
-from hessop.tiles.rules import RULES, Tools
+from hessop.tiles.planes import SHORT, Cells
+from hessop.tiles.reader import Reader
+from hessop.tiles.rules import Tools
 from hessop.tiles.schedule import Choice, Loop, Place, Schedule, schedule
-from hessop.tiles.windows import Window, moving, source, whole
+from hessop.tiles.windows import moving, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
     """
     plan = schedule(equations, options.threshold, SHORT)
     env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
-    reader = _Reader(plan, env, options.tools())
+    reader = Reader(plan.virtual, env, options.tools())
     for step in plan.steps:
         if isinstance(step, Choice):
             for loop in _cheapest(plan, env, step, options):
@@ -61,69 +61,6 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         else:
             reader.run(step)
     return [reader.stored(v) for v in equations.outvars]
-
-
-class _Reader:
-    """Makes parts of values, each once for this tile."""
-
-    def __init__(self, plan: Schedule, env: dict[Any, Array], tools: Tools):
-        self.plan, self.env, self.tools = plan, env, tools
-        self.memo: dict[Any, Planes] = {}
-
-    def stored(self, v: Any) -> Any:
-        """A value as it is; a virtual one is made whole, and kept."""
-        if isinstance(v, jex.Literal):
-            return v.val
-        if v not in self.env:
-            self.env[v] = self.tools.cells.put_together(self.part(v, whole(len(v.aval.shape))))
-        return self.env[v]
-
-    def run(self, eqn: Any) -> None:
-        """Run an equation whole; one with a rule reads no more of a virtual value than it needs."""
-        large = [v for v in eqn.invars if not isinstance(v, jex.Literal) and v in self.plan.virtual and v not in self.env]
-        if eqn.primitive.name in RULES and any(v.aval.size > eqn.outvars[0].aval.size for v in large):
-            made = self.made(eqn, whole(len(eqn.outvars[0].aval.shape)))
-            self.env[eqn.outvars[0]] = self.tools.cells.put_together(made)
-        else:
-            self.env.update(zip(eqn.outvars, bind(eqn, [self.stored(v) for v in eqn.invars]), strict=True))
-
-    def part(self, v: Any, window: Window) -> Planes:
-        """A part of a value."""
-        if isinstance(v, jex.Literal):
-            return _known(v, self.tools.frame(v.aval.shape, window))
-        key = (v, window)
-        if key not in self.memo:
-            self.memo[key] = self.cut(v, window) if v in self.env else self.made(self.plan.virtual[v], window)
-        return self.memo[key]
-
-    def made(self, eqn: Any, window: Window) -> Planes:
-        """A part of an equation's output, from parts of its inputs."""
-        rule, out = RULES[eqn.primitive.name], eqn.outvars[0].aval.shape
-        ins = [
-            self.part(v, source(window, follows, v.aval.shape, out))
-            for v, follows in zip(eqn.invars, rule.follows(eqn), strict=False)
-        ]
-        return rule.apply(self.tools, eqn, ins, window)
-
-    def cut(self, v: Any, window: Window) -> Planes:
-        """A part of what is stored."""
-        array = self.env[v]
-        for axis, span in enumerate(window.spans):
-            if span is None:
-                continue
-            if span.moving:
-                first = self.tools.start + span.start if span.start else self.tools.start
-                array = lax.dynamic_slice_in_dim(array, first, span.size, axis)
-            elif span.size != array.shape[axis]:
-                array = lax.slice_in_dim(array, span.start, span.start + span.size, axis=axis)
-        return self.tools.cells.take_apart(array, self.tools.frame(v.aval.shape, window))
-
-
-def _known(literal: Any, frame: Frame) -> Planes:
-    """A literal: a number that is known while tracing."""
-    table = np.empty((), object)
-    table[()] = Cell(np.asarray(literal.val, literal.aval.dtype))
-    return Planes(frame, table, literal.aval.dtype)
 
 
 # --- loops ---
@@ -179,7 +116,7 @@ class _Tiles:
     def body(self, k: Any, states: Any) -> Any:
         """The states with tile number k. The last tile is moved up, so that all have one length."""
         first = jnp.minimum(k * self.length, self.size - self.length)
-        reader = _Reader(self.plan, self.env, self.options.tools(first))
+        reader = Reader(self.plan.virtual, self.env, self.options.tools(first))
         exact = self.size % self.length == 0
         new = None if exact else first + lax.iota(first.dtype, self.length) >= k * self.length
         steps = zip(self.loop.eqns, self.loop.places, states, strict=True)
@@ -193,7 +130,7 @@ def _start(eqn: Any, place: Place) -> tuple[Array, ...]:
     return (jnp.zeros(aval.shape, aval.dtype),)
 
 
-def _step(reader: _Reader, eqn: Any, place: Place, length: int, new: Array | None, state: Any) -> tuple[Array, ...]:
+def _step(reader: Reader, eqn: Any, place: Place, length: int, new: Array | None, state: Any) -> tuple[Array, ...]:
     tools = reader.tools
     if place.out_axis is not None:
         part = reader.made(eqn, moving(len(eqn.outvars[0].aval.shape), place.out_axis, length))

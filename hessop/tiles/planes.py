@@ -89,6 +89,7 @@ class Cells:
         self._known: dict[Hashable, int] = {}
         self._kept: list[Any] = []
         self._made: dict[Hashable, Any] = {}
+        self._opposite: dict[int, int] = {}
 
     def once(self, what: Hashable, operands: Sequence[Any], make: Callable[[], Any]) -> Any:
         """make(), or what it gave the last time for these operand objects."""
@@ -106,6 +107,21 @@ class Cells:
             self._serials[id(array)] = len(self._kept)
             self._kept.append(array)  # an object that is alive keeps its address to itself
         return self._serials[id(array)]
+
+    def negated(self, mask: Any, make: Callable[[], Any]) -> Any:
+        """The opposite of a mask, remembered as such."""
+        made = self.once("not", [mask], make)
+        if isinstance(made, np.ndarray):  # what is known while tracing says what it holds by itself
+            return made
+        self._opposite.setdefault(self.serial(made), self.serial(mask))
+        return made
+
+    def unnegated(self, mask: Any) -> tuple[int, bool]:
+        """(serial number, whether this is the opposite of that) of a mask."""
+        serial, flipped = self.serial(mask), False
+        while serial in self._opposite:
+            serial, flipped = self._opposite[serial], not flipped
+        return serial, flipped
 
     # --- apart and together ---
 

@@ -87,7 +87,7 @@ def _along(eqn: Any) -> list[Follows]:
 
 # --- entry by entry ---
 
-_ELEMENTWISE = """
+ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
     convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
@@ -131,6 +131,9 @@ def _cell(cells: Cells, eqn: Any, ins: list[Cell]) -> Cell:
             return Cell(_bound(cells, eqn, [c.array for c in ins]), ins[0].negative)
         case "convert_element_type" if _keeps_sign(eqn):
             return Cell(_bound(cells, eqn, [ins[0].array]), ins[0].negative)
+        case "not" if eqn.outvars[0].aval.dtype == jnp.bool_:
+            mask = ins[0].array
+            return Cell(cells.negated(mask, lambda: _bound(cells, eqn, [mask])))
         case "select_n":
             return _selected(cells, eqn, ins)
         case name if name in _ODD:
@@ -183,7 +186,7 @@ def _key(eqn: Any) -> Any:
     return key
 
 
-RULES.update({name: Rule(_along, _elementwise) for name in _ELEMENTWISE})
+RULES.update({name: Rule(_along, _elementwise) for name in ELEMENTWISE})
 
 
 # --- the same entries at other places ---
@@ -200,7 +203,7 @@ def _broadcast(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) ->
     return tools.cells.relabel(ins[0], to, tools.frame(_out(eqn), window))
 
 
-def _unit_pairs(eqn: Any) -> dict[int, int] | None:
+def unit_pairs(eqn: Any) -> dict[int, int] | None:
     """Input axis -> output axis, where a reshape only adds and removes axes of length 1."""
     pairs = [[a for a, n in enumerate(shape) if n != 1] for shape in (_shape(eqn.invars[0]), _out(eqn))]
     same = [n for n in _shape(eqn.invars[0]) if n != 1] == [n for n in _out(eqn) if n != 1]
@@ -208,16 +211,16 @@ def _unit_pairs(eqn: Any) -> dict[int, int] | None:
 
 
 def _reshape_follows(eqn: Any) -> list[Follows]:
-    pairs = _unit_pairs(eqn) or {}
+    pairs = unit_pairs(eqn) or {}
     return [tuple(Follow(pairs[a]) if a in pairs else None for a in range(len(_shape(eqn.invars[0]))))]
 
 
 def _reshape_fixed(eqn: Any) -> Collection[int]:
-    return () if _unit_pairs(eqn) is not None else range(len(_out(eqn)))
+    return () if unit_pairs(eqn) is not None else range(len(_out(eqn)))
 
 
 def _reshape(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    pairs = _unit_pairs(eqn)
+    pairs = unit_pairs(eqn)
     if pairs is None:
         return through(tools, eqn, ins, window)
     return tools.cells.relabel(ins[0], [pairs.get(a) for a in range(len(ins[0].shape))], tools.frame(_out(eqn), window))
@@ -397,6 +400,8 @@ def _pair(cells: Cells, name: str, a: Cell, b: Cell) -> Cell:
     if name == "reduce_prod":
         return cells.times(a, b)
     arrays = [cells.plain(a), cells.plain(b)]
+    if arrays[0] is arrays[1]:
+        return Cell(arrays[0])
     return Cell(cells.once((name, "pair"), arrays, lambda: _BINARY[name](*common_shape(arrays))))
 
 

@@ -157,12 +157,19 @@ class _Planner:
                         found.setdefault(((v, k), place.size), place)
         return found
 
+    def by_class(self, places: dict[Any, Place]) -> dict[Any, Place]:
+        """One place for each class of axes: made tile by tile, if one of them is."""
+        found: dict[Any, Place] = {}
+        for (item, size), place in sorted(places.items(), key=lambda pair: pair[1].out_axis is None):
+            found.setdefault((self.classes.find(item), size), place)
+        return found
+
     def finish(self) -> Schedule:
         steps: list[Any] = []
         for level in range(1 + max([*self.whole, *self.reductions], default=0)):
             steps += self.whole.get(level, [])
             if ready := self.reductions.get(level):
-                named = [(eqn, {(self.classes.find(c), n): p for (c, n), p in places.items()}) for eqn, places in ready]
+                named = [(eqn, self.by_class(places)) for eqn, places in ready]
                 ways = (tuple(_shared(named)), tuple(_each_its_own(named)))
                 steps.append(Choice(ways if ways[0] != ways[1] else ways[:1]))
         return Schedule(self.virtual | self.aliases, tuple(steps), tuple(self.refused))
