@@ -1,3 +1,4 @@
 """The tiles engine: evaluate equations without storing their large intermediates."""
 
-from hessop.tiles.evaluate import Options as Options, evaluate_tiled as evaluate_tiled
+from hessop.tiles.evaluate import Options as Options
+from hessop.tiles.primitive import Tiled as Tiled, trace_tiled as trace_tiled

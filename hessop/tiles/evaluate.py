@@ -28,19 +28,22 @@ class Options:
 
     Attributes:
         tile: length of a tile; None to choose.
-        threshold: number of elements above which a value is not stored if that can be helped.
+        threshold: number of elements of a plane above which a value is not stored if that can be helped.
         limit: number of elements that one value may have inside a tile, where `tile` is None.
         planes: whether short axes are taken apart and long sums are products with ones, which is for CPUs.
+        regroup: whether products may be multiplied in another order and factors taken out of sums. Results differ by
+            rounding, and a factor that is infinite may give an infinity where it gave NaN.
     """
 
     tile: int | None = None
-    threshold: int = 2**18
+    threshold: int = 2**17
     limit: int = 2**19
     planes: bool = True
+    regroup: bool = False
 
     def tools(self, first: Any = None) -> Tools:
         """What rules work with, in the tile that begins at `first`."""
-        return Tools(Cells(), SHORT if self.planes else 1, self.planes, first)
+        return Tools(Cells(self.regroup), SHORT if self.planes else 1, self.planes, first)
 
 
 def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
@@ -70,7 +73,7 @@ def tile_length(size: int, others: int, options: Options) -> int:
     """Length of a tile: what was asked, or what the limit allows, made to divide the axis where that is near."""
     if options.tile is not None:
         return max(1, min(options.tile, size))
-    most = max(1, min(size, options.limit // max(1, others), 512))
+    most = max(1, min(size, options.limit // max(1, others)))
     for length in range(most, most // 2, -1):
         if size % length == 0:
             return length

@@ -19,6 +19,8 @@ from jax import Array, lax
 # Axes up to this length are taken apart, as long as that leaves no more planes than this.
 SHORT = 8
 _MAX_PLANES = 64
+# Longer products are not compared with others.
+_MAX_FACTORS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def short_axes(shape: Sequence[int], limit: int = SHORT) -> tuple[int, ...]:
     """The axes of an array that are taken apart: the innermost short ones, while there are not too many planes."""
     found, planes = [], 1
     for a in reversed(range(len(shape))):
-        if shape[a] == 1 or (shape[a] <= limit and planes * shape[a] <= _MAX_PLANES):
+        if shape[a] == 1 or (1 < shape[a] <= limit and planes * shape[a] <= _MAX_PLANES):
             found.append(a)
             planes *= shape[a]
     return tuple(reversed(found))
@@ -82,14 +84,20 @@ class Planes:
 
 
 class Cells:
-    """The operations on planes of one evaluation, each made once for the same operands."""
+    """The operations on planes of one evaluation, each made once for the same operands.
 
-    def __init__(self) -> None:
+    Attributes:
+        regroup: whether products of the same factors are equal, however they were multiplied: they then differ by rounding.
+    """
+
+    def __init__(self, regroup: bool = False) -> None:
+        self.regroup = regroup
         self._serials: dict[int, int] = {}
         self._known: dict[Hashable, int] = {}
         self._kept: list[Any] = []
         self._made: dict[Hashable, Any] = {}
         self._opposite: dict[int, int] = {}
+        self._factors: dict[int, tuple[Any, ...]] = {}
 
     def once(self, what: Hashable, operands: Sequence[Any], make: Callable[[], Any]) -> Any:
         """make(), or what it gave the last time for these operand objects."""
@@ -158,7 +166,17 @@ class Cells:
             if _is_known(known, 1):
                 return Cell(other.array, negative)
         arrays = sorted((a.array, b.array), key=self.serial)
-        return Cell(self.once("mul", arrays, lambda: jnp.multiply(*common_shape(arrays))), negative)
+        factors = tuple(sorted((*self.factors(a.array), *self.factors(b.array)), key=self.serial))
+        if self.regroup and len(factors) <= _MAX_FACTORS:
+            product = self.once("product", factors, lambda: jnp.multiply(*common_shape(arrays)))
+        else:
+            product = self.once("mul", arrays, lambda: jnp.multiply(*common_shape(arrays)))
+        self._factors.setdefault(self.serial(product), factors)
+        return Cell(product, negative)
+
+    def factors(self, array: Any) -> tuple[Any, ...]:
+        """The planes that a plane is the product of: itself, if it was not made as one."""
+        return self._factors.get(self.serial(array), (array,))
 
     def plus(self, a: Cell, b: Cell) -> Cell:
         """The sum, held as the sum or difference of the arrays in the order in which they were first met."""
@@ -218,7 +236,7 @@ class Cells:
 def _is_known(cell: Cell, value: float) -> bool:
     """Whether a cell is a number that is known while tracing, and which."""
     known = cell.array
-    return isinstance(known, np.ndarray) and known.size == 1 and not cell.negative and known.reshape(()) == value
+    return isinstance(known, np.ndarray) and known.size == 1 and not cell.negative and bool(known.reshape(()) == value)
 
 
 def common_shape(arrays: Sequence[Any]) -> list[Any]:

@@ -158,7 +158,7 @@ def _selected(cells: Cells, eqn: Any, ins: Sequence[Cell]) -> Cell:
 
 
 def _is_zero(cell: Cell) -> bool:
-    return isinstance(cell.array, np.ndarray) and not cell.array.any()
+    return isinstance(cell.array, np.ndarray) and not bool(cell.array.any())
 
 
 def _bound(cells: Cells, eqn: Any, planes: list[Any]) -> Any:
@@ -407,6 +407,8 @@ def _pair(cells: Cells, name: str, a: Cell, b: Cell) -> Cell:
 
 def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> Cell:
     """A plane reduced along one of its axes, which has length `size`, or 1 where it is constant."""
+    if name == "reduce_sum" and tools.products and tools.cells.regroup and (sum_ := _sum_of_product(tools, cell, axis)) is not None:
+        return sum_
     plane, negative = (cell.array, cell.negative) if name == "reduce_sum" else (tools.cells.plain(cell), False)
 
     def make() -> Any:
@@ -420,6 +422,39 @@ def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> C
         return lax.squeeze(array, (axis,))
 
     return Cell(tools.cells.once((name, axis, size), [plane], make), negative)
+
+
+def _sum_of_product(tools: Tools, cell: Cell, axis: int) -> Cell | None:
+    """A sum of a product some of whose factors do not depend on every axis: r[i] * (F @ c)[i] for sum_k r[i] F[i,k] c[k].
+
+    The factors in front are not multiplied into each entry, and sums of one F with several c share F.
+    """
+    cells, factors = tools.cells, tools.cells.factors(cell.array)
+    if cell.array.ndim != 2 or not jnp.issubdtype(cell.array.dtype, jnp.inexact):
+        return None
+    other = 1 - axis
+    front = [f for f in factors if f.shape[axis] == 1]
+    vector = [f for f in factors if f.shape[axis] != 1 and f.shape[other] == 1]
+    matrix = [f for f in factors if f.shape[axis] != 1 and f.shape[other] != 1]
+    if not matrix or not (front or vector):
+        return None
+    product = lambda group: functools.reduce(cells.times, [Cell(f) for f in sorted(group, key=cells.serial)])
+    full = product(matrix).array
+    weights = product(vector).array if vector else None
+    total = cells.once(("weighted", axis), [full, weights], lambda: _weighted(full, weights, axis))
+    for f in [product(front)] if front else []:
+        flat = cells.once(("squeeze", axis), [f.array], lambda f=f: jnp.squeeze(jnp.asarray(f.array), axis))
+        total = cells.times(Cell(total), Cell(flat)).array
+    return Cell(total, cell.negative)
+
+
+def _weighted(matrix: Array, weights: Any, axis: int) -> Array:
+    """Sum of matrix * weights along an axis that the weights hold alone."""
+    if weights is None:
+        return summed(matrix, axis)
+    dims = (((axis,), (0,)), ((), ()))
+    vector = jnp.squeeze(jnp.asarray(weights), 1 - axis)
+    return lax.dot_general(matrix, vector, dims, precision=lax.Precision.HIGHEST, preferred_element_type=matrix.dtype)
 
 
 def _sum(tools: Tools, array: Array, axis: int) -> Array:

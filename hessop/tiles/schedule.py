@@ -1,6 +1,6 @@
 """Decide what is stored and in which order: a schedule for equations whose large values are never stored.
 
-A value larger than the threshold is *virtual* if a rule can make parts of it. An equation that turns virtual values into
+A value of two long axes or more, larger than the threshold, is *virtual* if a rule can make parts of it. An equation that turns virtual values into
 small ones is a *reduction*: those that are ready together and can run along one axis share a loop over tiles. What no rule
 covers is run as JAX would run it, on whole values, and the schedule remembers why.
 
@@ -8,6 +8,7 @@ Depends on rules (for what follows what). Must never know arrays.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -70,8 +71,8 @@ def schedule(equations: Equations, threshold: int, shortest: int) -> Schedule:
 
     Args:
         equations: flat equations, without dead ones.
-        threshold: number of elements above which a value is not stored if that can be helped.
-        shortest: the length that an axis must exceed to be tiled.
+        threshold: number of elements of a plane above which a value is not stored if that can be helped.
+        shortest: the length that an axis must exceed to be long: to lie in a plane, and to be tiled.
     """
     planner = _Planner(equations, threshold, shortest)
     for eqn in equations.eqns:
@@ -93,7 +94,7 @@ class _Planner:
 
     def add(self, eqn: Any) -> None:
         level = max((self.level[v] for v in _vars(eqn.invars)), default=0)
-        large = any(v.aval.size > self.threshold for v in eqn.outvars)
+        large = any(self.is_large(v.aval.shape) for v in eqn.outvars)
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
         reads = any(v in self.virtual for v in _vars(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
@@ -111,6 +112,11 @@ class _Planner:
             if large or reads:
                 self.refused.append((eqn, _reason(eqn, rule)))
         self.level.update(dict.fromkeys(eqn.outvars, level))
+
+    def is_large(self, shape: Sequence[int]) -> bool:
+        """Whether a value is worth not storing: its planes are large, and have more axes than what it was made of."""
+        long = [n for n in shape if n > self.shortest]
+        return len(long) > 1 and math.prod(long) > self.threshold
 
     def tileable(self, eqn: Any, rule: Rule) -> frozenset[int]:
         """The output axes along which tiles of the output can be made from tiles of every virtual input."""
