@@ -5,6 +5,7 @@ with their own parameters, and calls are recognised by primitive, never by the n
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ _CALLS = frozenset(
     ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
 )
 
+_LIBRARY = os.path.dirname(str(jax.__file__)) + os.sep
 _RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
 
 
@@ -146,6 +148,16 @@ def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
         yield eqn
         for jaxpr in carried_jaxprs(eqn):
             yield from _walk(jaxpr.eqns)
+
+
+def source_line(eqn: Any) -> str | None:
+    """File, line and function of the user's code that an equation comes from."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        if not frame.file_name.startswith((_LIBRARY, "<")):
+            function = frame.function_name.rsplit("<locals>.", 1)[-1]
+            return f"{frame.file_name}:{frame.line_num} ({function})"
+    return None
 
 
 def _bytes(v: Any) -> int:

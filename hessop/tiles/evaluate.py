@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations
+from hessop._jaxpr import Equations, flatten_jaxpr, peak_bytes
 from hessop._price import work_of
 from hessop.tiles.accumulate import ACCUMULATE
 from hessop.tiles.planes import SHORT, Cells
@@ -30,6 +30,7 @@ class Options:
         tile: length of a tile; None to choose.
         threshold: number of elements of a plane above which a value is not stored if that can be helped.
         limit: number of elements that one value may have inside a tile, where `tile` is None.
+        memory: bytes that a tile may take, where `tile` is None; None for no limit.
         planes: whether short axes are taken apart and long sums are products with ones, which is for CPUs.
         regroup: whether products may be multiplied in another order and factors taken out of sums. Results differ by
             rounding, and a factor that is infinite may give an infinity where it gave NaN.
@@ -38,12 +39,18 @@ class Options:
     tile: int | None = None
     threshold: int = 2**17
     limit: int = 2**19
+    memory: int | None = None
     planes: bool = True
     regroup: bool = False
 
     def tools(self, first: Any = None) -> Tools:
         """What rules work with, in the tile that begins at `first`."""
         return Tools(Cells(self.regroup), SHORT if self.planes else 1, self.planes, first)
+
+
+def schedule_of(equations: Equations, options: Options) -> Schedule:
+    """The schedule of flat equations, without dead ones, under these options."""
+    return schedule(equations, options.threshold, SHORT)
 
 
 def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
@@ -54,7 +61,7 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         values: arrays or tracers for the invars.
         options: sizes.
     """
-    plan = schedule(equations, options.threshold, SHORT)
+    plan = schedule_of(equations, options)
     env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
     reader = Reader(plan.virtual, env, options.tools())
     for step in plan.steps:
@@ -92,14 +99,9 @@ def _run_loop(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Option
 def _cheapest(plan: Schedule, env: dict[Any, Array], choice: Choice, options: Options) -> tuple[Loop, ...]:
     """The way whose loops touch the fewest elements; what is equal is made once, so only a trace of the body can tell."""
 
-    def work(loop: Loop) -> float:
-        tiles = _Tiles(plan, env, loop, options)
-        body = jax.make_jaxpr(tiles.body)(jax.ShapeDtypeStruct((), jnp.int32), tiles.start())
-        return tiles.count * work_of(body.eqns)
-
     if len(choice.ways) == 1:
         return choice.ways[0]
-    return min(choice.ways, key=lambda way: sum(map(work, way)))
+    return min(choice.ways, key=lambda way: sum(_Tiles(plan, env, loop, options).work() for loop in way))
 
 
 class _Tiles:
@@ -110,7 +112,28 @@ class _Tiles:
         self.size = loop.places[0].size
         inputs = [v for eqn in loop.eqns for v in eqn.invars if not isinstance(v, jex.Literal)]
         self.length = tile_length(self.size, max(v.aval.size // self.size for v in inputs), options)
-        self.count = -(-self.size // self.length)
+        if options.memory is not None and options.tile is None:
+            fits = self.length * options.memory // max(1, self.peak())
+            self.length = max(1, min(self.length, fits))
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return -(-self.size // self.length)
+
+    def traced(self) -> Equations:
+        """The body as equations."""
+        body = jax.make_jaxpr(self.body)(jax.ShapeDtypeStruct((), jnp.int32), self.start())
+        return flatten_jaxpr(body)[0]
+
+    def work(self) -> float:
+        """Elements touched by all tiles."""
+        return self.count * work_of(self.traced().eqns)
+
+    def peak(self) -> int:
+        """Bytes that a tile takes if nothing is fused: an upper estimate."""
+        body = self.traced()
+        return peak_bytes(body, body.invars)
 
     def start(self) -> list[Any]:
         """The states before the first tile."""

@@ -57,11 +57,13 @@ class Schedule:
     Attributes:
         virtual: what is not stored, with the equation that makes it: what is large, and what only holds the entries of
             another value at other places, so that all readers of that value read the same array.
+        large: those of them that are large.
         steps: equations that run whole, and choices of loops.
         refused: (equation, why) for what has a large value and no rule.
     """
 
     virtual: dict[Any, Any]
+    large: frozenset[Any]
     steps: tuple[Any, ...]
     refused: tuple[tuple[Any, str], ...]
 
@@ -178,7 +180,7 @@ class _Planner:
                 named = [(eqn, self.by_class(places)) for eqn, places in ready]
                 ways = (tuple(_shared(named)), tuple(_each_its_own(named)))
                 steps.append(Choice(ways if ways[0] != ways[1] else ways[:1]))
-        return Schedule(self.virtual | self.aliases, tuple(steps), tuple(self.refused))
+        return Schedule(self.virtual | self.aliases, frozenset(self.virtual), tuple(steps), tuple(self.refused))
 
 
 Ready = Sequence[tuple[Any, dict[Any, Place]]]
