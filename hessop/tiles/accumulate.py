@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Cells, Planes, common_shape
-from hessop.tiles.rules import Tools, dot_axes, reduced
+from hessop.tiles.rules import Tools, reduced
 from hessop.tiles.windows import whole
 
 State = tuple[Array, ...]
@@ -106,7 +106,7 @@ def _dot_step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, st
 
 
 def _extreme(largest: bool) -> Accumulate:
-    """argmax and argmin: the first of the best, where NaN is better than anything, as JAX has it."""
+    """Argmax and argmin: the first of the best, where NaN is better than anything, as JAX has it."""
 
     def start(eqn: Any) -> State:
         dtype, aval = eqn.invars[0].aval.dtype, eqn.outvars[0].aval

@@ -91,14 +91,15 @@ def _run_loop(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Option
     """All reductions of a loop, stored."""
     tiles = _Tiles(plan, env, loop, options)
     states: Any = tiles.start()
-    states = tiles.body(jnp.zeros((), jnp.int32), states) if tiles.count == 1 else lax.fori_loop(0, tiles.count, tiles.body, states)
+    states = (
+        tiles.body(jnp.zeros((), jnp.int32), states) if tiles.count == 1 else lax.fori_loop(0, tiles.count, tiles.body, states)
+    )
     for eqn, place, state in zip(loop.eqns, loop.places, states, strict=True):
         env[eqn.outvars[0]] = state[0] if place.out_axis is not None else ACCUMULATE[eqn.primitive.name].finish(state)
 
 
 def _cheapest(plan: Schedule, env: dict[Any, Array], choice: Choice, options: Options) -> tuple[Loop, ...]:
     """The way whose loops touch the fewest elements; what is equal is made once, so only a trace of the body can tell."""
-
     if len(choice.ways) == 1:
         return choice.ways[0]
     return min(choice.ways, key=lambda way: sum(_Tiles(plan, env, loop, options).work() for loop in way))

@@ -74,7 +74,7 @@ class Planes:
     """An array as a table of cells, laid out as `frame` says."""
 
     frame: Frame
-    table: np.ndarray
+    table: Any  # object array of cells, indexed by the short axes
     dtype: Any
 
     @property
@@ -204,18 +204,16 @@ class Cells:
         Returns:
             Planes in that layout, with length 1 along axes that are broadcast.
         """
-        short = tuple(k for k, a in enumerate(to) if planes.shape[k] == 1 and k in planes.frame.short or a in frame.short)
+        short = tuple(k for k, a in enumerate(to) if (planes.shape[k] == 1 and k in planes.frame.short) or a in frame.short)
         planes = self.retake(planes, short)
         # Axes that a plane holds, as they lie in the frame; those that it lacks are inserted with length 1.
         held = [to[k] for k in planes.frame.order]
         wanted = sorted(range(len(held)), key=lambda k: frame.order.index(held[k]))
         places = [frame.order.index(held[k]) for k in wanted]
         table = np.empty(frame.table_shape, object)
-        position = {a: p for p, a in enumerate(frame.short)}
+        position: dict[int | None, int] = {a: p for p, a in enumerate(frame.short)}
         for index in frame.indices():
-            source = tuple(
-                0 if planes.shape[k] == 1 or to[k] is None else index[position[to[k]]] for k in planes.frame.short
-            )
+            source = tuple(0 if planes.shape[k] == 1 else index[position.get(to[k], 0)] for k in planes.frame.short)
             cell = planes.table[source]
             if wanted != list(range(len(held))) or len(held) != len(frame.order):
                 key = ("relabel", tuple(wanted), tuple(places), len(frame.order))

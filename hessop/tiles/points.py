@@ -17,8 +17,8 @@ from hessop._jaxpr import bind
 from hessop.tiles.planes import common_shape
 from hessop.tiles.rules import ELEMENTWISE, RULES, unit_pairs
 
-# For each axis the positions [P], or None to keep the axis.
-Index = tuple[Array | None, ...]
+# For each axis the positions [P] (an array), or None to keep the axis.
+Index = tuple[Any, ...]
 
 
 class Points:
@@ -35,6 +35,7 @@ class Points:
 
     def gathered(self, eqn: Any) -> Array | None:
         """The output of a gather that reads single points; None for any other."""
+        operand: Any
         operand, indices = eqn.invars
         dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
         shape = operand.aval.shape
@@ -58,7 +59,7 @@ class Points:
         found = jnp.broadcast_to(found, (at.shape[0], *kept))
         if filled:
             mask = inside.reshape(-1, *[1] * len(kept))
-            found = jnp.where(jnp.broadcast_to(mask, found.shape), found, jnp.asarray(np.nan, found.dtype))
+            found = jnp.where(jnp.broadcast_to(mask, found.shape), found, jnp.full((), np.nan, operand.aval.dtype))
         found = found.reshape(*batch, *kept)
         return jnp.moveaxis(found, range(len(batch), found.ndim), [int(a) for a in dims.offset_dims])
 

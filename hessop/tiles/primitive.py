@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -47,7 +48,9 @@ class Tiled:
         return self.made[key]
 
 
-def trace_tiled(function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options) -> tuple[Tiled, tuple[Any, ...]]:
+def trace_tiled(
+    function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options
+) -> tuple[Tiled, tuple[Any, ...]]:
     """A function of flat arrays as `Tiled`, and the constants that it takes in front."""
     flat, consts = flatten_jaxpr(jax.make_jaxpr(function)(*avals))
     equations = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
@@ -90,7 +93,7 @@ def _jitted(tiled: Tiled) -> Callable[..., list[Array]]:
 
 @tiled_p.def_abstract_eval
 def _abstract(*avals: Any, tiled: Tiled) -> list[Any]:
-    return [jax.core.ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars]
+    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars]
 
 
 def _avals(values: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:

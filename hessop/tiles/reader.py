@@ -69,7 +69,7 @@ class Reader:
     def part(self, v: Any, window: Window, known: Known = _NOTHING) -> Planes:
         """A part of a value, right wherever the masks hold what is known of them."""
         if isinstance(v, jex.Literal):
-            return _literal(v, self.tools.frame(v.aval.shape, window))
+            return _literal(v, self.tools.frame((), window))
         if not self.has_select(v):
             known = frozenset(k for k in known if v.aval.dtype == np.bool_)
         key = (v, window, known)
@@ -117,8 +117,13 @@ class Reader:
         for value in (False, True):
             if (serial, value != flipped) in known:
                 case = self.part(cases[value], windows[1 + value], known)
-                return self.tools.cells.relabel(case, range(len(case.shape)), self.tools.frame(eqn.outvars[0].aval.shape, window))
-        ins = [self.part(v, w, known | {(serial, bool(k) != flipped)}) for k, (v, w) in enumerate(zip(cases, windows[1:], strict=True))]
+                return self.tools.cells.relabel(
+                    case, range(len(case.shape)), self.tools.frame(eqn.outvars[0].aval.shape, window)
+                )
+        ins = [
+            self.part(v, w, known | {(serial, bool(k) != flipped)})
+            for k, (v, w) in enumerate(zip(cases, windows[1:], strict=True))
+        ]
         return RULES["select_n"].apply(self.tools, eqn, [mask, *ins], window)
 
     def mask(self, cell: Cell) -> tuple[int, bool]:

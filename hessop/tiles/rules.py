@@ -87,13 +87,15 @@ def _along(eqn: Any) -> list[Follows]:
 
 # --- entry by entry ---
 
-ELEMENTWISE = """
+ELEMENTWISE = frozenset(
+    """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
     convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
     population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-""".split()
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta
+    """.split()  # noqa: SIM905 (one name a line would be three screens)
+)
 _COMMUTATIVE = frozenset(["max", "min", "and", "or", "xor", "eq", "ne"])
 
 
@@ -112,6 +114,8 @@ def _elementwise(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) 
 
 def _cell(cells: Cells, eqn: Any, ins: list[Cell]) -> Cell:
     """The equation on one cell of each input, its sign kept outside where that is exact."""
+    if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.unsignedinteger):
+        return Cell(_bound(cells, eqn, [cells.plain(c) for c in ins]))
     match eqn.primitive.name:
         case "neg":
             return Cell(ins[0].array, not ins[0].negative)
@@ -240,7 +244,9 @@ def _transpose(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) ->
 def _slice_follows(eqn: Any) -> list[Follows]:
     strides = eqn.params["strides"] or (1,) * len(_out(eqn))
     starts = eqn.params["start_indices"]
-    return [tuple(Follow(a, int(s)) if stride == 1 else None for a, (s, stride) in enumerate(zip(starts, strides, strict=True)))]
+    return [
+        tuple(Follow(a, int(s)) if stride == 1 else None for a, (s, stride) in enumerate(zip(starts, strides, strict=True)))
+    ]
 
 
 def _strided(eqn: Any) -> tuple[int, ...]:
@@ -407,7 +413,12 @@ def _pair(cells: Cells, name: str, a: Cell, b: Cell) -> Cell:
 
 def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> Cell:
     """A plane reduced along one of its axes, which has length `size`, or 1 where it is constant."""
-    if name == "reduce_sum" and tools.products and tools.cells.regroup and (sum_ := _sum_of_product(tools, cell, axis)) is not None:
+    if (
+        name == "reduce_sum"
+        and tools.products
+        and tools.cells.regroup
+        and (sum_ := _sum_of_product(tools, cell, axis)) is not None
+    ):
         return sum_
     plane, negative = (cell.array, cell.negative) if name == "reduce_sum" else (tools.cells.plain(cell), False)
 

@@ -1,8 +1,8 @@
 """Decide what is stored and in which order: a schedule for equations whose large values are never stored.
 
-A value of two long axes or more, larger than the threshold, is *virtual* if a rule can make parts of it. An equation that turns virtual values into
-small ones is a *reduction*: those that are ready together and can run along one axis share a loop over tiles. What no rule
-covers is run as JAX would run it, on whole values, and the schedule remembers why.
+A value of two long axes or more, larger than the threshold, is *virtual* if a rule can make parts of it. An equation that
+turns virtual values into small ones is a *reduction*: those that are ready together and can run along one axis share a loop
+over tiles. What no rule covers is run as JAX would run it, on whole values, and the schedule remembers why.
 
 Depends on rules (for what follows what). Must never know arrays.
 """
@@ -100,7 +100,7 @@ class _Planner:
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
         reads = any(v in self.virtual for v in _vars(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
-        if large and axes:
+        if large and axes and rule is not None:
             (out,) = eqn.outvars
             self.virtual[out], self.axes[out] = eqn, axes
             self.connect(eqn, rule)
