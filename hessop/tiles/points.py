@@ -31,7 +31,7 @@ class Points:
 
     def __init__(self, virtual: dict[Any, Any], stored: Callable[[Any], Any]):
         self.virtual, self.stored = virtual, stored
-        self.memo: dict[Any, Array] = {}
+        self.memo: dict[Any, tuple[Index, Array]] = {}
 
     def gathered(self, eqn: Any) -> Array | None:
         """The output of a gather that reads single points; None for any other."""
@@ -66,12 +66,14 @@ class Points:
     def __call__(self, v: Any, index: Index) -> Array:
         """A value at an index."""
         if isinstance(v, jex.Literal):
-            return jnp.asarray(v.val, v.aval.dtype).reshape(1)
+            aval: Any = v.aval
+            return jnp.asarray(v.val, aval.dtype).reshape(1)
         key = (v, tuple(None if i is None else id(i) for i in index))
         if key not in self.memo:
             made = self._made(v, index) if v in self.virtual else None
-            self.memo[key] = _read(jnp.asarray(self.stored(v)), index) if made is None else made
-        return self.memo[key]
+            # With the index, which must live as long as its address is a key.
+            self.memo[key] = (index, _read(jnp.asarray(self.stored(v)), index) if made is None else made)
+        return self.memo[key][1]
 
     def _made(self, v: Any, index: Index) -> Array | None:
         """From the inputs of the equation; None if there is no way back."""
