@@ -16,7 +16,8 @@ from jax import Array, lax
 
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Cells, Planes, common_shape
-from hessop.tiles.rules import Tools, reduced
+from hessop.tiles.rules import Tools
+from hessop.tiles.rules_sums import reduced
 from hessop.tiles.windows import whole
 
 State = tuple[Array, ...]

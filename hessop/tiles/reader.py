@@ -17,7 +17,8 @@ from jax.extend import core as jex
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Frame, Planes
 from hessop.tiles.points import Points
-from hessop.tiles.rules import ELEMENTWISE, RULES, Tools
+from hessop.tiles.rules import RULES, Tools
+from hessop.tiles.rules_elementwise import ELEMENTWISE
 from hessop.tiles.windows import Window, source, whole
 
 # (serial number of a mask's plane, what it holds) for each mask that is known where a value matters.

@@ -17,7 +17,8 @@ from jax.extend import core as jex
 
 from hessop._jaxpr import Equations
 from hessop.tiles.accumulate import ACCUMULATE
-from hessop.tiles.rules import MOVES, RULES, Rule
+from hessop.tiles.rules import RULES, Rule
+from hessop.tiles.rules_moves import MOVES
 
 
 @dataclasses.dataclass(frozen=True)
