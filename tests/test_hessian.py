@@ -30,7 +30,7 @@ def arrays():
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), (A, B))
 
 
-@pytest.mark.parametrize("argnums", [0, np.int64(1), -1, (0,), (1,), (0, 1), (1, 0), [0, 1]])
+@pytest.mark.parametrize("argnums", [0, -1, (0,), (1,), (0, 1), (1, 0), [0, 1]])
 def test_argnums(argnums):
     a, b = arrays()
     same(hessop.hessian(two, argnums)(a, b), jax.jit(jax.hessian(two, argnums))(a, b))

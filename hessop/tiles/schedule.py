@@ -108,7 +108,7 @@ class _Planner:
         elif not large and reads and (places := self.places(eqn, rule, axes)):
             self.reductions.setdefault(level, []).append((eqn, places))
             level += 1
-        elif not large and not reads and rule is not None and eqn.primitive.name in MOVES:
+        elif not large and not reads and rule is not None and eqn.primitive.name in MOVES and not rule.fixed(eqn):
             self.aliases[eqn.outvars[0]] = eqn
         else:
             self.whole.setdefault(level, []).append(eqn)
