@@ -23,4 +23,8 @@ from hessop._progress import Progress as Progress
 # Functions as they are posted.
 from hessop._self_pairs import without_self_pairs as without_self_pairs
 
+# Solvers that lineax lacks.
+from hessop.krylov._results import StopReason as StopReason
+from hessop.krylov.truncated_cg import TruncatedCG as TruncatedCG
+
 __version__ = _version("hessop")
