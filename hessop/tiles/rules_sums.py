@@ -39,12 +39,13 @@ _BINARY = {
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
 }
+# Not jnp.prod and the like, which make 64-bit integers of shorter ones and truth of bits.
 _LONG = {
-    "reduce_prod": jnp.prod,
-    "reduce_max": jnp.max,
-    "reduce_min": jnp.min,
-    "reduce_and": jnp.all,
-    "reduce_or": jnp.any,
+    "reduce_prod": lax.reduce_prod,
+    "reduce_max": lax.reduce_max,
+    "reduce_min": lax.reduce_min,
+    "reduce_and": lax.reduce_and,
+    "reduce_or": lax.reduce_or,
 }
 
 
@@ -99,11 +100,12 @@ def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> C
     def make() -> Any:
         array = jnp.asarray(plane)
         if array.shape[axis] == size:
-            return _sum(tools, array, axis) if name == "reduce_sum" else _LONG[name](array, axis=axis)
+            return _sum(tools, array, axis) if name == "reduce_sum" else _LONG[name](array, axes=(axis,))
         if name == "reduce_sum":
-            return lax.squeeze(array, (axis,)) * jnp.asarray(size, array.dtype)
+            # Converted, not made: a small integer type wraps, as a sum of so many would.
+            return lax.squeeze(array, (axis,)) * lax.convert_element_type(np.int32(size), array.dtype)
         if name == "reduce_prod":
-            return jnp.prod(jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)]), axis=axis)
+            return _LONG[name](jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)]), axes=(axis,))
         return lax.squeeze(array, (axis,))
 
     return Cell(tools.cells.once((name, axis, size), [plane], make), negative)

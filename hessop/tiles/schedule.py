@@ -109,6 +109,7 @@ class _Planner:
             self.reductions.setdefault(level, []).append((eqn, places))
             level += 1
         elif not large and not reads and rule is not None and eqn.primitive.name in MOVES and not rule.fixed(eqn):
+            # A tile may be asked of any axis of an alias.
             self.aliases[eqn.outvars[0]] = eqn
         else:
             self.whole.setdefault(level, []).append(eqn)
