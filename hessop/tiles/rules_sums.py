@@ -105,7 +105,9 @@ def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> C
             # Converted, not made: a small integer type wraps, as a sum of so many would.
             return lax.squeeze(array, (axis,)) * lax.convert_element_type(np.int32(size), array.dtype)
         if name == "reduce_prod":
-            return _LONG[name](jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)]), axes=(axis,))
+            return _LONG[name](
+                jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)]), axes=(axis,)
+            )
         return lax.squeeze(array, (axis,))
 
     return Cell(tools.cells.once((name, axis, size), [plane], make), negative)
