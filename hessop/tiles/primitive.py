@@ -18,7 +18,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, inline_rules, needed_equations
+from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, inline_rules, needed_equations, without_duplicates
 from hessop.tiles.evaluate import Options, evaluate_tiled
 
 
@@ -56,6 +56,10 @@ class Tiled:
         made, consts = self.made[key]
         return made(*consts, *values)
 
+    def final(self) -> Equations:
+        """The equations as they are evaluated: without custom rules, each there once, so that loops share what they read."""
+        return without_duplicates(inline_rules(self.equations))
+
     def silent(self) -> Equations:
         """The equations without those that only have an effect: a derivative does not print once more."""
         eqns = tuple(eqn for eqn in self.equations.eqns if eqn.outvars or not eqn.effects)
@@ -88,8 +92,7 @@ tiled_p.multiple_results = True
 
 
 def _evaluate(*values: Any, tiled: Tiled) -> list[Array]:
-    equations = inline_rules(tiled.equations)
-    return [jnp.asarray(out) for out in evaluate_tiled(equations, values, tiled.options)]
+    return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, tiled.options)]
 
 
 def _lowered(planes: bool) -> Callable[..., list[Array]]:
