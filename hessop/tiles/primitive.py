@@ -166,9 +166,9 @@ def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]
         if tiled.derivative_of is not None and linear == tuple(range(len(args) - len(linear), len(args))):
             original, moving = tiled.derivative_of
             if len(moving) == len(linear):
-                point = fixed[len(fixed) - len(original.equations.invars) :]
-                function = original.moved(point, moving)
-                return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[point[k] for k in moving])[1](cts)
+                at = fixed[len(fixed) - len(original.equations.invars) :]
+                function = original.moved(at, moving)
+                return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[at[k] for k in moving])[1](cts)
         point: list[Any] = [None] * len(args)
         for k, value in zip((k for k in range(len(args)) if k not in linear), fixed, strict=True):
             point[k] = value

@@ -84,7 +84,7 @@ FLOATS = {
     "product of constant rows": (lambda a: jnp.prod(jnp.broadcast_to(a[:, None], (N, N)) + 0 * pair(a), axis=1), X),
     "known numbers": (lambda a: jnp.sum(ones((N, N), a) * 2.0, axis=1) + a, X),
     "self pairs masked": (lambda a: jnp.sum(inverse(a, EYE)), X),
-    "self pairs masked, gradient": (jax.grad(lambda a: jnp.sum(inverse(a, jnp.eye(N, dtype=bool)))), X),
+    "gradient of self pairs masked": (jax.grad(lambda a: jnp.sum(inverse(a, jnp.eye(N, dtype=bool)))), X),
     "opposite mask": (lambda a: jnp.sum(jnp.where(~EYE, 1 / jnp.where(EYE, 1.0, pair(a)), 0.0), axis=1), X),
     "masks of positions": (lambda a: jnp.sum(jnp.where(jnp.arange(N)[:, None] <= jnp.arange(N) + 1, pair(a), -a), 0), X),
     "repeat": (lambda a: jnp.sum(jnp.repeat(pair(a), 2, axis=0), axis=1), X),
