@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -50,10 +50,14 @@ class Tiled:
         derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None,
     ) -> list[Array]:
         """Another function of arrays at `values`, traced the first time that `key` is asked for."""
-        if key not in self.made:
-            made, consts = trace_tiled(function, _avals(values), self.options)
-            self.made[key] = dataclasses.replace(made, derivative_of=derivative_of), consts
-        made, consts = self.made[key]
+        if key in self.made:
+            made, consts = self.made[key]
+            return made(*consts, *values)
+        made, consts = trace_tiled(function, _avals(values), self.options)
+        made = dataclasses.replace(made, derivative_of=derivative_of)
+        # A tracer that a custom rule holds belongs to a trace that ends; the next one must see its own.
+        if not any(isinstance(c, Tracer) for c in consts):
+            self.made[key] = made, consts
         return made(*consts, *values)
 
     def final(self) -> Equations:
