@@ -148,12 +148,15 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(b)) for b in blocks])),
         "block_jacobi: the diagonal blocks of H are not finite at this point; H.plan() says what to look at",
     )
-    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in blocks]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*blocks)) for w, _ in spectra]))
+    # LAPACK knows no half precision.
+    wide = [b.astype(jnp.promote_types(b.dtype, jnp.float32)) for b in blocks]
+    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*wide)) for w, _ in spectra]))
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
         relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if smallest is None else smallest
-        scale = jnp.where(largest > 0, largest, 1).astype(b.dtype)
-        clamped = jnp.maximum(jnp.abs(w), relative.astype(b.dtype) * scale)
-        inverses.append(jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest"))
+        scale = jnp.where(largest > 0, largest, 1).astype(w.dtype)
+        clamped = jnp.maximum(jnp.abs(w), relative.astype(w.dtype) * scale)
+        inverse = jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest")
+        inverses.append(inverse.astype(b.dtype))
     return BlockJacobi(tuple(inverses), H.in_structure())

@@ -29,7 +29,7 @@ LAYERS = (
     ("_abstract",),
     ("scipy", "_precondition"),
     ("_operator",),
-    ("_hessian", "_check"),
+    ("_hessian", "_check", "optax"),
     ("__init__",),
 )
 

@@ -80,3 +80,12 @@ def test_blocks_that_are_not_finite_are_said():
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3))
     with pytest.raises(RuntimeError, match="diagonal blocks of H are not finite"):
         jax.block_until_ready(hessop.block_jacobi(H).blocks)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype):
+    H = hessop.HessianOperator(lambda x: jnp.sum(x**2) + x[0, 0] * x[0, 1], jnp.ones((2, 2), dtype))
+    M = hessop.block_jacobi(H)
+    product = M.mv(jnp.ones((2, 2), dtype))
+    assert product.dtype == dtype
+    np.testing.assert_allclose(np.asarray(product, float), [[1 / 3, 1 / 3], [0.5, 0.5]], rtol=0.02)

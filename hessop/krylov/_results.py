@@ -31,6 +31,7 @@ class StopReason(eqx.Enumeration):
     max_steps = "reached the largest number of steps"
     stagnation = "rounding keeps the residual above the tolerance"
     breakdown = "the preconditioner is not positive definite, or a derivative met curvature that is not positive"
+    gradient = "the step was not finite or not downhill; the gradient is in its place"
     not_finite = "the right-hand side, the start or a product with the operator is not finite"
 
 

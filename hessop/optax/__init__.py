@@ -1,0 +1,19 @@
+"""Newton's method as optax transformations: directions and whole solvers that survive indefinite Hessians.
+
+Imports optax, which `import hessop` does not: this package is loaded when `hessop.optax` is first asked for.
+"""
+
+# A direction to chain with a step size or a line search, and that chain.
+from hessop.optax._newton_cg import (
+    NewtonCGInfo as NewtonCGInfo,
+    ScaleByNewtonCGState as ScaleByNewtonCGState,
+    newton_cg as newton_cg,
+    scale_by_newton_cg as scale_by_newton_cg,
+)
+
+# A whole solver.
+from hessop.optax._trust_region import (
+    NewtonTrustRegionState as NewtonTrustRegionState,
+    TrustRegionInfo as TrustRegionInfo,
+    newton_trust_region as newton_trust_region,
+)

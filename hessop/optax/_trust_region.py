@@ -1,0 +1,247 @@
+"""Newton's method in a trust region: a whole solver as an optax transformation.
+
+It looks at the objective where the step leads and takes the step only if that is worth it, so it cannot be chained with a
+line search. Depends on optax. Must never know how a product with the Hessian is computed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jax import Array
+
+from hessop._annotations import Scalar
+from hessop.krylov import _vectors as vec
+from hessop.krylov._options import positive
+from hessop.krylov._results import StopReason
+from hessop.krylov.truncated_cg import TruncatedCG
+from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
+
+# Conn, Gould and Toint (2000), section 6.1: the ratio of the actual decrease to that of the model decides.
+_ACCEPTED, _POOR, _GOOD = 0.1, 0.25, 0.75
+_SHRINK, _GROW = 0.25, 2
+# A decrease of fewer than so many units in the last place of the values is measured by their gradients instead.
+_BLURRED_ULPS = 1000
+_NOISE_ULPS = 10
+
+
+class TrustRegionInfo(NamedTuple):
+    """How the last step came about, for debugging.
+
+    Attributes:
+        num_cg_steps: products with the Hessian.
+        residual: |g + H p| of the step p.
+        curvature: d.Hd / d.d of the direction in which curvature was not positive, NaN where none was met.
+        stop_reason: a `hessop.StopReason` of the linear solve.
+        ratio: actual decrease by that of the model, NaN where the objective was not finite.
+        accepted: whether the step was taken.
+    """
+
+    num_cg_steps: Array
+    residual: Array
+    curvature: Array
+    stop_reason: Any
+    ratio: Array
+    accepted: Array
+
+
+class NewtonTrustRegionState(NamedTuple):
+    """State of `newton_trust_region`.
+
+    Attributes:
+        count: number of updates, taken or not.
+        radius: of the trust region; infinite before the first update, where none was given.
+        value: the objective at the parameters after the update, for `optax.value_and_grad_from_state`.
+        grad: its gradient there.
+        gradient_norm: of the last incoming updates, infinite before the first.
+        info: how the last step came about.
+    """
+
+    count: Array
+    radius: Array
+    value: Array
+    grad: Any
+    gradient_norm: Array
+    info: TrustRegionInfo
+
+
+class _Trial(NamedTuple):
+    """Where a step leads, and what became of the radius."""
+
+    accepted: Array
+    radius: Array
+    ratio: Array
+    value: Array
+    grad: Any
+
+
+def newton_trust_region(
+    *,
+    initial_radius: Scalar | None = None,
+    rtol: Scalar | None = None,
+    max_cg_steps: Any = None,
+    damping: Scalar = 0.0,
+    preconditioner: Any = None,
+    curvature_fn: Callable[..., Any] | None = None,
+    subproblem: Any = "truncated",
+) -> optax.GradientTransformationExtraArgs:
+    """Newton's method in a trust region: minimize the quadratic model within a radius, and take the step if it is worth it.
+
+    A step that does not decrease the objective as the model promised, or leads where it is not finite, is not taken: the
+    updates are zero and the radius shrinks. The value never rises by more than its rounding. Where the decrease that is left
+    drowns in that rounding, the gradients at both ends measure it, so that the gradient falls to its own rounding.
+
+    A whole solver, sign included: do not chain it with a line search or a learning rate. `update` needs the gradient, params
+    and `value_fn`, and the objective's other arguments by name; `value` and `grad` are used if given. The state holds `value`
+    and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice.
+
+    Args:
+        initial_radius: of the trust region in the norm sqrt(p.M^-1 p) of the preconditioner M; by default the length of the
+            step along the gradient that the curvature there suggests, at the cost of one more product in the first update.
+        rtol: as for `scale_by_newton_cg`.
+        max_cg_steps: as for `scale_by_newton_cg`; with subproblem="exact" an int, 100 by default.
+        damping: as for `scale_by_newton_cg`.
+        preconditioner: as for `scale_by_newton_cg`.
+        curvature_fn: as for `scale_by_newton_cg`.
+        subproblem: "truncated", or "exact" for the global minimum of the model in the region, which also leaves a saddle
+            point on which it starts exactly; see `hessop.TruncatedCG`.
+
+    Returns:
+        A transformation whose updates are ready for `optax.apply_updates`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, hessop.optax, optax
+        >>> fn = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4  # a saddle point at zero
+        >>> solver = hessop.optax.newton_trust_region(subproblem="exact")
+        >>> x = jnp.array([1.0, 0.0])
+        >>> state = solver.init(x)
+        >>> for _ in range(20):
+        ...     updates, state = solver.update(jax.grad(fn)(x), state, x, value_fn=fn)
+        ...     x = optax.apply_updates(x, updates)
+        >>> print(f"{fn(x):.3f}")
+        -1.000
+
+    References:
+        Nocedal and Wright, Numerical Optimization (2nd ed., 2006), algorithm 4.1, doi:10.1007/978-0-387-40065-5.
+        Conn, Gould and Toint, Trust-Region Methods (2000), sections 6.1 and 17.4.2, doi:10.1137/1.9780898719857.
+    """
+    settings = Settings.checked(
+        rtol=rtol,
+        max_cg_steps=max_cg_steps,
+        damping=damping,
+        preconditioner=preconditioner,
+        curvature_fn=curvature_fn,
+    )
+    start = None if initial_radius is None else positive(initial_radius, "initial_radius")
+    # Says at once what is wrong with these two.
+    TruncatedCG(0.5, radius=1.0, max_steps=settings.max_cg_steps, subproblem=subproblem)
+
+    def init_fn(params: Any) -> NewtonTrustRegionState:
+        number = lambda value: jnp.asarray(value, state_dtype(params))
+        none, nan = jnp.zeros((), jnp.int32), number(jnp.nan)
+        info = TrustRegionInfo(none, number(jnp.inf), nan, StopReason.max_steps, nan, jnp.zeros((), bool))
+        return NewtonTrustRegionState(
+            count=none,
+            radius=number(jnp.inf if start is None else start),
+            # In the dtype that optax's line searches take for the objective's.
+            value=jnp.asarray(jnp.inf, next((leaf.dtype for leaf in jax.tree.leaves(params)), jnp.float32)),
+            grad=optax.tree.zeros_like(params),
+            gradient_norm=number(jnp.inf),
+            info=jax.tree.map(jnp.asarray, info),
+        )
+
+    def update_fn(
+        updates: Any,
+        state: NewtonTrustRegionState,
+        params: Any = None,
+        *,
+        value_fn: Callable[..., Any],
+        value: Any = None,
+        grad: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, NewtonTrustRegionState]:
+        require_params(params)
+        arguments = objective_arguments(value_fn, extra_args)
+        dtype = vec.working_dtype(params)
+        gradient = vec.cast_like(updates, params)
+        norm = size(gradient, dtype)
+        tolerance = settings.tolerance(norm, state.gradient_norm)
+        operator = settings.operator(value_fn, params, arguments)
+        options = settings.options(operator)
+        radius = jax.lax.cond(
+            jnp.isfinite(state.radius), lambda: state.radius, lambda: _first_radius(operator, options, gradient, dtype)
+        )
+        solver = TruncatedCG(tolerance, radius=radius, max_steps=settings.max_cg_steps, subproblem=subproblem)
+        solution = lx.linear_solve(operator, gradient, solver, options=options, throw=False)
+        step = jax.tree.map(jnp.negative, solution.value)
+        objective = lambda at: value_fn(at, **arguments)
+        before = jnp.asarray(objective(params) if value is None else value)
+        trial = _try(jax.value_and_grad(objective), params, step, before, gradient, radius, solution.stats)
+        info = TrustRegionInfo(
+            num_cg_steps=solution.stats["num_steps"],
+            residual=solution.stats["residual_norm"],
+            curvature=solution.stats["curvature"],
+            stop_reason=solution.stats["stop_reason"],
+            ratio=trial.ratio,
+            accepted=trial.accepted,
+        )
+        kept = vec.cast_like(gradient if grad is None else grad, params)
+        new_state = NewtonTrustRegionState(
+            count=jnp.asarray(optax.safe_increment(state.count)),
+            radius=trial.radius,
+            value=jnp.where(trial.accepted, trial.value.astype(state.value.dtype), before.astype(state.value.dtype)),
+            grad=vec.select(trial.accepted, vec.cast_like(trial.grad, params), kept),
+            gradient_norm=norm,
+            info=info,
+        )
+        taken = jax.tree.map(lambda p: jnp.where(trial.accepted, p, 0), step)
+        return taken, optax.tree.cast_like(new_state, other_tree=state)
+
+    return transformation(init_fn, update_fn)
+
+
+def _first_radius(operator: Any, options: dict[str, Any], gradient: Any, dtype: Any) -> Array:
+    """The length of the step along the preconditioned gradient that the curvature there suggests."""
+    length, along = size(gradient, dtype), gradient
+    if "preconditioner" in options:
+        along = options["preconditioner"].mv(gradient)
+        unit = vec.power_of_two(length)
+        inner = vec.dot(*(vec.scaled(vec.cast(tree, dtype), 1 / unit) for tree in (gradient, along)))
+        length = unit * jnp.sqrt(jnp.maximum(inner, 0))
+    curved = size(operator.mv(along), dtype)
+    radius = length * (size(gradient, dtype) / curved)
+    # Without curvature, or without a gradient, there is no length but that of a unit.
+    return jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
+
+
+def _try(
+    value_and_grad: Callable[[Any], Any], params: Any, step: Any, before: Array, gradient: Any, radius: Array, stats: Any
+) -> _Trial:
+    """Evaluate the objective where the step leads, and judge the model by it."""
+    dtype = radius.dtype
+    at = optax.apply_updates(params, step)
+    after, grad = value_and_grad(at)
+    eps = max(jnp.finfo(after.dtype).eps, jnp.finfo(before.dtype).eps)
+    old, new = before.astype(dtype), after.astype(dtype)
+    ulp = eps.astype(dtype) * jnp.maximum(jnp.abs(old), jnp.abs(new))
+    promised = -stats["model_value"]
+    # The trapezoidal rule along the step: exact where the model is.
+    mean = jax.tree.map(lambda a, b: (a.astype(dtype) + b.astype(dtype)) / 2, gradient, grad)
+    by_gradients = -vec.dot(mean, vec.cast(step, dtype))
+    blurred = (promised <= _BLURRED_ULPS * ulp) & (new <= old + _NOISE_ULPS * ulp)
+    ratio = jnp.where(blurred, by_gradients, old - new) / promised
+    ratio = jnp.where(jnp.isfinite(new) & finite(grad) & finite(at), ratio, jnp.nan)
+    moved = jnp.any(jnp.stack([jnp.any(a != p) for a, p in zip(jax.tree.leaves(at), jax.tree.leaves(params), strict=True)]))
+    length = stats["step_norm"]
+    shrunk = jnp.where(ratio >= _POOR, radius, _SHRINK * jnp.minimum(length, radius))
+    at_boundary = (ratio > _GOOD) & (length >= 0.99 * radius)
+    resized = jnp.where(at_boundary, _GROW * radius, shrunk)
+    # No shorter step than one that moves nothing; and nothing is learned where the solve failed.
+    usable = moved & jnp.isfinite(resized) & (resized > 0) & finite(step)
+    return _Trial(moved & (ratio >= _ACCEPTED), jnp.where(usable, resized, radius), ratio, after, grad)
