@@ -1,14 +1,15 @@
-"""Flat lists of JAX equations: inline calls, drop dead code, evaluate.
+"""Flat lists of JAX equations: inline calls, drop dead code and duplicates, evaluate.
 
 Everything that touches the form of a jaxpr and does not care what it computes. Depends on JAX only; equations are re-bound
 with their own parameters, and calls are recognised by primitive, never by the name that a user gave a jitted function.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jex
 
 # Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
@@ -109,6 +110,75 @@ def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
             live.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
             kept.append(eqn)
     return kept[::-1]
+
+
+# The one primitive without an effect that gives another result each time.
+_NEVER_EQUAL = frozenset(["rng_uniform"])
+# a o b is b o a, to the last bit.
+_COMMUTATIVE = frozenset(["add", "add_any", "mul", "and", "or", "xor", "eq", "ne"])
+
+
+def without_duplicates(flat: Equations) -> Equations:
+    """The same outputs from equations that are each there once.
+
+    Differentiation repeats what it computed before (each JVP rule makes its own 2 x). The compiler would merge that as well,
+    but not across the line between what is stored and what reads it, and the structure engine tells factors apart by
+    identity. Two equations are equal where primitive, parameters, context and inputs are; what cannot be compared for sure
+    (an effect, a parameter without a hash) is kept.
+    """
+    first: dict[Hashable, Any] = {}
+    same: dict[Any, Any] = {}
+
+    def read(v: Any) -> Any:
+        return v if isinstance(v, jex.Literal) else same.get(v, v)
+
+    kept = []
+    for eqn in flat.eqns:
+        eqn = eqn.replace(invars=[read(v) for v in eqn.invars])
+        try:
+            before = first.setdefault(_meaning(eqn), eqn)
+        except TypeError:  # a parameter without a hash
+            before = eqn
+        if before is eqn:
+            kept.append(eqn)
+        else:
+            same.update(zip(eqn.outvars, before.outvars, strict=True))
+    return Equations(flat.invars, tuple(kept), tuple(read(v) for v in flat.outvars))
+
+
+def _meaning(eqn: Any) -> Hashable:
+    """What determines the outputs of an equation; equal only where they are.
+
+    Raises:
+        TypeError: it cannot be compared.
+    """
+    if eqn.effects or eqn.primitive.name in _NEVER_EQUAL:
+        return id(eqn)
+    inputs = [_literal(v) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
+    if eqn.primitive.name in _COMMUTATIVE:
+        inputs.sort(key=hash)
+    # The variable of an output that nothing reads is of another type: it must not stand for one that is read.
+    outputs = tuple((type(v), v.aval) for v in eqn.outvars)
+    return eqn.primitive, _exact(eqn.params), eqn.ctx, tuple(inputs), outputs
+
+
+def _literal(v: Any) -> Hashable:
+    return v.aval, np.asarray(v.val).tobytes()
+
+
+def _exact(value: Any) -> Hashable:
+    """A parameter such that equal means the same: 0.0 and -0.0 are not, 1 and 1.0 and True are not, NaN and NaN are."""
+    if isinstance(value, Mapping):
+        return "mapping", tuple((k, _exact(v)) for k, v in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_exact, value))
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return "integer", int(value)
+    if isinstance(value, bool | float | complex | np.generic):
+        array = np.asarray(value)
+        return array.dtype, array.tobytes()
+    hash(value)
+    return type(value), value
 
 
 def has_primitive(eqns: Sequence[Any], name: str) -> bool:

@@ -29,6 +29,7 @@ from hessop._jaxpr import (
     has_primitive,
     needed_equations,
     open_jaxpr,
+    without_duplicates,
 )
 from hessop._self_pairs import SelfPair, rewrite
 
@@ -221,7 +222,7 @@ def _joint(
     live = needed_equations(flat, flat.outvars[1 + len(wrt) :])
     if mode == "fwd_over_rev" and has_primitive(live, "custom_lin"):
         return None
-    return flat, inner_consts
+    return without_duplicates(flat), inner_consts
 
 
 def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:

@@ -62,6 +62,21 @@ def test_masks_and_broadcasts_are_not_stored():
     assert not any(aval.dtype == bool for aval in stored)
 
 
+def pair_distances(x):
+    """The energy of JAX issue 787, whose derivative computes 2 d and 0.5 / r twice each."""
+    ri, rj = jnp.expand_dims(x, 0), jnp.expand_dims(x, 1)
+    return jnp.sum(jnp.sqrt(jnp.sum(jnp.power(ri - rj, 2), axis=-1)))
+
+
+def test_no_residual_is_stored_twice():
+    x = jnp.asarray(np.random.RandomState(0).rand(7, 3), X.dtype)
+    program = program_of(pair_distances, x)
+    stored = [np.asarray(r) for r in jax.jit(program.residuals)([*program.consts, x])]
+    assert {r.shape for r in stored} == {(7, 7, 3), (7, 7)}
+    for k, a in enumerate(stored):
+        assert not any(a.shape == b.shape and np.allclose(a, b) for b in stored[:k])
+
+
 def test_jit_within_jit_and_shared_inner_functions():
     inner = jax.jit(lambda x: jnp.tanh(x) * x)
     fn = lambda x: jnp.sum(inner(inner(x)) * jax.jit(lambda y: inner(y) ** 2)(x))

@@ -182,6 +182,35 @@ def test_an_equation_runs_again_with_its_own_parameters():
     assert len(bind(eqn, [jnp.float32(0), jnp.asarray(X)])) == 2
 
 
+def test_an_equation_takes_other_inputs_and_keeps_the_rest():
+    eqn = equation(lambda x: jnp.sum(jnp.sin(x), 1), "reduce_sum")
+    other = eqn.replace(invars=[eqn.outvars[0]])
+    assert other.invars == [eqn.outvars[0]]
+    for name in ("primitive", "params", "outvars", "effects", "ctx"):
+        assert getattr(other, name) is getattr(eqn, name)
+
+
+def test_the_context_of_an_equation_compares_by_what_it_says():
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    def fn(x):
+        a, b = jnp.sin(x), jnp.sin(x)
+        with set_xla_metadata(lane="1"):
+            return a, b, jnp.sin(x)
+
+    a, b, c = [e.ctx for e in flatten_jaxpr(jax.make_jaxpr(fn)(X))[0].eqns]
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != c
+
+
+def test_an_output_that_nothing_reads_may_have_a_variable_of_another_type():
+    jaxpr, _ = open_jaxpr(jax.make_jaxpr(lambda x: lax.sort((x, x), num_keys=1)[0])(X))
+    read, unread = next(e for e in jaxpr.eqns if e.primitive.name == "sort").outvars
+    assert type(read) is jex.Var
+    assert isinstance(unread, jex.Var)
+
+
 def test_names_of_rules_are_names_of_primitives():
     # Both spellings of what JAX renamed are registered; everything else must exist.
     aliases = {"copy_p", "scatter_add", "scatter_sub", "stack", "unstack", "tile", "expand_dims", "pvary"}
