@@ -15,8 +15,12 @@ from hessop._jaxpr import Equations, carried_jaxprs, peak_bytes
 # Multiply-adds of a matrix product per element of an elementwise pass that take the same time on one CPU core, measured:
 # a pass is bound by memory, a matrix product by arithmetic.
 _PRODUCT_RATE = 8
+# Elements of a matrix that a product with one vector reads in the time of one element of a pass: it is bound by memory.
+_READ_RATE = 4
 # An entry that is gathered or scattered takes as long as this many elements of a pass.
 _SCATTER_RATE = 4
+# The same elements under another shape.
+_VIEWS = frozenset(["reshape", "squeeze", "expand_dims"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,14 @@ def _work(eqn: Any) -> float:
         return inner * eqn.params["length"]
     if inner:
         return inner
+    if name in _VIEWS:
+        return 0.0
     written = sum(v.aval.size for v in eqn.outvars)
     if name == "dot_general":
         ((contract, _), _) = eqn.params["dimension_numbers"]
         depth = math.prod(eqn.invars[0].aval.shape[d] for d in contract)
-        return written * max(1.0, depth / _PRODUCT_RATE)
+        read = sum(v.aval.size for v in eqn.invars)
+        return max(written, written * depth / _PRODUCT_RATE, read / _READ_RATE)
     if name.startswith(("gather", "scatter")):
         read = max((v.aval.size for v in eqn.invars[1:] if not isinstance(v, jex.Literal)), default=0)
         return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
