@@ -20,7 +20,8 @@ from hessop._operator import HessianOperator as HessianOperator
 from hessop._precondition import block_jacobi as block_jacobi
 from hessop._progress import Progress as Progress
 
-# Functions as they are posted.
+# Functions as they are posted, and without their large intermediates.
 from hessop._self_pairs import without_self_pairs as without_self_pairs
+from hessop._tiled import tiled as tiled
 
 __version__ = _version("hessop")

@@ -28,11 +28,13 @@ from hessop._columns import (
     fill,
     fill_traced,
     open_output,
+    shifted,
     shifted_product,
 )
 from hessop._lineax import matrix_operator
 from hessop._plan import choose_route
 from hessop._progress import Progress, progress_bar
+from hessop._recompute import recomputed_product
 from hessop._structured import run_structure
 from hessop._tree import Layout
 
@@ -255,7 +257,9 @@ def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[
 
 
 def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
-    return shifted_product(program, _residuals(program, stored, source), shift, leaves)
+    if stored:
+        return shifted_product(program, source, shift, leaves)
+    return shifted(recomputed_product(program, source, leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

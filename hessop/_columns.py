@@ -127,7 +127,11 @@ def shifted_product(
     tangents: Sequence[Array],
 ) -> list[Array]:
     """(H + shift I) t, leaf by leaf."""
-    products = program.product(residuals, tangents)
+    return shifted(program.product(residuals, tangents), shift, tangents)
+
+
+def shifted(products: list[Array], shift: Array | None, tangents: Sequence[Array]) -> list[Array]:
+    """H t + shift t, leaf by leaf."""
     if shift is None:
         return products
     return [p + shift.astype(p.dtype) * t for p, t in zip(products, tangents, strict=True)]

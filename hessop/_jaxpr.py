@@ -5,6 +5,7 @@ with their own parameters, and calls are recognised by primitive, never by the n
 """
 
 import dataclasses
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from jax.extend import core as jex
 _CALLS = frozenset(
     ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
 )
+
+_LIBRARY = os.path.dirname(str(jax.__file__)) + os.sep
+_RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,29 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
         Equations((*flat.constvars, *flat.invars), tuple(flat.eqns), tuple(flat.outvars)),
         (*inner_consts, *consts),
     )
+
+
+def inline_rules(equations: Equations) -> Equations:
+    """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
+    if not any(eqn.primitive.name in _RULED for eqn in equations.eqns):
+        return equations
+
+    def run(*values: Any) -> list[Any]:
+        env = dict(zip(equations.invars, values, strict=True))
+        for eqn in equations.eqns:
+            inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
+            if eqn.primitive.name in _RULED:
+                jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
+                out = _run((*jaxpr.constvars, *jaxpr.invars), jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True)
+            else:
+                out = bind(eqn, inputs)
+            env.update(zip(eqn.outvars, out, strict=True))
+        return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
+
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[_example(v.aval) for v in equations.invars]))
+    assert not consts
+    kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
+    return inline_rules(kept)
 
 
 def _example(aval: Any) -> jax.ShapeDtypeStruct:
@@ -191,6 +218,16 @@ def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
         yield eqn
         for jaxpr in carried_jaxprs(eqn):
             yield from _walk(jaxpr.eqns)
+
+
+def source_line(eqn: Any) -> str | None:
+    """File, line and function of the user's code that an equation comes from."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        if not frame.file_name.startswith((_LIBRARY, "<")):
+            function = frame.function_name.rsplit("<locals>.", 1)[-1]
+            return f"{frame.file_name}:{frame.line_num} ({function})"
+    return None
 
 
 def _bytes(v: Any) -> int:

@@ -33,6 +33,7 @@ from hessop._columns import Point, Row, shapes_of
 from hessop._lineax import check_tags, register
 from hessop._plan import Plan, choose_route
 from hessop._program import HessianProgram, program_for
+from hessop._recompute import value_and_gradient
 from hessop._structured import terms_of
 from hessop._tree import leaf_name
 
@@ -121,7 +122,7 @@ class HessianOperator(AbstractHessian):
     @property
     def value(self) -> Array:
         """fn(x, *args), a scalar."""
-        return self._run("value", lambda program, _, primals, shift: program.value(primals))
+        return self._run("value", lambda program, _, primals, shift: value_and_gradient(program, primals)[0])
 
     @property
     def gradient(self) -> Any:
@@ -221,7 +222,7 @@ class HessianOperator(AbstractHessian):
         return Point(program, self._layout(), primals, None, self.shift)
 
     def _gradient(self) -> list[Array]:
-        return self._run("gradient", lambda program, _, primals, shift: program.gradient(primals))
+        return self._run("gradient", lambda program, _, primals, shift: value_and_gradient(program, primals)[1])
 
     def _check_finite(self, matrix: Array) -> None:
         if not _trace_is_finite(matrix):

@@ -12,7 +12,6 @@ References:
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations, bind, evaluate, has_primitive, open_jaxpr
+from hessop._jaxpr import Equations, bind, evaluate, has_primitive, open_jaxpr, source_line
 from hessop._pair_analysis import Analysis, Flat, Singular, Step, flatten
 from hessop._pair_axes import Diagonal, Site
 from hessop._pair_values import MOVES
@@ -38,7 +37,6 @@ _BODIES = {
     "cond": "branches",
     "while": "body_jaxpr",
 }
-_LIBRARY = os.path.dirname(str(jax.__file__)) + os.sep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,13 +207,8 @@ def _place(found: Singular) -> SelfPair:
 
 def _source(step: Step) -> str:
     """File, line and function of the user's code that an equation comes from."""
-    for eqn in (step.eqn, *reversed(step.callers)):
-        traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
-        for frame in getattr(traceback, "frames", ()):
-            if not frame.file_name.startswith((_LIBRARY, "<")):
-                function = frame.function_name.rsplit("<locals>.", 1)[-1]
-                return f"{frame.file_name}:{frame.line_num} ({function})"
-    return "unknown"
+    found = (source_line(eqn) for eqn in (step.eqn, *reversed(step.callers)))
+    return next((line for line in found if line), "unknown")
 
 
 def _rewrite_bodies(eqn: Any, mode: Mode) -> tuple[Any | None, list[SelfPair]]:

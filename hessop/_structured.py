@@ -16,6 +16,11 @@ from hessop._columns import Blocks, Offset, Point, Row, Take, shapes_of
 from hessop._jaxpr import Equations, open_jaxpr
 from hessop._price import Price, price
 from hessop.structure import StructuredHessian, propagate
+from hessop.tiles import Options, trace_tiled
+
+# Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
+# length 3 long before memory matters.
+_OPTIONS = Options(threshold=2**10, regroup=True)
 
 
 def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
@@ -62,14 +67,24 @@ def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
 
 
 def _executable(point: Point, take: Take, limit: int | None) -> Any:
+    """(residuals or primals, shift) -> what is taken, in one computation that stores no pair values.
+
+    The terms read residuals of the size of all pairs. Evaluated together with what makes them, tile by tile and as planes,
+    those are recomputed where they are needed rather than written and read again.
+    """
     program, layout, stored = point.program, point.layout, point.residuals is not None
 
     def build() -> Any:
         terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
 
+        def taken(*source: Array) -> Sequence[Array]:
+            return terms(*(source if stored else program.residuals(source)))
+
+        tiled, consts = trace_tiled(taken, shapes_of(point, stored), _OPTIONS)
+
         def run(source: Sequence[Array], shift: Array | None) -> Array:
-            (taken,) = terms(*(source if stored else program.residuals(source)))
-            return taken if shift is None else _shifted(taken, shift, take, layout)
+            (found,) = tiled(*consts, *source)
+            return found if shift is None else _shifted(found, shift, take, layout)
 
         return jax.jit(run)
 

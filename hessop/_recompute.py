@@ -1,0 +1,76 @@
+"""The tiles route: value, gradient and products without storing what is as large as all pairs.
+
+A product reads residuals of the size of all pairs, or makes them anew. On a tile they are made where they are needed, which
+is faster than reading them wherever making them is elementwise work.
+
+Depends on the tiles engine and the program. Must never know operators or lineax.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+
+from hessop._jaxpr import inline_rules
+from hessop._program import HessianProgram
+from hessop.tiles import Options, Tiled, schedule_of, trace_tiled
+
+_OPTIONS = Options()
+# A matrix product with sums longer than this costs more than reading its result again.
+_LONGEST_SUM = 64
+
+
+def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """The value and the gradient leaves at `primals` = [*consts, *x, *args]."""
+
+    def traced(*source: Array) -> list[Array]:
+        value, gradient, _ = program.linearize(source)
+        return [value, *gradient]
+
+    tiled = program.executable("tiled gradient", lambda: _worthwhile(traced, primals))
+    value, *gradient = traced(*primals) if tiled is None else tiled(*primals)
+    return value, gradient
+
+
+def recomputed_product(program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    """H t, leaf by leaf, from the point: residuals are made where they are read."""
+    tiled = _tiled_product(program)
+    return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
+
+
+def recomputes(program: HessianProgram) -> bool:
+    """Whether products are cheaper from the point than from stored residuals."""
+    return _tiled_product(program) is not None
+
+
+def _tiled_product(program: HessianProgram) -> Tiled | None:
+    count = len(program.primal.invars)
+
+    def traced(*source: Array) -> list[Array]:
+        return program.product(program.residuals(source[:count]), source[count:])
+
+    avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
+    return program.executable("tiled product", lambda: _worthwhile(traced, avals))
+
+
+def _worthwhile(function: Any, values: Sequence[Any]) -> Tiled | None:
+    """The function by tiles, if it has large values and none of them is dear to make again."""
+    tiled, consts = trace_tiled(function, [_aval(v) for v in values], _OPTIONS)
+    assert not consts
+    plan = schedule_of(inline_rules(tiled.equations), _OPTIONS)
+    return tiled if plan.large and not any(_is_dear(plan.virtual[v]) for v in plan.large) else None
+
+
+def _aval(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=getattr(value, "weak_type", False))
+
+
+def _is_dear(eqn: Any) -> bool:
+    if eqn.primitive.name != "dot_general":
+        return False
+    ((contract, _), _) = eqn.params["dimension_numbers"]
+    length = 1
+    for a in contract:
+        length *= eqn.invars[0].aval.shape[a]
+    return length > _LONGEST_SUM

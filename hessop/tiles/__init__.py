@@ -1,0 +1,5 @@
+"""The tiles engine: evaluate equations without storing their large intermediates."""
+
+from hessop.tiles.evaluate import Options as Options, schedule_of as schedule_of
+from hessop.tiles.primitive import Tiled as Tiled, trace_tiled as trace_tiled
+from hessop.tiles.schedule import Choice as Choice

@@ -1,0 +1,144 @@
+"""Reductions along the axis that is tiled: what a tile contributes, and how contributions are put together.
+
+The last tile overlaps the one before it, so that all have one size; entries that were counted already are replaced by the
+neutral element, never multiplied by zero, because they may be infinite.
+
+Depends on planes and rules. Must never know loops or which values are stored.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hessop._jaxpr import bind
+from hessop.tiles.planes import Cell, Cells, Planes, common_shape
+from hessop.tiles.rules import Tools, reduced
+from hessop.tiles.windows import whole
+
+State = tuple[Array, ...]
+
+
+class Accumulate(NamedTuple):
+    """How the tiles of a reduction add up.
+
+    Attributes:
+        over: equation -> for each axis that could be tiled, the axis that moves in each input (None: it does not move).
+        start: equation -> the state before the first tile.
+        step: (tools, equation, parts of the inputs, over, entries that are new, state) -> the state with this tile.
+        finish: state -> the output.
+    """
+
+    over: Callable[[Any], Sequence[tuple[int | None, ...]]]
+    start: Callable[[Any], State]
+    step: Callable[[Tools, Any, Sequence[Planes], tuple[int | None, ...], Array | None, State], State]
+    finish: Callable[[State], Array] = lambda state: state[0]
+
+
+def only_new(cells: Cells, planes: Planes, axis: int | None, new: Array | None, neutral: Any) -> Planes:
+    """The entries where `new` holds along an axis, the neutral element elsewhere."""
+    if new is None or axis is None:
+        return planes
+    at = planes.frame.order.index(axis)
+    shape = [1] * len(planes.frame.order)
+    shape[at] = new.shape[0]
+
+    def masked(plane: Any) -> Array:
+        kept, plane = common_shape([new.reshape(shape), plane])
+        return jnp.where(kept, plane, jnp.asarray(neutral, planes.dtype))
+
+    table = np.empty(planes.table.shape, object)
+    for index in np.ndindex(*table.shape):
+        cell = planes.table[index]
+        if neutral != 0:
+            cell = Cell(cells.plain(cell))
+        array = cells.once(("only new", at, str(neutral)), [cell.array, new], lambda a=cell.array: masked(a))
+        table[index] = Cell(array, cell.negative)
+    return dataclasses.replace(planes, table=table)
+
+
+def _reduced_axes(eqn: Any) -> list[tuple[int | None, ...]]:
+    return [(int(a),) for a in eqn.params["axes"]]
+
+
+def _limits(dtype: Any) -> tuple[Any, Any]:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -np.inf, np.inf
+    if dtype == jnp.bool_:
+        return False, True
+    info = jnp.iinfo(dtype)
+    return info.min, info.max
+
+
+def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
+    def start(eqn: Any) -> State:
+        aval = eqn.outvars[0].aval
+        return (jnp.full(aval.shape, neutral(aval.dtype), aval.dtype),)
+
+    def step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
+        (planes,) = ins
+        planes = only_new(tools.cells, planes, over[0], new, neutral(planes.dtype))
+        shape = eqn.outvars[0].aval.shape
+        part = reduced(tools, eqn, planes, tools.frame(shape, whole(len(shape))))
+        return (combine(state[0], tools.cells.put_together(part)),)
+
+    return Accumulate(_reduced_axes, start, step)
+
+
+def _dot_over(eqn: Any) -> list[tuple[int | None, ...]]:
+    (left, right), _ = eqn.params["dimension_numbers"]
+    return [(int(a), int(b)) for a, b in zip(left, right, strict=True)]
+
+
+def _dot_start(eqn: Any) -> State:
+    aval = eqn.outvars[0].aval
+    return (jnp.zeros(aval.shape, aval.dtype),)
+
+
+def _dot_step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
+    # Both sides: zero times an infinite entry that was counted already would be NaN.
+    parts = [only_new(tools.cells, p, axis, new, 0) for p, axis in zip(ins, over, strict=True)]
+    (part,) = bind(eqn, [tools.cells.put_together(p) for p in parts])
+    return (state[0] + part,)
+
+
+def _extreme(largest: bool) -> Accumulate:
+    """Argmax and argmin: the first of the best, where NaN is better than anything, as JAX has it."""
+
+    def start(eqn: Any) -> State:
+        dtype, aval = eqn.invars[0].aval.dtype, eqn.outvars[0].aval
+        low, high = _limits(dtype)
+        return jnp.full(aval.shape, low if largest else high, dtype), jnp.zeros(aval.shape, aval.dtype)
+
+    def step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
+        (axis,) = over
+        # Entries that were seen already cannot win: only a strictly better one replaces what is there.
+        array = tools.cells.put_together(ins[0])
+        (place,) = bind(eqn, [array])
+        value = jnp.squeeze(jnp.take_along_axis(array, jnp.expand_dims(place, axis), axis), axis)
+        place = place + lax.convert_element_type(tools.start, place.dtype)
+        best, at = state
+        better = value > best if largest else value < best
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            better |= jnp.isnan(value) & ~jnp.isnan(best)
+        # Where everything is at the limit of the dtype nothing is strictly better than the start.
+        better |= tools.start == 0
+        return jnp.where(better, value, best), jnp.where(better, place, at)
+
+    return Accumulate(_reduced_axes, start, step, lambda state: state[1])
+
+
+ACCUMULATE: dict[str, Accumulate] = {
+    "reduce_sum": _monoid(lambda dtype: 0, lax.add),
+    "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
+    "reduce_max": _monoid(lambda dtype: _limits(dtype)[0], lax.max),
+    "reduce_min": _monoid(lambda dtype: _limits(dtype)[1], lax.min),
+    "reduce_and": _monoid(lambda dtype: True if dtype == jnp.bool_ else -1, lax.bitwise_and),
+    "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
+    "argmax": _extreme(largest=True),
+    "argmin": _extreme(largest=False),
+    "dot_general": Accumulate(_dot_over, _dot_start, _dot_step),
+}
