@@ -91,7 +91,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vectors` differs from x in more than the leading axis.
         """
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
-        return self._like_x(self._run("mm", _products, leaves))
+        linearized = self._linearized(leaves[0].shape[0])
+        return self._like_x(linearized._run("mm", _products, leaves))
 
     def materialize(
         self,
@@ -191,6 +192,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _point(self) -> Point:
         raise NotImplementedError
 
+    def _linearized(self, count: int) -> "AbstractHessian":
+        """The operator in the form in which so many products cost least."""
+        return self
+
     def _check_finite(self, matrix: Array) -> None:
         raise NotImplementedError
 
@@ -201,7 +206,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return jax.tree.unflatten(jax.tree.structure(self.in_structure()), leaves)
 
     def _run(self, name: str, function: Callable[..., Any], *extra: Any) -> Any:
-        """`function(program, point's arrays, shift, *extra)`, jitted once for the program."""
+        """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
@@ -252,10 +257,6 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return taken if out is None else out
 
 
-def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[Array]:
-    return source if stored else program.residuals(source)
-
-
 def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
@@ -263,8 +264,9 @@ def _product(program: Any, stored: bool, source: Any, shift: Array | None, leave
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
-    residuals = _residuals(program, stored, source)
-    return jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*leaves)
+    if stored:
+        return shifted(program.products(source, leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
 def check_chunk(chunk: Chunk) -> int | None:

@@ -19,6 +19,8 @@ _PRODUCT_RATE = 8
 _READ_RATE = 4
 # An entry that is gathered or scattered takes as long as this many elements of a pass.
 _SCATTER_RATE = 4
+# Elements of a pass that stays in a cache in the time of one that does not, measured on CPUs between 4 and 12.
+_TILE_RATE = 6
 # The same elements under another shape.
 _VIEWS = frozenset(["reshape", "squeeze", "expand_dims"])
 
@@ -41,12 +43,17 @@ def price(equations: Equations) -> Price:
     return Price(work_of(equations.eqns), peak_bytes(equations, equations.invars))
 
 
-def work_of(eqns: Any) -> float:
-    """Elements written by equations, loops counted as often as they run."""
-    return sum(_work(eqn) for eqn in eqns)
+def work_of(eqns: Any, *, tiled: bool = False) -> float:
+    """Elements written by equations, loops counted as often as they run.
+
+    Args:
+        eqns: equations.
+        tiled: elementwise passes run tile by tile, in a cache.
+    """
+    return sum(_work(eqn, 1 / _TILE_RATE if tiled else 1.0) for eqn in eqns)
 
 
-def _work(eqn: Any) -> float:
+def _work(eqn: Any, rate: float) -> float:
     name = eqn.primitive.name
     inner = sum(work_of(jaxpr.eqns) for jaxpr in carried_jaxprs(eqn))
     if name == "scan":
@@ -65,5 +72,5 @@ def _work(eqn: Any) -> float:
         read = max((v.aval.size for v in eqn.invars[1:] if not isinstance(v, jex.Literal)), default=0)
         return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
     if name.startswith("reduce"):
-        return sum(v.aval.size for v in eqn.invars if not isinstance(v, jex.Literal))
-    return float(written)
+        return rate * sum(v.aval.size for v in eqn.invars if not isinstance(v, jex.Literal))
+    return rate * written

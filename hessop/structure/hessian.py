@@ -53,13 +53,13 @@ class StructuredHessian(eqx.Module):
     """A Hessian as a sum of terms. Terms have a flat row axis and a flat column axis, of one leaf of x each.
 
     Attributes:
-        arrays: what the factors and lookups read.
+        arrays: what the factors and lookups read; shapes in their place are enough to price a product.
         leaves: shape and dtype of each leaf of x.
         packed: per leaf of the rows, its terms without their arrays.
         fallbacks: the primitives that no rule covered, in order of appearance.
     """
 
-    arrays: tuple[Array, ...]
+    arrays: tuple[Any, ...]
     leaves: tuple[Leaf, ...] = eqx.field(static=True)
     packed: tuple[tuple[Packed, ...], ...] = eqx.field(static=True)
     fallbacks: tuple[str, ...] = eqx.field(static=True)
@@ -237,6 +237,9 @@ class StructuredHessian(eqx.Module):
         counted = tuple(identity(k) for k in count)
         out = []
         for i, leaf in enumerate(self.leaves):
+            if not self._layout.sizes[i]:
+                out.append(jnp.zeros((*count, *leaf.shape), leaf.dtype))
+                continue
             products = []
             sizes = _digits(leaf.shape, [t.axes[0] for t in self._rows(i)])
             for j in range(len(self.leaves)):

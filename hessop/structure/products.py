@@ -53,7 +53,7 @@ def contract_in_order(algebra: Algebra, factors: Sequence[Factor], keep: Collect
         chosen = [waiting[k] for k in pair]
         waiting = [f for k, f in enumerate(waiting) if k not in pair]
         held = {*keep, *factor_ids(waiting)}
-        waiting.append(_two(algebra, *chosen, held) if len(chosen) == 2 else algebra.contract(chosen, held))
+        waiting.append(algebra.contract(chosen, held) if len(chosen) == 1 else _two(algebra, chosen[0], chosen[1], held))
     (result,) = waiting
     return result
 
@@ -62,13 +62,13 @@ def _order(factors: Sequence[Factor], keep: Collection[Id]) -> Sequence[tuple[in
     if len(factors) < 3:
         return [tuple(range(len(factors)))]
     numbers = {i: k for k, i in enumerate(factor_ids(factors))}
-    operands = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
+    operands: list[Any] = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
     out = [k for i, k in numbers.items() if i in keep]
     return jnp.einsum_path(*operands, out, optimize="optimal" if len(factors) <= _FEW else "greedy")[0]
 
 
 def _two(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]) -> Factor:
-    """A * b summed over what is not kept: as a product of matrices where it is one, else elementwise.
+    """The product of two factors summed over what is not kept: of matrices where it is one, else elementwise.
 
     XLA's CPU backend runs a product of many small matrices far slower than elementwise passes, so short axes are unrolled.
     """
@@ -114,7 +114,8 @@ def _matrix_product(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]
         made = lax.dot_general(left, right, (contract, batched), precision=lax.Precision.HIGHEST)
         return made.reshape([i.size for i in (*batch, *free[0], *free[1])])
 
-    form = ("matrix product", *(tuple((*a.ids, *b.ids).index(i) for i in f.ids) for f in (a, b)), len(batch))
+    numbers = {i: k for k, i in enumerate(factor_ids([a, b]))}
+    form = ("matrix product", *(tuple(numbers[i] for i in ids) for ids in (a.ids, b.ids, batch)))
     return Factor(algebra.once(form, [a.array, b.array], make), (*batch, *free[0], *free[1]))
 
 

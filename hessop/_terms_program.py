@@ -1,0 +1,119 @@
+"""The terms of a Hessian as a program: made once at a point, after which products read nothing but them.
+
+What a `HessianProgram` keeps of a point is its residuals. Here it is the arrays of the terms, in the form whose products take
+least, so that whatever runs on a program and its residuals runs on terms and need not know it.
+
+Depends on programs and the structure and tiles engines. Must never know operators, budgets or why this form was chosen.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.extend import core as jex
+
+from hessop._jaxpr import Equations, flatten_jaxpr, needed_equations
+from hessop._program import HessianProgram
+from hessop.structure import StructuredHessian, propagate
+from hessop.tiles import Options, Tiled, trace_tiled
+
+# Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
+# length 3 long before memory matters.
+TERMS_OPTIONS = Options(threshold=2**10, regroup=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TermsProgram(HessianProgram):
+    """A program that keeps the arrays of the terms of a point.
+
+    Attributes:
+        base: the program of the function, for its value and gradient.
+        form: the terms, with shapes in the place of arrays.
+        make: (consts, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
+        made_of: what `make` takes in front of them.
+    """
+
+    base: HessianProgram
+    form: StructuredHessian
+    make: Tiled
+    made_of: tuple[Any, ...]
+
+    def terms(self, residuals: Sequence[Array]) -> StructuredHessian:
+        """The Hessian as a sum of terms."""
+        return dataclasses.replace(self.form, arrays=tuple(residuals))
+
+    def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
+        """Value, gradient leaves and the arrays of the terms at `primals` = [*consts, *x, *args]."""
+        value, gradient, _ = self.base.linearize(primals)
+        return value, gradient, self.residuals(primals)
+
+    def residuals(self, primals: Sequence[Array]) -> list[Array]:
+        """The arrays of the terms."""
+        return list(self.make(*self.made_of, *primals))
+
+    def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H t, leaf by leaf, from the terms."""
+        return self.terms(residuals).mv(tangents)
+
+    def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H T for k tangents at once: leaves with a leading axis k."""
+        return self.terms(residuals).mm(tangents)
+
+
+def terms_program(program: HessianProgram, limit: int | None, room: int) -> TermsProgram:
+    """The terms of `program`, traced once.
+
+    Args:
+        program: the program of the function.
+        limit: bytes that an equation without a rule may take.
+        room: bytes that terms may grow to where that makes products cheaper (see `StructuredHessian.for_products`).
+    """
+    return program.executable(("terms program", limit, room), lambda: _terms_program(program, limit, room))
+
+
+def _terms_program(program: HessianProgram, limit: int | None, room: int) -> TermsProgram:
+    count = program.n_residuals
+
+    def arrays(*residuals: Array) -> StructuredHessian:
+        return propagate(program.linear, residuals, len(program.x_avals), limit=limit).for_products(room)
+
+    traced, form = jax.make_jaxpr(arrays, return_shape=True)(*_shapes(program.linear.invars[:count]))
+
+    def from_point(*primals: Array) -> list[Array]:
+        return jex.jaxpr_as_fun(traced)(*program.residuals(primals))
+
+    make, made_of = trace_tiled(from_point, _shapes(program.primal.invars), TERMS_OPTIONS)
+    linear = _product(form, program.x_avals)
+    kept = linear.invars[: len(form.arrays)]
+    return TermsProgram(
+        consts=program.consts,
+        primal=Equations(kept, (), kept),  # what is there when a product begins
+        linear=linear,
+        x_avals=program.x_avals,
+        value_dtype=program.value_dtype,
+        mode=program.mode,
+        self_pairs=program.self_pairs,
+        rewritten=program.rewritten,
+        base=program,
+        form=form,
+        make=make,
+        made_of=tuple(made_of),
+    )
+
+
+def _product(form: StructuredHessian, x_avals: Sequence[Any]) -> Equations:
+    """(arrays, tangents) -> H t, to be priced."""
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in form.arrays]
+
+    def product(*values: Array) -> list[Array]:
+        return dataclasses.replace(form, arrays=values[: len(shapes)]).mv(values[len(shapes) :])
+
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(product)(*shapes, *x_avals))
+    invars = flat.invars[len(consts) :]
+    return Equations(invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
+
+
+def _shapes(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)) for v in variables]
