@@ -37,3 +37,32 @@ def hessian(x: np.ndarray) -> np.ndarray:
     H = np.empty((x.size, x.size), x.dtype)
     _fill(x, H)
     return H
+
+
+@numba.njit(parallel=True, fastmath=True)
+def _multiply(x, v, out):
+    two = x.dtype.type(2)
+    columns, tangents = np.ascontiguousarray(x.T), np.ascontiguousarray(v.T)
+    x0, x1, x2 = columns[0], columns[1], columns[2]
+    v0, v1, v2 = tangents[0], tangents[1], tangents[2]
+    for i in numba.prange(x.shape[0]):
+        sums = np.zeros(3, x.dtype)
+        s0, s1, s2 = sums[0], sums[1], sums[2]
+        for j in range(x.shape[0]):
+            d0, d1, d2 = x0[i] - x0[j], x1[i] - x1[j], x2[i] - x2[j]
+            e0, e1, e2 = v0[i] - v0[j], v1[i] - v1[j], v2[i] - v2[j]
+            squares = d0 * d0 + d1 * d1 + d2 * d2
+            squares = squares if squares > 0 else x.dtype.type(1)
+            inverse = two / np.sqrt(squares)
+            along = (d0 * e0 + d1 * e1 + d2 * e2) / squares
+            s0 += inverse * (e0 - along * d0)
+            s1 += inverse * (e1 - along * d1)
+            s2 += inverse * (e2 - along * d2)
+        out[i, 0], out[i, 1], out[i, 2] = s0, s1, s2
+
+
+def hvp(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The product of that Hessian with v (N, 3), which never forms it."""
+    out = np.empty_like(x)
+    _multiply(x, v, out)
+    return out

@@ -24,4 +24,8 @@ from hessop._progress import Progress as Progress
 from hessop._self_pairs import without_self_pairs as without_self_pairs
 from hessop._tiled import tiled as tiled
 
+# Solvers that lineax lacks.
+from hessop.krylov._results import StopReason as StopReason
+from hessop.krylov.truncated_cg import TruncatedCG as TruncatedCG
+
 __version__ = _version("hessop")

@@ -224,13 +224,17 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """What `take` takes of each row [n, width], by the cheapest route."""
         point = self._point()
         chunk = check_chunk(chunk)
+        if chunk is not None and self.route == "structure":
+            raise ValueError(
+                f"chunk: got {chunk} with route='structure', which does not go by rows; leave it out, or take route='columns'"
+            )
         budget = self._budget(memory, chunk, point.primals or point.residuals or ())
         layout = point.layout
         if output.get("out") is not None:
             output["out"] = open_output(output["out"], layout.n, layout.dtype)
-        if layout.n == 0:
-            return jnp.zeros((0, take.width(layout)), layout.dtype)
         out = output.get("out")
+        if layout.n == 0:
+            return jnp.zeros((0, take.width(layout)), layout.dtype) if out is None else out
         asked = memory is not None or self.memory is not None
         choice = choose_route(
             point,
@@ -248,12 +252,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return fill(point, take, choice.chunking, **output)
 
     def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any = None, progress: Any = False) -> Any:
-        taken = run_structure(point, take, limit)
-        if out is not None:
-            out[:] = np.asarray(taken)
-        if progress is not False:
-            with progress_bar(progress, point.layout.n, point.layout.dtype) as report:
-                report(Progress(done=point.layout.n, total=point.layout.n, chunk=point.layout.n))
+        n, dtype = point.layout.n, point.layout.dtype
+        with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
+            taken = run_structure(point, take, limit)
+            if out is not None:
+                out[:] = np.asarray(taken)
+            report(Progress(done=n, total=n, chunk=n))
         return taken if out is None else out
 
 

@@ -4,7 +4,7 @@ A type checker sees what is expected. At run time they are `Any`, so that a chec
 not get in before the error that names the argument and says how to mend it. Must never hold code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 RouteName = Literal["auto", "structure", "columns"]
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Arguments: TypeAlias = tuple[Any, ...] | list[Any]
     Memory: TypeAlias = int | float | str | None
     Chunk: TypeAlias = int | None
+    Argnums: TypeAlias = int | Sequence[int]
     Count: TypeAlias = int
     Scalar: TypeAlias = float | Array
     Hessian: TypeAlias = AbstractHessian
@@ -27,5 +28,5 @@ if TYPE_CHECKING:
     SelfPairs: TypeAlias = SelfPairsName
     ProgressOption: TypeAlias = bool | Callable[[Progress], None]
 else:
-    Function = Arguments = Memory = Chunk = Count = Scalar = Hessian = Any
+    Function = Arguments = Argnums = Memory = Chunk = Count = Scalar = Hessian = Any
     Route = SelfPairs = ProgressOption = Any

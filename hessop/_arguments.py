@@ -40,14 +40,12 @@ class Static:
         return self.tree.unflatten([next(rest) if leaf is _DYNAMIC else leaf for leaf in self.leaves])
 
 
-def split_args(args: Any) -> tuple[tuple[Array, ...], Static]:
+def split_args(args: Sequence[Any]) -> tuple[tuple[Array, ...], Static]:
     """Sort the leaves of `args` into arrays and the rest.
 
     Raises:
-        TypeError: `args` is not a tuple, or a leaf is neither an array nor hashable.
+        TypeError: a leaf is neither an array nor hashable.
     """
-    if not isinstance(args, tuple | list):
-        raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
     paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
     arrays, static = [], []
     for path, leaf in paths:
@@ -97,11 +95,13 @@ def check_vector(vector: Any, structure: Any, name: str, extra: str | None = Non
 
     Raises:
         ValueError: the tree, a shape or a dtype differs.
+        TypeError: a leaf is no array.
     """
     expected, tree = jax.tree_util.tree_flatten_with_path(structure)
     if jax.tree.structure(vector) != tree:
         raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}")
-    leaves = [leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in jax.tree.leaves(vector)]
+    named = list(zip(jax.tree.leaves(vector), expected, strict=True))
+    leaves = [as_array(leaf, leaf_name(path, name), "an array") for leaf, (path, _) in named]
     skip = 0 if extra is None else 1
     counts = set()
     for leaf, (path, like) in zip(leaves, expected, strict=True):
@@ -115,6 +115,32 @@ def check_vector(vector: Any, structure: Any, name: str, extra: str | None = Non
     if len(counts) > 1:
         raise ValueError(f"{name}: got leading axes of {sorted(counts)}, expected the same {extra} for every leaf")
     return leaves
+
+
+def as_array(value: Any, name: str, what: str) -> Array:
+    """`value` as an array.
+
+    Raises:
+        TypeError: it is nothing like one; `what` was expected.
+    """
+    if isinstance(value, Array):
+        return value
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected {what}") from error
+
+
+def check_scalar(value: Any, name: str) -> Array:
+    """A real scalar as an array.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    array = as_array(value, name, "a real scalar")
+    if array.shape != () or jnp.iscomplexobj(array):
+        raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
+    return array
 
 
 def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -80,7 +80,7 @@ class _At:
         leaves, self.tree = jax.tree.flatten(self.H.x)
         self.layout = Layout(leaves)
         self.x = self._flat(leaves)
-        self.scale = float(np.sqrt(np.mean(self.x**2))) or 1.0
+        self.scale = float(np.sqrt(np.sum(self.x**2) / max(1, self.x.size))) or 1.0
         self.eps = max(float(jnp.finfo(dtype).eps) for dtype in self.layout.dtypes)
         self.steps = _STEPS[8 if self.eps < 1e-10 else 4]
         self.value0, self.gradient0 = self.value_and_gradient(self.x)

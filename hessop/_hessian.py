@@ -4,6 +4,7 @@ Depends on the operator. Must never know a route.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from hessop._annotations import Function
+from hessop._annotations import Argnums, Function
 from hessop._arguments import as_leaf
 from hessop._lineax import nested_blocks
 from hessop._operator import HessianOperator
@@ -22,7 +23,7 @@ _OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
 _MATERIALIZE_OPTIONS = ("chunk", "progress")
 
 
-def hessian(fn: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False, **options: Any) -> Callable[..., Any]:
+def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options: Any) -> Callable[..., Any]:
     """The dense Hessian of a function, as `jax.hessian` gives it, in less time and memory.
 
     Args:
@@ -52,11 +53,11 @@ def hessian(fn: Function, argnums: int | Sequence[int] = 0, has_aux: bool = Fals
     for_operator = {name: options[name] for name in _OPERATOR_OPTIONS if name in options}
     for_matrix = {name: options[name] for name in _MATERIALIZE_OPTIONS if name in options}
     leaf, module = as_leaf(fn)
+    single = hasattr(argnums, "__index__")
 
     @functools.wraps(fn)
     def hessian_fn(*args: Any, **kwargs: Any) -> Any:
-        single = isinstance(argnums, int)
-        positions = tuple(_position(k, len(args)) for k in ((argnums,) if isinstance(argnums, int) else argnums))
+        positions = _positions(argnums, len(args))
         wrapped = Wrapped(leaf, _call_positional, (positions, single, len(args), bool(module), has_aux))
         x = args[positions[0]] if single else tuple(args[k] for k in positions)
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
@@ -70,10 +71,18 @@ def hessian(fn: Function, argnums: int | Sequence[int] = 0, has_aux: bool = Fals
     return hessian_fn
 
 
-def _position(k: int, count: int) -> int:
-    if not -count <= k < count:
-        raise ValueError(f"argnums: got {k}, expected a position among the {count} positional arguments given")
-    return k % count
+def _positions(argnums: Any, count: int) -> tuple[int, ...]:
+    """The positions that argnums names, counted from the front."""
+    given = (argnums,) if hasattr(argnums, "__index__") else argnums
+    if not isinstance(given, Sequence) or not all(hasattr(k, "__index__") for k in given):
+        raise TypeError(f"argnums: got {argnums!r} of type {type(argnums).__name__}, expected an int or a sequence of ints")
+    for k in given:
+        if not -count <= k < count:
+            raise ValueError(f"argnums: got {k}, expected a position among the {count} positional arguments given")
+    positions = tuple(operator.index(k) % count for k in given)
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"argnums: got {argnums!r}, expected each position once")
+    return positions
 
 
 def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs: Any, module: Any) -> Any:

@@ -20,6 +20,7 @@ _CALLS = frozenset(
 )
 
 _LIBRARY = os.path.dirname(str(jax.__file__)) + os.sep
+_OURS = os.path.dirname(__file__) + os.sep
 _RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
 
 
@@ -224,7 +225,7 @@ def source_line(eqn: Any) -> str | None:
     """File, line and function of the user's code that an equation comes from."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
-        if not frame.file_name.startswith((_LIBRARY, "<")):
+        if not frame.file_name.startswith((_LIBRARY, _OURS, "<")):
             function = frame.function_name.rsplit("<locals>.", 1)[-1]
             return f"{frame.file_name}:{frame.line_num} ({function})"
     return None

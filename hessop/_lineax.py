@@ -6,6 +6,7 @@ methods that it has for the purpose (`linearise`, `materialise`, `lineax_diagona
 Depends on lineax. Must never know how any entry is computed.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -60,14 +61,14 @@ def check_tags(tags: Any) -> frozenset[object]:
     Raises:
         ValueError: something in `tags` is not a tag of lineax.
     """
-    tags = frozenset(tags) if isinstance(tags, tuple | list | set | frozenset) else frozenset((tags,))
-    unknown = [tag for tag in tags if tag not in KNOWN_TAGS]
+    given = tuple(tags) if isinstance(tags, tuple | list | set | frozenset) else (tags,)
+    unknown = [tag for tag in given if not isinstance(tag, Hashable) or tag not in KNOWN_TAGS]
     if unknown:
         raise ValueError(
             f"tags: got {unknown[0]!r}, expected tags of lineax such as lineax.positive_semidefinite_tag (a Hessian is "
             f"symmetric without being told)"
         )
-    return tags | {lx.symmetric_tag}
+    return frozenset(given) | {lx.symmetric_tag}
 
 
 def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:

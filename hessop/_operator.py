@@ -27,7 +27,7 @@ from hessop._annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._arguments import Static, as_leaf, check_x, split_args
+from hessop._arguments import Static, as_leaf, check_scalar, check_x, split_args
 from hessop._budget import parse_memory
 from hessop._columns import Point, Row, shapes_of
 from hessop._lineax import check_tags, register
@@ -155,12 +155,9 @@ class HessianOperator(AbstractHessian):
             An operator with the same value and gradient, whose matrix is H + lam I.
 
         Raises:
-            ValueError: `lam` is not a real scalar.
+            TypeError, ValueError: `lam` is not a real scalar.
         """
-        shift = jnp.asarray(lam)
-        if shift.shape != () or jnp.iscomplexobj(shift):
-            raise ValueError(f"lam: got shape {shift.shape} and dtype {shift.dtype}, expected a real scalar")
-        shift = shift.astype(self._layout().dtype)
+        shift = check_scalar(lam, "lam").astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
         undamped = HessianOperator(
             self.fn,

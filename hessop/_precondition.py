@@ -13,7 +13,7 @@ from jax import Array
 
 from hessop._abstract import AbstractHessian
 from hessop._annotations import Hessian, Scalar
-from hessop._arguments import check_vector
+from hessop._arguments import check_scalar, check_vector
 from hessop._lineax import matrix_operator, register
 from hessop._tree import Layout
 
@@ -139,6 +139,7 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
     """
     if not isinstance(H, AbstractHessian):
         raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
+    smallest = None if floor is None else check_scalar(floor, "floor")
     if isinstance(floor, int | float) and not floor > 0:
         raise ValueError(f"floor: got {floor}, expected a positive number (relative to the largest eigenvalue)")
     blocks = jax.tree.leaves(H.block_diagonal(block))
@@ -151,7 +152,7 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*blocks)) for w, _ in spectra]))
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
-        relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if floor is None else jnp.asarray(floor)
+        relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if smallest is None else smallest
         scale = jnp.where(largest > 0, largest, 1).astype(b.dtype)
         clamped = jnp.maximum(jnp.abs(w), relative.astype(b.dtype) * scale)
         inverses.append(jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest"))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.extend import core as jex
@@ -127,7 +128,9 @@ def trace_program(
     x_leaves, x_tree = jax.tree.flatten(x)
 
     def flat(x_leaves: Sequence[Array], arg_leaves: Sequence[Array]) -> Any:
-        return fn(jax.tree.unflatten(x_tree, x_leaves), *static(arg_leaves))
+        out = fn(jax.tree.unflatten(x_tree, x_leaves), *static(arg_leaves))
+        _check_leaves(out, fn)
+        return out
 
     traced = jax.make_jaxpr(flat)(x_leaves, list(args))
     _check_output(traced, fn)
@@ -171,6 +174,13 @@ def _constants_first(traced: Any) -> tuple[Any, tuple[Any, ...]]:
 
 class NotScalarError(TypeError):
     """The function has other outputs than one scalar."""
+
+
+def _check_leaves(out: Any, fn: Callable[..., Any]) -> None:
+    for leaf in jax.tree.leaves(out):
+        if not isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex):
+            name, kind = getattr(fn, "__name__", type(fn).__name__), type(leaf).__name__
+            raise TypeError(f"fn: {name} returned {leaf!r} of type {kind}, expected one real scalar")
 
 
 def _check_output(traced: Any, fn: Callable[..., Any]) -> None:

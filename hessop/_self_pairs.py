@@ -22,6 +22,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
+from hessop._annotations import Function
 from hessop._jaxpr import Equations, bind, evaluate, has_primitive, open_jaxpr, source_line
 from hessop._pair_analysis import Analysis, Flat, Singular, Step, flatten
 from hessop._pair_axes import Diagonal, Site
@@ -89,7 +90,7 @@ def rewrite(jaxpr: Any, wrt: Sequence[bool], mode: Mode) -> tuple[Callable[..., 
     return run, tuple(dict.fromkeys(pairs))
 
 
-def without_self_pairs(fn: Callable[..., Any]) -> Callable[..., Any]:
+def without_self_pairs(fn: Function) -> Callable[..., Any]:
     """A function with its self pairs (i == i) treated as the constants that they are.
 
     The value does not change. Derivatives in the first argument that JAX gets finite do not change
@@ -103,6 +104,9 @@ def without_self_pairs(fn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         A function with the same signature.
 
+    Raises:
+        TypeError: `fn` is not a function.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -115,6 +119,8 @@ def without_self_pairs(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> jax.grad(without_self_pairs(energy))(x).tolist()
         [[-2.0, 0.0], [2.0, 0.0]]
     """
+    if not callable(fn):
+        raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
 
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

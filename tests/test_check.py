@@ -13,7 +13,13 @@ def point(kind="array", seed=0):
     return as_pytree(kind, 8, jnp.result_type(float), jax.random.key(seed))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+# One of each kind of program; what they have in common is in test_entries.py.
+QUICK = {"affine", "rosenbrock", "lennard_jones", "ode_scan", "sort_cumsum", "kinks", "custom_jvp", "custom_vjp"}
+
+
+@pytest.mark.parametrize(
+    "objective", [pytest.param(o, id=o.name, marks=[pytest.mark.slow] * (o.name not in QUICK)) for o in OBJECTIVES]
+)
 def test_silent_on_what_is_right(objective):
     assert hessop.check_hessian(objective.fn, point()) is None
 
@@ -80,6 +86,10 @@ def test_loud_on_what_is_wrong(text, fn):
 def test_not_finite_is_said():
     with pytest.raises(hessop.VerificationError, match=r"not finite: 3 of 3 entries of the gradient with respect to x\b"):
         hessop.check_hessian(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3))
+
+
+def test_silent_where_there_is_nothing():
+    assert hessop.check_hessian(lambda x: jnp.sum(x**2), jnp.zeros((0, 3))) is None
 
 
 def test_errors():

@@ -42,6 +42,8 @@ def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(m
         H.materialize(memory="50kB")
     assert isinstance(caught.value, MemoryError)
     assert caught.value.budget == 50_000
+    with pytest.raises(hessop.MemoryBudgetError, match=r"smallest budget.*; out= \(a numpy memmap, say\) keeps the matrix"):
+        H.materialize(memory="10kB")
     monkeypatch.undo()
     assert H.materialize(memory=caught.value.needed).shape == (60, 60)
     with pytest.raises(hessop.MemoryBudgetError):

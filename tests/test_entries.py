@@ -1,5 +1,7 @@
 """Products, dense matrix, diagonal, blocks and trace against jax.hessian, over all objectives and forms of x."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hessop
-from tests.objectives import OBJECTIVES, Objective, as_pytree, lift, reference_hessian
+from tests.objectives import KINDS, OBJECTIVES, Objective, as_pytree, lift, reference_hessian
 
 N = 11
 # float64 in the one lane of the suite, float32 in the other.
@@ -24,12 +26,27 @@ def relative(a, b) -> float:
 def case(objective: Objective, kind: str):
     x = as_pytree(kind, N, DTYPE, jax.random.key(1))
     fn = objective.fn if kind == "array" else lift(objective.fn)
-    reference = jax.jit(lambda flat: reference_hessian(objective, flat))
-    return x, fn, np.asarray(reference(ravel_pytree(x)[0]))
+    return x, fn, np.asarray(compiled_reference(objective)(ravel_pytree(x)[0]))
 
 
-@pytest.mark.parametrize("kind", ["array", "nested", pytest.param("dict", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@functools.cache
+def compiled_reference(objective: Objective):
+    """For every form of x the same, at the flat x."""
+    return jax.jit(lambda flat: reference_hessian(objective, flat))
+
+
+def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
+    """All objectives with all forms of x; slow is what is not named here for its form."""
+    cases = [(o, kind, [] if o.name in quick.get(kind, ()) else [pytest.mark.slow]) for o in OBJECTIVES for kind in KINDS]
+    return pytest.mark.parametrize(("objective", "kind"), [pytest.param(o, k, id=f"{o}-{k}", marks=m) for o, k, m in cases])
+
+
+# What a pytree adds does not depend on the function, so that a few functions of each form will do.
+@every_objective(
+    array={o.name for o in OBJECTIVES},
+    nested={"affine", "lennard_jones", "ode_scan", "custom_vjp"},
+    dict={"tanh_net"},
+)
 def test_everything_equals_jax_hessian(objective, kind):
     x, fn, reference = case(objective, kind)
     tolerance = TOLERANCE
@@ -70,10 +87,8 @@ def test_everything_equals_jax_hessian(objective, kind):
     assert start == N
 
 
-@pytest.mark.parametrize("kind", ["array", "nested"])
-@pytest.mark.parametrize("name", ["lennard_jones", "ode_scan", "custom_vjp", "neighbor_list"])
-def test_the_chunk_changes_nothing(name, kind):
-    objective = next(o for o in OBJECTIVES if o.name == name)
+@every_objective(array={"lennard_jones", "custom_vjp", "neighbor_list"}, nested={"ode_scan"})
+def test_the_chunk_changes_nothing(objective, kind):
     x, fn, reference = case(objective, kind)
     H = hessop.HessianOperator(fn, x)
     eps = float(jnp.finfo(DTYPE).eps)
@@ -92,7 +107,7 @@ def test_the_chunk_changes_nothing(name, kind):
 def test_sizes_at_the_edges(n):
     x = jnp.linspace(0.5, 1.0, n)
     fn = lambda x: jnp.sum(jnp.sin(x)) ** 2
-    reference = jax.hessian(fn)(x)
+    reference = jax.jit(jax.hessian(fn))(x)
     for chunk in (1, 2, 3, 7, max(1, n - 1), n, n + 5):
         matrix = hessop.HessianOperator(fn, x).materialize(chunk=chunk)
         assert relative(matrix, reference) <= 50 * float(jnp.finfo(x.dtype).eps)
@@ -103,6 +118,8 @@ def test_no_elements_at_all():
     assert H.materialize().shape == (0, 0)
     assert H.block_diagonal().shape == (0, 3, 3)
     assert H.trace() == 0
+    out = np.zeros((0, 0), H.x.dtype)
+    assert H.materialize(out=out) is out
 
 
 def test_blocks_of_any_size():
@@ -130,6 +147,6 @@ def test_leaves_of_two_dtypes_keep_theirs():
     # jax.hessian itself needs the promotion; ours does not.
     ours = hessop.hessian(fn)(x)
     with jax.numpy_dtype_promotion("standard"):
-        theirs = jax.hessian(fn)(x)
+        theirs = jax.jit(jax.hessian(fn))(x)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), theirs)
     assert all(relative(a, b) < 1e-2 for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up: a module (or a package, as one) imports only from lines above its own.
 LAYERS = (
     ("_annotations", "_errors", "_tree", "_jaxpr"),
-    ("_budget", "_progress", "_arguments", "_lineax", "_pair_values", "_price"),
+    ("_budget", "_progress", "_arguments", "_lineax", "_pair_values", "_price", "krylov"),
     ("structure",),
     ("tiles",),
     ("_pair_axes",),

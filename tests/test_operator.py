@@ -2,6 +2,7 @@
 
 import gc
 import re
+import sys
 import warnings
 import weakref
 
@@ -151,14 +152,22 @@ def test_closures_over_tracers():
 
 
 @pytest.mark.parametrize(
-    "name", ["pair_distances", "embedded_atoms", "ode_scan", "cholesky_logdet", "custom_jvp", "neighbor_list"]
+    "name",
+    [
+        "pair_distances",
+        "custom_jvp",
+        pytest.param("embedded_atoms", marks=pytest.mark.slow),
+        pytest.param("ode_scan", marks=pytest.mark.slow),
+        pytest.param("cholesky_logdet", marks=pytest.mark.slow),
+        pytest.param("neighbor_list", marks=pytest.mark.slow),
+    ],
 )
 def test_jit_vmap_and_grad(name):
     fn = next(o.fn for o in OBJECTIVES if o.name == name)
     x = as_pytree("array", 7, jnp.result_type(float), jax.random.key(3))
     v = as_pytree("array", 7, x.dtype, jax.random.key(4))
     tolerance = 1e-9 if x.dtype == jnp.float64 else 2e-3
-    hvp = lambda x: jax.jvp(jax.grad(fn), (x,), (v,))[1]
+    hvp = jax.jit(lambda x: jax.jvp(jax.grad(fn), (x,), (v,))[1])
     ours = lambda x: hessop.HessianOperator(fn, x).mv(v)
 
     def close(a, b):
@@ -249,6 +258,8 @@ def test_a_gradient_that_is_not_finite_says_which_leaf():
     bad = {"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.ones(2)}
     with pytest.warns(RuntimeWarning, match=r"x\['a'\] itself has 2 of 3"):
         hessop.HessianOperator(fn, bad).gradient
+    with pytest.warns(RuntimeWarning, match=r"the Hessian has entries that are not finite.*masks only its result"):
+        lx.linearise(hessop.HessianOperator(fn, x)).materialize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.jit(lambda x: hessop.HessianOperator(fn, x).gradient)(x)
@@ -306,6 +317,7 @@ class TestErrors:
         self.raises(TypeError, r"args: got ArrayImpl, expected a tuple", lambda: H(f, x, x))
         self.raises(TypeError, r"args: args\[0\] is set.*hashable", lambda: H(f, x, ({1, 2},)))
         self.raises(ValueError, r"tags: got 'psd', expected tags of lineax", lambda: H(f, x, tags="psd"))
+        self.raises(ValueError, r"tags: got \['psd'\], expected tags of lineax", lambda: H(f, x, tags=(["psd"],)))
         self.raises(ValueError, r"route: got 'fast', expected one of 'auto'", lambda: H(f, x, route="fast"))
         self.raises(
             ValueError,
@@ -342,6 +354,8 @@ class TestErrors:
             lambda: H(lambda x: (x[0], x[1]), x).value,
         )
         self.raises(TypeError, r"returned dtype int32", lambda: H(lambda x: jnp.int32(3), x).value)
+        self.raises(TypeError, r"returned 0 arrays, expected one", lambda: H(lambda x: None, x).value)
+        self.raises(TypeError, r"returned 'no' of type str, expected one real scalar", lambda: H(lambda x: "no", x).value)
 
     def test_vectors(self):
         x = {"a": point()}
@@ -357,6 +371,7 @@ class TestErrors:
             r"dtype int32, expected shape",
             lambda: H.mv({"a": jnp.arange(4, dtype="int32")}),
         )
+        self.raises(TypeError, r"vector\['a'\]: got 'no' of type str, expected an array", lambda: H.mv({"a": "no"}))
         self.raises(
             ValueError,
             r"vectors\['a'\]: got shape \(4,\).*expected shape \(k, \*\(4,\)\)",
@@ -381,7 +396,10 @@ class TestErrors:
         self.raises(
             ValueError, r"block: got 'x' for a leaf of 4 elements, expected a positive int", lambda: H.block_diagonal("x")
         )
+        self.raises(ValueError, r"block: got \{'a': 2\}, expected a positive int, a pytree", lambda: H.block_diagonal({"a": 2}))
         self.raises(ValueError, r"lam: got shape \(2,\)", lambda: H.damped(jnp.ones(2)))
+        self.raises(ValueError, r"lam: got shape \(\) and dtype complex", lambda: H.damped(1j))
+        self.raises(TypeError, r"lam: got 'no' of type str, expected a real scalar", lambda: H.damped("no"))
         self.raises(
             TypeError,
             r"out: got ArrayImpl, expected something that can be written",
@@ -409,6 +427,28 @@ class TestErrors:
             lambda: jax.jit(lambda H: H.materialize(progress=True))(H),
         )
 
+    def test_routes(self):
+        H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route="structure")
+        self.raises(
+            ValueError,
+            r"chunk: got 3 with route='structure'.*leave it out, or take route='columns'",
+            lambda: H.diagonal(chunk=3),
+        )
+        self.raises(
+            hessop.MemoryBudgetError,
+            r"memory: 10 B is too little for route='structure', which needs \d+ B; the smallest budget.*route='auto'",
+            lambda: H.materialize(memory=10),
+        )
+
+    @pytest.mark.parametrize("route", ["structure", "columns"])
+    def test_progress_before_the_work(self, route, monkeypatch):
+        H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
+        for place in ("hessop._columns._compiled_rows", "hessop._abstract.run_structure"):
+            monkeypatch.setattr(place, lambda *_: pytest.fail("it computed"))
+        self.raises(TypeError, r"progress: got 3, expected True, False or a function", lambda: H.materialize(progress=3))
+        monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+        self.raises(ImportError, r"tqdm: pip install 'hessop\[progress\]'", lambda: H.materialize(progress=True))
+
     def test_block_jacobi(self):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point())
         self.raises(
@@ -421,3 +461,5 @@ class TestErrors:
             r"floor: got 0, expected a positive",
             lambda: hessop.block_jacobi(H, floor=0),
         )
+        self.raises(TypeError, r"floor: got 'no' of type str", lambda: hessop.block_jacobi(H, floor="no"))
+        self.raises(ValueError, r"floor: got shape \(2,\)", lambda: hessop.block_jacobi(H, floor=jnp.ones(2)))

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+# The code runs once with 64-bit types and once without: one lane is enough for both.
+pytestmark = pytest.mark.x64
 
 
 def _python_blocks() -> str:

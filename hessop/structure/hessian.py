@@ -206,12 +206,12 @@ class StructuredHessian(eqx.Module):
                 terms = [t for t in self._rows(i) if t.leaf == j]
                 shape = (self._layout.sizes[i], columns)
                 if terms and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, terms, shape):
-                    terms = [_matrix(self._block(i, j), shape, j)]
+                    terms = [_matrix(self._block(i, j), j)]
                 rows[i] += terms
         return _packed(rows, self.leaves, self.fallbacks)
 
     def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
-        matrix = _matrix(jax.ShapeDtypeStruct(shape, self.leaves[i].dtype), shape, terms[0].leaf)
+        matrix = _matrix(jax.ShapeDtypeStruct(shape, self.leaves[i].dtype), terms[0].leaf)
         work = [
             _packed([group if k == i else [] for k in range(len(self.leaves))], self.leaves, ()).product_work()
             for group in (terms, [matrix])
@@ -288,8 +288,11 @@ def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: S
     )
 
 
-def _matrix(array: Any, shape: tuple[int, int], leaf: int) -> Term:
-    """A matrix as a term; the array may be a shape only."""
-    axes = tuple(map(identity, shape))
+def _matrix(array: Any, leaf: int) -> Term:
+    """A matrix as a term; a shape in the place of the array is enough to price it."""
+    axes = tuple(map(identity, array.shape))
     ids = tuple(i for e in axes for i in e.ids)
+    sizes = tuple(i.size for i in ids)  # none for an axis of one position
+    bare = isinstance(array, jax.ShapeDtypeStruct)
+    array = jax.ShapeDtypeStruct(sizes, array.dtype) if bare else array.reshape(sizes)
     return Term(axes, (Product(1.0, (Factor(array, ids),)),), leaf, array.dtype)

@@ -16,7 +16,8 @@ from jax import Array, lax
 
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Cells, Planes, common_shape
-from hessop.tiles.rules import Tools, reduced
+from hessop.tiles.rules import Tools
+from hessop.tiles.rules_sums import reduced
 from hessop.tiles.windows import whole
 
 State = tuple[Array, ...]
@@ -71,6 +72,13 @@ def _limits(dtype: Any) -> tuple[Any, Any]:
         return False, True
     info = jnp.iinfo(dtype)
     return info.min, info.max
+
+
+def _all_bits(dtype: Any) -> Any:
+    if dtype == jnp.bool_:
+        return True
+    info = jnp.iinfo(dtype)
+    return info.max if info.min == 0 else -1
 
 
 def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
@@ -136,7 +144,7 @@ ACCUMULATE: dict[str, Accumulate] = {
     "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
     "reduce_max": _monoid(lambda dtype: _limits(dtype)[0], lax.max),
     "reduce_min": _monoid(lambda dtype: _limits(dtype)[1], lax.min),
-    "reduce_and": _monoid(lambda dtype: True if dtype == jnp.bool_ else -1, lax.bitwise_and),
+    "reduce_and": _monoid(_all_bits, lax.bitwise_and),
     "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
     "argmax": _extreme(largest=True),
     "argmin": _extreme(largest=False),

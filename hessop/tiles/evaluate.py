@@ -4,6 +4,7 @@ Depends on everything else in this package. Must never know functions, operators
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class Options:
     Attributes:
         tile: length of a tile; None to choose.
         threshold: number of elements of a plane above which a value is not stored if that can be helped.
-        limit: number of elements that one value may have inside a tile, where `tile` is None.
+        limit: number of elements that a plane may have inside a tile, where `tile` is None.
         memory: bytes that a tile may take, where `tile` is None; None for no limit.
         planes: whether short axes are taken apart and long sums are products with ones, which is for CPUs.
         regroup: whether products may be multiplied in another order and factors taken out of sums. Results differ by
@@ -38,7 +39,7 @@ class Options:
 
     tile: int | None = None
     threshold: int = 2**17
-    limit: int = 2**19
+    limit: int = 2**18
     memory: int | None = None
     planes: bool = True
     regroup: bool = False
@@ -112,7 +113,7 @@ class _Tiles:
         self.plan, self.env, self.loop, self.options = plan, env, loop, options
         self.size = loop.places[0].size
         inputs = [v for eqn in loop.eqns for v in eqn.invars if not isinstance(v, jex.Literal)]
-        self.length = tile_length(self.size, max(v.aval.size // self.size for v in inputs), options)
+        self.length = tile_length(self.size, max(_plane_size(v.aval.shape) // self.size for v in inputs), options)
         if options.memory is not None and options.tile is None:
             fits = self.length * options.memory // max(1, self.peak())
             self.length = max(1, min(self.length, fits))
@@ -148,6 +149,10 @@ class _Tiles:
         new = None if exact else first + lax.iota(first.dtype, self.length) >= k * self.length
         steps = zip(self.loop.eqns, self.loop.places, states, strict=True)
         return [_step(reader, eqn, place, self.length, new, state) for eqn, place, state in steps]
+
+
+def _plane_size(shape: Sequence[int]) -> int:
+    return math.prod(n for n in shape if n > SHORT)
 
 
 def _start(eqn: Any, place: Place) -> tuple[Array, ...]:

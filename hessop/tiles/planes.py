@@ -222,6 +222,27 @@ class Cells:
             table[index] = cell
         return Planes(frame, table, planes.dtype)
 
+    def cut(self, planes: Planes, spans: dict[int, tuple[int, int]]) -> Planes:
+        """The positions start to start + size of some axes: (start, size) for each."""
+        frame, table = planes.frame, planes.table
+        shape = list(planes.shape)
+        for a, (start, size) in spans.items():
+            shape[a] = size
+            if a in frame.short:
+                table = table[tuple(slice(start, start + size) if b == a else slice(None) for b in frame.short)]
+        cells = np.empty(table.shape, object)
+        for index in np.ndindex(*table.shape):
+            cell = table[index]
+            for a, (start, size) in spans.items():
+                if a in frame.order and cell.array.shape[frame.order.index(a)] != 1:
+                    axis = frame.order.index(a)
+                    make = lambda c=cell, axis=axis, start=start, size=size: c.array[
+                        (slice(None),) * axis + (slice(start, start + size),)
+                    ]
+                    cell = Cell(self.once(("cut", axis, start, size), [cell.array], make), cell.negative)
+            cells[index] = cell
+        return Planes(dataclasses.replace(frame, shape=tuple(shape)), cells, planes.dtype)
+
     def retake(self, planes: Planes, short: tuple[int, ...]) -> Planes:
         """The same array with other axes taken apart."""
         if short == planes.frame.short:

@@ -15,7 +15,9 @@ from jax.extend import core as jex
 
 from hessop._jaxpr import bind
 from hessop.tiles.planes import common_shape
-from hessop.tiles.rules import ELEMENTWISE, RULES, unit_pairs
+from hessop.tiles.rules import RULES
+from hessop.tiles.rules_elementwise import ELEMENTWISE
+from hessop.tiles.rules_moves import unit_pairs
 
 # For each axis the positions [P] (an array), or None to keep the axis.
 Index = tuple[Any, ...]

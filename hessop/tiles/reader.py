@@ -7,6 +7,7 @@ symmetry that d has and the safe form has not. Entries that are dead may be NaN 
 Depends on rules and points. Must never know loops.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from jax.extend import core as jex
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Frame, Planes
 from hessop.tiles.points import Points
-from hessop.tiles.rules import ELEMENTWISE, RULES, Tools
+from hessop.tiles.rules import RULES, Tools
+from hessop.tiles.rules_elementwise import ELEMENTWISE
 from hessop.tiles.windows import Window, source, whole
 
 # (serial number of a mask's plane, what it holds) for each mask that is known where a value matters.
@@ -82,6 +84,9 @@ class Reader:
     def made(self, eqn: Any, window: Window, known: Known = _NOTHING) -> Planes:
         """A part of an equation's output, from parts of its inputs."""
         rule, out = RULES[eqn.primitive.name], eqn.outvars[0].aval.shape
+        if cut := {a: window.spans[a] for a in rule.fixed(eqn) if window.spans[a] is not None}:
+            wide = dataclasses.replace(window, spans=tuple(None if a in cut else s for a, s in enumerate(window.spans)))
+            return self.tools.cells.cut(self.made(eqn, wide), {a: (s.start, s.size) for a, s in cut.items() if s})
         windows = [
             source(window, follows, v.aval.shape, out) for v, follows in zip(eqn.invars, rule.follows(eqn), strict=False)
         ]

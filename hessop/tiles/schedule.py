@@ -17,7 +17,8 @@ from jax.extend import core as jex
 
 from hessop._jaxpr import Equations
 from hessop.tiles.accumulate import ACCUMULATE
-from hessop.tiles.rules import MOVES, RULES, Rule
+from hessop.tiles.rules import RULES, Rule
+from hessop.tiles.rules_moves import MOVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ class _Planner:
         elif not large and reads and (places := self.places(eqn, rule, axes)):
             self.reductions.setdefault(level, []).append((eqn, places))
             level += 1
-        elif not large and not reads and rule is not None and eqn.primitive.name in MOVES:
+        elif not large and not reads and rule is not None and eqn.primitive.name in MOVES and not rule.fixed(eqn):
+            # A tile may be asked of any axis of an alias.
             self.aliases[eqn.outvars[0]] = eqn
         else:
             self.whole.setdefault(level, []).append(eqn)

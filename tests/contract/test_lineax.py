@@ -214,6 +214,9 @@ SOLVERS = {
     "LU": (lx.LU(), ()),
     "Normal(CG)": (lx.Normal(lx.CG(1e-13, 1e-13)), ()),
 }
+# In the default set these solve in test_solve.py.
+SLOW = {"CG", "GMRES", "LU"}
+EVERY_SOLVER = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SOLVERS]
 
 
 def well_conditioned(key, tags, n=4):
@@ -227,7 +230,7 @@ def well_conditioned(key, tags, n=4):
     return (basis * spectrum[None, :]) @ basis.T
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_solve_under_jit_and_vmap(getkey, name):
     solver, tags = SOLVERS[name]
     matrices = jnp.stack([well_conditioned(getkey(), tags) for _ in range(3)])
@@ -242,7 +245,7 @@ def test_solve_under_jit_and_vmap(getkey, name):
     close(jax.jit(jax.vmap(solve))(matrices, vectors), expected, 1e-8)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_derivatives_of_a_solution(getkey, name):
     """With respect to x, args and the vector, forward and reverse, against the dense solve."""
     solver, tags = SOLVERS[name]
@@ -262,10 +265,11 @@ def test_derivatives_of_a_solution(getkey, name):
     at = (x, square, cubic, vector)
     every = (0, 1, 2, 3)
     found = jax.jit(jax.grad(through_operator, every))(*at)
-    for actual, desired in zip(found, jax.grad(through_matrix, every)(*at), strict=True):
+    for actual, desired in zip(found, jax.jit(jax.grad(through_matrix, every))(*at), strict=True):
         close(actual, desired, 1e-8)
     tangents = tuple(jnp.ones_like(a) for a in at)
-    close(jax.jvp(through_operator, at, tangents)[1], jax.jvp(through_matrix, at, tangents)[1], 1e-8)
+    forward = lambda fn: jax.jit(lambda at, tangents: jax.jvp(fn, at, tangents)[1])(at, tangents)
+    close(forward(through_operator), forward(through_matrix), 1e-8)
 
 
 def test_second_derivative_of_a_solution(getkey):

@@ -151,6 +151,7 @@ def check(shape, steps):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * size * TOLERANCE * scale)
 
 
+# Each example compiles: a few here, more with `make slow`, as many as the profile says with `make soak`.
 @settings(max_examples=6)
 @given(FUNCTIONS)
 def test_random_compositions(case):
@@ -161,6 +162,12 @@ def test_random_compositions(case):
 @settings(max_examples=200)
 @given(FUNCTIONS)
 def test_many_random_compositions(case):
+    check(*case)
+
+
+@pytest.mark.soak
+@given(FUNCTIONS)
+def test_random_compositions_for_long(case):
     check(*case)
 
 

@@ -1,0 +1,136 @@
+"""What a caller hands to a solver, checked at trace time: the operator, `options` and the numbers of the constructor.
+
+Depends on lineax. Must never know an algorithm.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax import Array
+from jax.core import Tracer
+
+KNOWN_OPTIONS = ("preconditioner", "y0")
+
+
+def check_operator(operator: lx.AbstractLinearOperator, solver: str) -> None:
+    """Refuse an operator that is not square, real and symmetric.
+
+    Raises:
+        ValueError: it is not, or does not say that it is.
+    """
+    name = type(operator).__name__
+    if not _same(operator.in_structure(), operator.out_structure()):
+        raise ValueError(
+            f"operator: got {name} from {operator.in_structure()} to {operator.out_structure()}; {solver} needs a square one"
+        )
+    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(operator.in_structure())):
+        raise ValueError(f"operator: got {name} of complex numbers; {solver} needs a real one")
+    if not lx.is_symmetric(operator):
+        raise ValueError(
+            f"operator: got {name} that is not known to be symmetric; {solver} needs one that is. If it is, say so: "
+            f"lineax.TaggedLinearOperator(operator, lineax.symmetric_tag)"
+        )
+
+
+def read_options(
+    options: dict[str, Any], operator: lx.AbstractLinearOperator, vector: Any, solver: str
+) -> tuple[lx.AbstractLinearOperator | None, Any]:
+    """The preconditioner, linearised, and y0; None for what was not given.
+
+    Raises:
+        ValueError: a key is unknown, or a value does not fit the operator.
+    """
+    unknown = [key for key in options if key not in KNOWN_OPTIONS]
+    if unknown:
+        raise ValueError(f"options: got {unknown[0]!r}, which {solver} does not know; expected {' or '.join(KNOWN_OPTIONS)}")
+    preconditioner, y0 = options.get("preconditioner"), options.get("y0")
+    if preconditioner is not None:
+        preconditioner = _check_preconditioner(preconditioner, operator)
+    if y0 is not None and not _same(jax.eval_shape(lambda: y0), jax.eval_shape(lambda: vector)):
+        raise ValueError(
+            f"options['y0']: got {jax.eval_shape(lambda: y0)}, expected the structure, shapes and dtypes of the right-hand "
+            f"side, {jax.eval_shape(lambda: vector)}"
+        )
+    return preconditioner, y0
+
+
+def transposed_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the transposed system: a start for the one says nothing of the other."""
+    return {key: value.transpose() for key, value in options.items() if key == "preconditioner"}
+
+
+def conjugated_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the conjugated system."""
+    return {key: lx.conj(value) for key, value in options.items() if key == "preconditioner"}
+
+
+def nonnegative(value: Any, name: str) -> Array:
+    """A tolerance as a floating scalar array: a new value does not compile anything again.
+
+    Raises:
+        ValueError: it is negative, or not a real scalar.
+    """
+    array = _scalar(value, name)
+    if not isinstance(value, Tracer) and not float(value) >= 0:
+        raise ValueError(f"{name}: got {value}, expected a number that is not negative")
+    return array
+
+
+def positive(value: Any, name: str) -> Array:
+    """As `nonnegative`, for what must be positive (infinity is)."""
+    array = _scalar(value, name)
+    if not isinstance(value, Tracer) and not float(value) > 0:
+        raise ValueError(f"{name}: got {value}, expected a positive number")
+    return array
+
+
+def check_steps(value: Any, name: str = "max_steps") -> Any:
+    """A number of steps: None, an int or a traced integer.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    if value is None or isinstance(value, Array):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int that is not negative, or None")
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, expected an int that is not negative, or None")
+    return value
+
+
+def _scalar(value: Any, name: str) -> Array:
+    array = jnp.asarray(value)
+    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def _check_preconditioner(preconditioner: Any, operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    name = "options['preconditioner']"
+    if not isinstance(preconditioner, lx.AbstractLinearOperator):
+        raise ValueError(
+            f"{name}: got {type(preconditioner).__name__}, expected a lineax operator that applies an approximate inverse, "
+            f"such as hessop.block_jacobi(H)"
+        )
+    structure = operator.in_structure()
+    if not _same(preconditioner.in_structure(), structure) or not _same(preconditioner.out_structure(), structure):
+        raise ValueError(
+            f"{name}: got one from {preconditioner.in_structure()} to {preconditioner.out_structure()}, expected both to be "
+            f"{structure}, as the operator has them"
+        )
+    if not lx.is_positive_semidefinite(preconditioner):
+        raise ValueError(
+            f"{name}: got {type(preconditioner).__name__} that is not known to be positive definite. If it is, say so: "
+            f"lineax.TaggedLinearOperator(preconditioner, lineax.positive_semidefinite_tag)"
+        )
+    return lx.linearise(preconditioner)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two pytrees of shapes are equal; weak types and shardings do not count."""
+    strip = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    return eqx.tree_equal(strip(a), strip(b)) is True

@@ -1,0 +1,453 @@
+"""TruncatedCG as a lineax solver: what it returns, says and refuses, under jit, vmap, grad and jvp."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import hessop
+from hessop import StopReason, TruncatedCG
+
+from .support import matrices, positive, reason, symmetric
+
+SADDLE = np.diag([1.0, -2.0, 3.0])
+
+
+def definite(n=7, seed=0, decades=1.0):
+    rng = np.random.RandomState(seed)
+    A, _ = matrices(rng, 10.0 ** rng.uniform(-decades, decades, (1, n)))
+    return jnp.asarray(A[0], float), jnp.asarray(rng.standard_normal(n), float)
+
+
+def tolerance(x32, x64):
+    return x64 if jnp.result_type(float) == jnp.float64 else x32
+
+
+# --- what it returns ---
+
+
+def test_definite_systems_are_solved():
+    A, b = definite()
+    rtol = tolerance(1e-4, 1e-12)
+    solution = lx.linear_solve(symmetric(A), b, TruncatedCG(rtol))
+    assert solution.result == lx.RESULTS.successful
+    assert reason(solution.stats) == "converged"
+    assert np.linalg.norm(A @ solution.value - b) <= 1.1 * rtol * np.linalg.norm(b)
+    np.testing.assert_allclose(solution.stats["model_value"], -b @ solution.value / 2, rtol=10 * rtol)
+    assert np.isnan(solution.stats["curvature"])
+    assert not np.any(solution.stats["direction"])
+
+
+def test_preconditioner_takes_fewer_products():
+    A, b = definite(n=20, decades=2.0 if jnp.result_type(float) == jnp.float64 else 1.5)
+    M = positive(jnp.linalg.inv(A + 0.1 * jnp.eye(20)))
+    plain = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-3), throw=False)
+    better = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-3), options={"preconditioner": M})
+    assert 2 * int(better.stats["num_steps"]) < int(plain.stats["num_steps"])
+    assert np.linalg.norm(A @ better.value - b) <= 1.1e-3 * np.linalg.norm(b)
+
+
+def test_y0_is_used():
+    A, b = definite()
+    exact = jnp.linalg.solve(A, b)
+    rtol = tolerance(1e-4, 1e-10)
+    solution = lx.linear_solve(symmetric(A), b, TruncatedCG(rtol), options={"y0": exact})
+    assert int(solution.stats["num_steps"]) == 1
+    assert reason(solution.stats) == "converged"
+    np.testing.assert_array_equal(solution.value, exact)
+    # Zeros are a start like any other, and one whose product says nothing of the operator's size.
+    for y0 in (jnp.zeros(7), jnp.ones(7), -100 * exact):
+        solution = lx.linear_solve(symmetric(A), b, TruncatedCG(rtol), options={"y0": y0})
+        assert np.linalg.norm(A @ solution.value - b) <= 1.1 * rtol * np.linalg.norm(b)
+        value = 0.5 * solution.value @ A @ solution.value - b @ solution.value
+        np.testing.assert_allclose(solution.stats["model_value"], value, rtol=10 * rtol)
+
+
+def test_negative_curvature_is_a_result_with_its_direction():
+    b = jnp.array([0.1, 1.0, 0.1])
+    solution = lx.linear_solve(symmetric(SADDLE), b, TruncatedCG(1e-6))
+    assert solution.result == lx.RESULTS.successful
+    assert solution.stats["stop_reason"] == StopReason.negative_curvature
+    d = np.asarray(solution.stats["direction"])
+    np.testing.assert_allclose(np.linalg.norm(d), 1, rtol=1e-6)
+    assert d @ b > 0
+    np.testing.assert_allclose(solution.stats["curvature"], d @ SADDLE @ d, rtol=1e-6)
+    assert solution.value @ b > 0
+    # With a radius the step goes on to the boundary.
+    inside = lx.linear_solve(symmetric(SADDLE), b, TruncatedCG(1e-6, radius=5.0))
+    assert inside.stats["stop_reason"] == StopReason.negative_curvature
+    np.testing.assert_allclose(jnp.linalg.norm(inside.value), 5.0, rtol=1e-6)
+    np.testing.assert_allclose(inside.stats["step_norm"], 5.0, rtol=1e-6)
+
+
+def test_negative_curvature_met_later_adds_to_what_was_found():
+    # The first direction has positive curvature, the second does not.
+    A, b = jnp.diag(jnp.array([4.0, -0.1])), jnp.array([1.0, 0.3])
+    first = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-6, max_steps=1), throw=False)
+    assert reason(first.stats) == "max_steps"
+    both = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-6))
+    assert reason(both.stats) == "negative_curvature"
+    assert int(both.stats["num_steps"]) == 2
+    added = np.asarray(both.value - first.value)
+    d = np.asarray(both.stats["direction"])
+    np.testing.assert_allclose(added / np.linalg.norm(added), d, rtol=1e-5)
+    assert both.stats["model_value"] < first.stats["model_value"]
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 1e3])
+def test_boundary(radius):
+    A, b = definite()
+    solution = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-6, radius=radius), throw=False)
+    length = float(jnp.linalg.norm(solution.value))
+    assert length <= radius * (1 + 8 * jnp.finfo(jnp.result_type(float)).eps)
+    if radius < 1:
+        assert reason(solution.stats) == "boundary"
+        np.testing.assert_allclose(length, radius, rtol=1e-6)
+    else:
+        unbounded = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-6), throw=False)
+        np.testing.assert_array_equal(solution.value, unbounded.value)
+
+
+@pytest.mark.parametrize("subproblem", ["truncated", "exact"])
+def test_the_region_has_the_norm_of_the_preconditioner(subproblem):
+    A, b = definite()
+    W = jnp.diag(jnp.linspace(0.5, 30.0, 7))
+    options = {"preconditioner": positive(jnp.linalg.inv(W))}
+    solver = TruncatedCG(tolerance(1e-5, 1e-10), radius=0.2, subproblem=subproblem)
+    solution = lx.linear_solve(symmetric(A), b, solver, options=options)
+    x = solution.value
+    assert reason(solution.stats) == "boundary"
+    np.testing.assert_allclose(x @ W @ x, 0.2**2, rtol=1e-5)
+    np.testing.assert_allclose(solution.stats["step_norm"], 0.2, rtol=1e-5)
+    if subproblem == "exact":
+        lam = solution.stats["multiplier"]
+        np.testing.assert_allclose(A @ x + lam * (W @ x), b, atol=tolerance(2e-4, 1e-8))
+        return
+    # The same in variables in which the preconditioner is the identity.
+    root = jnp.sqrt(jnp.diag(W))
+    plain = lx.linear_solve(symmetric(A / root[:, None] / root[None, :]), b / root, solver)
+    np.testing.assert_allclose(x * root, plain.value, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(solution.stats["model_value"], plain.stats["model_value"], rtol=1e-5)
+
+
+def test_steps_are_counted_exactly():
+    A, b = definite(n=12)
+    calls = []
+
+    def count(v):
+        jax.debug.callback(lambda: calls.append(1))
+        return A @ v
+
+    operator = lx.FunctionLinearOperator(count, jax.eval_shape(lambda: b), lx.symmetric_tag)
+    run = lambda steps: lx.linear_solve(operator, b, TruncatedCG(1e-3, max_steps=jnp.asarray(steps)), throw=False)
+    for max_steps in (0, 1, 2, 1000):
+        calls.clear()
+        solution = run(max_steps)
+        steps = int(solution.stats["num_steps"])
+        jax.effects_barrier()
+        assert len(calls) == steps <= max_steps
+        if max_steps <= 2:
+            assert steps == max_steps
+            assert solution.result == lx.RESULTS.max_steps_reached
+        else:
+            assert solution.result == lx.RESULTS.successful
+    with pytest.raises(Exception, match="maximum number of solver steps"):
+        jax.block_until_ready(lx.linear_solve(symmetric(A), b, TruncatedCG(1e-3, max_steps=2)).value)
+
+
+def test_a_residual_that_rounding_forbids_is_not_claimed():
+    # Condition number 1e10: the residual that CG carries along goes to zero, the true one does not.
+    rng = np.random.RandomState(3)
+    decades = tolerance(2.5, 5.0)
+    spectrum = np.logspace(-decades, decades, 30)[None]
+    A, _ = matrices(rng, spectrum)
+    A, b = jnp.asarray(A[0], float), jnp.asarray(rng.standard_normal(30), float)
+    rtol = tolerance(1e-6, 1e-14)
+    solution = lx.linear_solve(symmetric(A), b, TruncatedCG(rtol, max_steps=3000), throw=False)
+    true = np.linalg.norm(np.asarray(A, np.float64) @ np.asarray(solution.value, np.float64) - b) / np.linalg.norm(b)
+    assert true > rtol
+    assert reason(solution.stats) in ("stagnation", "max_steps")
+    assert solution.result != lx.RESULTS.successful
+
+
+# --- pytrees, transforms and derivatives ---
+
+
+def energy(x, params):
+    """Strictly convex, over a pytree with a scalar and an empty leaf."""
+    rows = x["rows"]
+    coupled = jnp.sum(rows[1:] * rows[:-1]) + x["scalar"] * jnp.sum(rows)
+    return params["k"] * (jnp.sum(jnp.cosh(rows)) + jnp.cosh(x["scalar"])) + 0.1 * coupled + jnp.sum(x["empty"])
+
+
+def point():
+    rows = jnp.asarray(np.random.RandomState(0).standard_normal((3, 2)), float)
+    return {"rows": rows, "scalar": jnp.asarray(0.4), "empty": jnp.zeros((0, 2))}
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("options", ["plain", pytest.param("preconditioned radius", marks=pytest.mark.slow)])
+def test_under_jit_vmap_grad_and_jvp(options):
+    x, params = point(), {"k": jnp.asarray(1.5)}
+    b = jax.tree.map(jnp.cos, x)
+
+    def solve(x, params, b):
+        H = hessop.HessianOperator(energy, x, (params,))
+        M = jax.lax.stop_gradient(hessop.block_jacobi(H)) if options != "plain" else None
+        solver = TruncatedCG(1e-12, radius=1e3 if options != "plain" else None)
+        return lx.linear_solve(H, b, solver, options={} if M is None else {"preconditioner": M}).value
+
+    @jax.jit
+    def dense(x, params, b):
+        flat, unravel = jax.flatten_util.ravel_pytree(x)
+        matrix = jax.hessian(lambda z: energy(unravel(z), params))(flat)
+        return unravel(jnp.linalg.solve(matrix, jax.flatten_util.ravel_pytree(b)[0]))
+
+    close = lambda a, e: jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), a, e)
+    close(jax.jit(solve)(x, params, b), dense(x, params, b))
+    xs = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, leaf - 1]), x)
+    bs = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf**2, -leaf]), b)
+    batched = jax.jit(jax.vmap(solve, in_axes=(0, None, 0)))(xs, params, bs)
+    close(batched, jax.vmap(dense, in_axes=(0, None, 0))(xs, params, bs))
+    weigh = lambda solve: lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(solve(*args)))
+    ours = jax.jit(jax.grad(weigh(solve), argnums=(0, 1, 2)))(x, params, b)
+    close(ours, jax.jit(jax.grad(weigh(dense), argnums=(0, 1, 2)))(x, params, b))
+    tangents = (b, {"k": jnp.asarray(0.3)}, x)
+    close(jax.jvp(jax.jit(solve), (x, params, b), tangents)[1], jax.jvp(dense, (x, params, b), tangents)[1])
+
+
+@pytest.mark.x64
+def test_a_pulled_back_derivative_is_not_truncated():
+    A, b = definite()
+    length = float(jnp.linalg.norm(jnp.linalg.solve(A, b)))
+    # The solution fits the region, the solution of the transposed system does not.
+    solver = TruncatedCG(1e-12, radius=1.01 * length)
+
+    def loss(A, b, solver):
+        return 1e6 * jnp.sum(lx.linear_solve(positive(A), b, solver).value)
+
+    ours = jax.grad(loss, argnums=(0, 1))(A, b, solver)
+    theirs = jax.grad(lambda A, b: 1e6 * jnp.sum(jnp.linalg.solve(A, b)), argnums=(0, 1))(A, b)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-8), ours, theirs)
+    with pytest.raises(Exception, match="breakdown"):
+        jax.block_until_ready(jax.grad(loss, argnums=1)(jnp.asarray(SADDLE), jnp.ones(3), TruncatedCG(1e-12, radius=1.0)))
+
+
+def test_one_bad_lane_leaves_the_others_alone():
+    rng = np.random.RandomState(0)
+    A = jnp.asarray(rng.standard_normal((64, 5, 5)), float)
+    A = A + jnp.swapaxes(A, 1, 2)
+    b = jnp.asarray(rng.standard_normal((64, 5)), float)
+
+    @jax.jit
+    def run(A, b):
+        solve = lambda A, b: lx.linear_solve(symmetric(A), b, TruncatedCG(1e-5, radius=1.0), throw=False)
+        return jax.vmap(lambda A, b: (lambda s: (s.value, s.stats, s.result))(solve(A, b)))(A, b)
+
+    good, stats, _ = run(A, b)
+    for bad_A, bad_b in ((A.at[7, 2, 2].set(jnp.nan), b), (A, b.at[7, 1].set(jnp.inf))):
+        value, bad_stats, result = run(bad_A, bad_b)
+        others = np.arange(64) != 7
+        np.testing.assert_array_equal(value[others], good[others])
+        np.testing.assert_array_equal(bad_stats["num_steps"][others], stats["num_steps"][others])
+        assert np.all(np.isnan(value[7]))
+        assert reason(bad_stats)[7] == "not_finite"
+        assert lx.RESULTS[result].count("non-finite (NaN or inf) input") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "subproblem"),
+    [("b", "truncated"), ("operator", "truncated"), ("y0", "truncated"), ("radius", "truncated"), ("operator", "exact")],
+)
+def test_not_finite_is_a_failure_that_says_so(where, subproblem):
+    A, b = definite()
+    options, radius = {}, 1.0
+    if where == "y0":
+        options, radius = {"y0": b.at[0].set(jnp.inf)}, None
+    elif where == "b":
+        b = b.at[3].set(jnp.nan)
+    elif where == "operator":
+        A = A.at[2, 1].set(jnp.nan).at[1, 2].set(jnp.nan)
+    else:
+        radius = jnp.asarray(jnp.nan)
+    make = jax.jit(lambda A, b, r: lx.linear_solve(symmetric(A), b, TruncatedCG(1e-4, radius=r, subproblem=subproblem)).value)
+    solver = TruncatedCG(1e-4, radius=None if where == "radius" else radius)
+    if where == "y0":
+        solution = lx.linear_solve(symmetric(A), b, solver, options=options, throw=False)
+        assert reason(solution.stats) == "not_finite"
+        assert np.all(np.isnan(solution.value))
+    else:
+        with pytest.raises(Exception, match="received non-finite"):
+            jax.block_until_ready(make(A, b, radius))
+
+
+def test_new_numbers_do_not_compile_again():
+    A, b = definite()
+    traces = []
+
+    def product(v):
+        traces.append(1)
+        return A @ v
+
+    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b), lx.symmetric_tag)
+
+    @jax.jit
+    def run(b, rtol, radius):
+        return lx.linear_solve(operator, b, TruncatedCG(rtol, radius=radius), throw=False).value
+
+    run(b, 1e-3, 1.0)
+    first = len(traces)
+    run(b + 1, 1e-4, 2.0)
+    assert len(traces) == first
+    # Eagerly, lineax's own jit sees the numbers as arrays.
+    solve = lambda rtol, radius: lx.linear_solve(operator, b, TruncatedCG(rtol, radius=radius), throw=False)
+    solve(1e-3, 1.0)
+    first = len(traces)
+    solve(1e-4, 3.0)
+    solve(1e-5, jnp.asarray(0.5))
+    assert len(traces) == first
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_dtypes_are_kept(dtype):
+    b = jnp.asarray([0.5, 0.25, -0.25], dtype)
+    for matrix in (np.diag([1.0, 2.0, 4.0]), SADDLE):
+        operator = symmetric(jnp.asarray(matrix, dtype))
+        solvers = [TruncatedCG(1e-2), TruncatedCG(1e-2, radius=0.5)]
+        if dtype == jnp.float16:
+            solvers.append(TruncatedCG(1e-2, radius=0.5, subproblem="exact"))
+        for solver in solvers:
+            solution = lx.linear_solve(operator, b, solver)
+            assert solution.value.dtype == dtype
+            assert solution.stats["direction"].dtype == dtype
+            assert np.all(np.isfinite(np.asarray(solution.value, np.float64)))
+
+
+@pytest.mark.x64
+def test_mixed_dtypes_are_worked_in_the_wider_one():
+    structure = {"single": jnp.ones(2, jnp.float32), "double": jnp.ones(2, jnp.float64)}
+    operator = lx.DiagonalLinearOperator(jax.tree.map(lambda leaf: leaf * 3, structure))
+    solution = lx.linear_solve(operator, structure, TruncatedCG(1e-9))
+    assert solution.value["single"].dtype == jnp.float32
+    assert solution.value["double"].dtype == jnp.float64
+    np.testing.assert_allclose(solution.value["double"], np.full(2, 1 / 3), rtol=1e-15)
+
+
+# --- breakdowns and corners ---
+
+CORNERS = {
+    "zero": np.zeros((3, 3)),
+    "identity": 2.5 * np.eye(3),
+    "minus": -np.eye(3),
+    "rank one": np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+    "n = 1": np.array([[2.0]]),
+    "n = 1 negative": np.array([[-2.0]]),
+    "n = 2": np.array([[2.0, 1.0], [1.0, -3.0]]),
+    "two eigenvalues": np.diag([1.0, 5.0, 5.0]),
+}
+
+
+@pytest.mark.parametrize("subproblem", [None, "truncated", "exact"])
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners(name, subproblem):
+    A = jnp.asarray(CORNERS[name], float)
+    n = len(A)
+    rtol = tolerance(1e-4, 1e-9)
+    solver = TruncatedCG(rtol, radius=0.7, subproblem=subproblem) if subproblem else TruncatedCG(rtol)
+    first = jnp.zeros(n).at[0].set(1.0)
+    for b in (jnp.ones(n), first, jnp.zeros(n), jnp.arange(1.0, n + 1)):
+        solution = lx.linear_solve(symmetric(A), b, solver)
+        x = np.asarray(solution.value)
+        assert np.all(np.isfinite(x))
+        assert np.linalg.norm(x) <= 0.7 * (1 + 1e-6) or not subproblem
+        if not np.any(b) and subproblem != "exact":
+            assert reason(solution.stats) == "converged"
+            assert not np.any(x)
+        elif np.any(b):
+            assert b @ x > 0
+        if reason(solution.stats) == "converged":
+            assert np.linalg.norm(A @ x - b) <= 1.1 * rtol * np.linalg.norm(b)
+        else:
+            assert np.linalg.eigvalsh(A)[0] <= 0 or np.linalg.norm(x) > 0.69
+    assert int(solution.stats["num_steps"]) <= n + 1
+
+
+def test_a_linear_function_gives_the_gradient_step():
+    solution = lx.linear_solve(symmetric(np.zeros((3, 3))), jnp.array([1.0, -2.0, 0.5]), TruncatedCG(1e-3))
+    assert reason(solution.stats) == "negative_curvature"
+    np.testing.assert_allclose(solution.value, [1.0, -2.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(solution.stats["curvature"], 0.0, atol=1e-12)
+
+
+def test_b_within_the_absolute_tolerance_needs_no_product():
+    A, b = definite()
+    solution = lx.linear_solve(symmetric(A), b, TruncatedCG(0.0, atol=100.0))
+    assert int(solution.stats["num_steps"]) == 0
+    assert not np.any(solution.value)
+    assert reason(solution.stats) == "converged"
+
+
+@pytest.mark.parametrize("subproblem", ["truncated", "exact"])
+def test_a_preconditioner_that_is_not_definite_is_a_breakdown(subproblem):
+    A, b = definite(n=3)
+    wrong = positive(jnp.diag(jnp.array([1.0, -1.0, 1.0])))
+    solver = TruncatedCG(1e-6, radius=1e3, subproblem=subproblem)
+    b = jnp.array([0.1, 1.0, 0.1])
+    solution = lx.linear_solve(symmetric(A), b, solver, options={"preconditioner": wrong}, throw=False)
+    assert reason(solution.stats) == "breakdown"
+    assert solution.result == lx.RESULTS.breakdown
+
+
+# --- what it refuses ---
+
+
+def test_messages():
+    A, b = definite()
+    known = symmetric(A)
+    solve = lambda solver, operator=known, **options: lx.linear_solve(operator, b, solver, options=options)
+    good = TruncatedCG(1e-3)
+    cases = [
+        (lambda: solve(good, tolerance=1.0), "options: got 'tolerance'.*expected preconditioner or y0"),
+        (lambda: solve(good, y0=jnp.ones(3)), r"options\['y0'\]: got .*shape=\(3,\).*expected the structure.*shape=\(7,\)"),
+        (lambda: solve(TruncatedCG(1e-3, radius=1.0), y0=b), r"options\['y0'\]: got a start for a solver with a radius"),
+        (
+            lambda: solve(good, preconditioner=A),
+            r"options\['preconditioner'\]: got .*expected a lineax operator.*hessop.block_jacobi",
+        ),
+        (lambda: solve(good, preconditioner=symmetric(A)), "not known to be positive definite.*positive_semidefinite_tag"),
+        (lambda: solve(good, preconditioner=positive(np.eye(3))), r"options\['preconditioner'\]: got one from"),
+        (
+            lambda: solve(good, operator=lx.MatrixLinearOperator(A)),
+            "operator: got MatrixLinearOperator that is not known to be",
+        ),
+        (lambda: TruncatedCG(-1.0), "rtol: got -1.0, expected a number that is not negative"),
+        (lambda: TruncatedCG(1e-3, atol=jnp.ones(2)), r"atol: got shape \(2,\)"),
+        (lambda: TruncatedCG(1e-3, radius=0.0), "radius: got 0.0, expected a positive number"),
+        (lambda: TruncatedCG(1e-3, radius=1.0, subproblem="gltr"), "subproblem: got 'gltr', expected 'truncated' or 'exact'"),
+        (lambda: TruncatedCG(1e-3, subproblem="exact"), "subproblem: got 'exact' without a radius"),
+        (lambda: TruncatedCG(1e-3, max_steps=-1), "max_steps: got -1, expected an int that is not negative"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match=r"max_steps: got 2\.5 of type float"):
+        TruncatedCG(1e-3, max_steps=2.5)
+    with pytest.raises(ValueError, match="operator: got MatrixLinearOperator from"):
+        lx.linear_solve(lx.MatrixLinearOperator(jnp.ones((7, 3))), b, good)
+    with pytest.raises(ValueError, match="of complex numbers"):
+        lx.linear_solve(symmetric(A.astype(complex)), b.astype(complex), good)
+
+
+def test_transpose_and_conj_are_the_same_system():
+    A, b = definite()
+    solver = TruncatedCG(1e-5)
+    options = {"preconditioner": positive(jnp.eye(7)), "y0": b}
+    state = solver.init(symmetric(A), options)
+    for change in (solver.transpose, solver.conj):
+        changed, left = change(state, options)
+        assert set(left) == {"preconditioner"}
+        value, result, _ = solver.compute(changed, b, left)
+        assert result == lx.RESULTS.successful
+        np.testing.assert_allclose(A @ value, b, atol=1e-3)
+    assert solver.assume_full_rank()
