@@ -14,13 +14,15 @@ from hessop._columns import Point, shapes_of
 from hessop._errors import MemoryBudgetError
 from hessop._jaxpr import peak_bytes
 from hessop._plan import bytes_without_rule, elements
-from hessop._price import work_of
+from hessop._price import LEAST_WORK, work_of
 from hessop._program import HessianProgram
 from hessop._recompute import recomputes
 from hessop._terms_program import TermsProgram, terms_program
 
 # Terms must win by this factor: prices are crude, and a plain product stores nothing and compiles sooner.
 _MARGIN = 2
+# Terms whose making takes this many budgets in all are not tried.
+_TURNS = 8
 
 
 def expected(n: int) -> int:
@@ -71,8 +73,12 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
         return plain
     limit = bytes_without_rule(budget)
     needed = 0
+    # Each element that is made takes at least the time of one in a cache; and what is made fits, at least in turns.
+    most = min(count * work / (_MARGIN * LEAST_WORK), _TURNS * budget / point.layout.dtype.itemsize)
     for room in (4 * limit, 0):  # half of the budget for terms that are made a matrix; then for none
-        terms = terms_program(point.program, limit, room)
+        terms = terms_program(point.program, limit, room, most if route == "auto" else None)
+        if terms is None:
+            return dataclasses.replace(plain, reason=f"terms would take more than {elements(most)} elements")
         once, each = work_of(terms.make.equations.eqns, tiled=True), work_of(terms.linear.eqns)
         figures = f"{elements(once)} elements touched once and {elements(each)} a product, otherwise {elements(work)}"
         if route == "auto" and _MARGIN * (once + count * each) >= count * work:

@@ -16,7 +16,7 @@ from jax.extend import core as jex
 
 from hessop._jaxpr import Equations, flatten_jaxpr, needed_equations
 from hessop._program import HessianProgram
-from hessop.structure import StructuredHessian, propagate
+from hessop.structure import StructuredHessian, TooLarge, propagate
 from hessop.tiles import Options, Tiled, trace_tiled
 
 # Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
@@ -62,22 +62,37 @@ class TermsProgram(HessianProgram):
         return self.terms(residuals).mm(tangents)
 
 
-def terms_program(program: HessianProgram, limit: int | None, room: int) -> TermsProgram:
+def terms_program(program: HessianProgram, limit: int | None, room: int, most: float | None = None) -> TermsProgram | None:
     """The terms of `program`, traced once.
 
     Args:
         program: the program of the function.
         limit: bytes that an equation without a rule may take.
         room: bytes that terms may grow to where that makes products cheaper (see `StructuredHessian.for_products`).
+        most: number of elements that the terms may take to make; None for no limit.
+
+    Returns:
+        None where they would take more: tracing stops there, which for a network of many layers saves most of it.
     """
-    return program.executable(("terms program", limit, room), lambda: _terms_program(program, limit, room))
+    key, refused = ("terms program", limit, room), ("terms too large", limit)
+    if key in program.executables:
+        return program.executables[key]
+    if most is not None and most <= program.executables.get(refused, 0.0):
+        return None
+    try:
+        return program.executable(key, lambda: _terms_program(program, limit, room, most))
+    except TooLarge:
+        assert most is not None
+        program.executables[refused] = most
+        return None
 
 
-def _terms_program(program: HessianProgram, limit: int | None, room: int) -> TermsProgram:
+def _terms_program(program: HessianProgram, limit: int | None, room: int, most: float | None) -> TermsProgram:
     count = program.n_residuals
 
     def arrays(*residuals: Array) -> StructuredHessian:
-        return propagate(program.linear, residuals, len(program.x_avals), limit=limit).for_products(room)
+        terms = propagate(program.linear, residuals, len(program.x_avals), limit=limit, most=most)
+        return terms.for_products(room)
 
     traced, form = jax.make_jaxpr(arrays, return_shape=True)(*_shapes(program.linear.invars[:count]))
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._jaxpr import open_jaxpr
-from hessop._price import work_of
+from hessop._price import matrix_product_work, work_of
 from hessop._tree import Layout
 from hessop.structure.algebra import Algebra
 from hessop.structure.assemble import assemble
@@ -211,12 +211,8 @@ class StructuredHessian(eqx.Module):
         return _packed(rows, self.leaves, self.fallbacks)
 
     def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
-        matrix = _matrix(jax.ShapeDtypeStruct(shape, self.leaves[i].dtype), terms[0].leaf)
-        work = [
-            _packed([group if k == i else [] for k in range(len(self.leaves))], self.leaves, ()).product_work()
-            for group in (terms, [matrix])
-        ]
-        return work[0] >= work[1]
+        own = _packed([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
+        return own.product_work() >= matrix_product_work(shape[0], shape[1], 1)
 
     def product_work(self) -> float:
         """What one product with a vector takes (see `hessop._price`), from shapes alone."""
@@ -288,11 +284,8 @@ def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: S
     )
 
 
-def _matrix(array: Any, leaf: int) -> Term:
-    """A matrix as a term; a shape in the place of the array is enough to price it."""
+def _matrix(array: Array, leaf: int) -> Term:
+    """A matrix as a term."""
     axes = tuple(map(identity, array.shape))
-    ids = tuple(i for e in axes for i in e.ids)
-    sizes = tuple(i.size for i in ids)  # none for an axis of one position
-    bare = isinstance(array, jax.ShapeDtypeStruct)
-    array = jax.ShapeDtypeStruct(sizes, array.dtype) if bare else array.reshape(sizes)
-    return Term(axes, (Product(1.0, (Factor(array, ids),)),), leaf, array.dtype)
+    ids = tuple(i for e in axes for i in e.ids)  # none for an axis of one position
+    return Term(axes, (Product(1.0, (Factor(array.reshape([i.size for i in ids]), ids),)),), leaf, array.dtype)
