@@ -1,182 +1,315 @@
 """Dense Hessians: hessop on unmodified functions against what else there is, in one run.
 
     python benchmarks/dense.py [--sizes 10 50 ...] [--energies issue_787 ...] [--dtypes float32] [--out FILE]
+    python benchmarks/dense.py --scaling       the exponent of the time between N = 600 and N = 4800
+    python benchmarks/dense.py --compilation   tracing and compiling at N = 24 and N = 2483
 
-Medians after warm-up, results waited for. A rival is left out where it would need more memory than `--memory` or more time
-than `--patience` (then the column loop is timed on a few columns and multiplied up, which the table marks with ~).
+Each case (an energy, a dtype, a size) runs in a process of its own, all rivals one after the other: medians after warm-up,
+results waited for, and the process's peak of memory over what it held before. A rival is left out where it would need more
+memory than `--memory`, or by its time at the size before more than `--patience`; what goes column by column is timed on one
+column and multiplied up (~).
 """
 
 import argparse
+import ctypes
 import json
+import math
+import pathlib
+import signal
 import statistics
+import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from energies import ENERGIES
-
-import hessop
+SIZES = [10, 50, 100, 300, 600, 1200, 2483, 4800]
+_KEY = ("energy", "dtype", "N")
 
 
-def median_time(function, repeats=7, patience=20.0):
-    """Median seconds of `function`, and of its first call."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    first = time.perf_counter() - start
+# --- one case, in a process of its own ---
+
+
+def measure(case, name):
+    """One rival on one case, as a row."""
+    import jax
+    from rivals import ROUTES, Skip
+
+    rival, what = ROUTES[name]
+    limit = int(12 * case.patience)
+
+    def stop(*_):
+        raise Skip(f"stopped after {limit} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        start = time.perf_counter()
+        function, times = rival(case)
+        compiled = function
+        row = {}
+        if hasattr(function, "lower"):
+            lowered = function.lower(case.x)
+            row["trace"] = time.perf_counter() - start
+            compiled = lowered.compile()
+            row["compile"] = time.perf_counter() - start - row["trace"]
+            analysis = compiled.memory_analysis()
+            row["temporaries"] = analysis.temp_size_in_bytes
+            case.need(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
+        call = lambda: jax.block_until_ready(compiled(case.x))
+        result = call()
+        row["first"] = (time.perf_counter() - start) * times
+        if what in ("matrix", "blocks") and case.n <= 1800:
+            row["error"] = _error(case, result, what)
+        del result
+        row["seconds"] = _median(call, case.patience) * times
+        row["peak"] = _peak(call)
+        row["extrapolated"] = times != 1
+        return row
+    except Skip as why:
+        return {"skipped": str(why)}
+    except Exception as error:
+        return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"}
+    finally:
+        signal.alarm(0)
+
+
+def _median(call, patience, repeats=7):
     times = []
     while len(times) < repeats and sum(times) < patience:
         start = time.perf_counter()
-        jax.block_until_ready(function())
+        call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times), first
+    return statistics.median(times)
 
 
-def ours(fn, x, options):
-    compiled = jax.jit(lambda x: hessop.hessian(fn)(x)).lower(x).compile()
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    seconds, _ = median_time(lambda: compiled(x))
-    return {"seconds": seconds, "temporaries": temporaries}
+def _peak(call):
+    """Bytes that the process held at most during a call over what it held before; None where the system does not tell."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
 
 
-def blocks(fn, x, options):
-    jitted = jax.jit(lambda x: hessop.HessianOperator(fn, x).block_diagonal())
-    seconds, first = median_time(lambda: jitted(x))
-    return {"seconds": seconds, "first": first}
+def _status(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def jax_hessian(fn, x, options):
-    start = time.perf_counter()
-    compiled = jax.jit(jax.hessian(fn)).lower(x).compile()
-    compile_seconds = time.perf_counter() - start
-    needed = compiled.memory_analysis().temp_size_in_bytes + compiled.memory_analysis().output_size_in_bytes
-    if needed > options.memory:
-        return {"skipped": f"needs {needed / 1e9:.3g} GB"}
-    seconds, _ = median_time(lambda: compiled(x), patience=options.patience)
-    return {"seconds": seconds, "compile": compile_seconds, "temporaries": needed}
+def _error(case, result, what):
+    """Largest difference from hessop's matrix, relative to its largest entry."""
+    import jax
+    import numpy as np
+
+    import hessop
+
+    if not hasattr(case, "matrix"):
+        case.matrix = np.asarray(jax.jit(hessop.hessian(case.fn))(case.x)).reshape(case.n, case.n)
+    expected = case.matrix
+    if what == "blocks":
+        k = case.n // case.x.shape[0]
+        expected = np.stack([expected[i : i + k, i : i + k] for i in range(0, case.n, k)])
+    return float(np.max(np.abs(np.asarray(result).reshape(expected.shape) - expected)) / np.max(np.abs(expected)))
 
 
-def column_loop(fn, x, options):
-    """As advised in the issue: linearise the gradient once, then one jitted product a column."""
-    _, product = jax.linearize(jax.grad(fn), x)
-    product = jax.jit(product)
-    basis = jnp.zeros(x.size, x.dtype).at[0].set(1).reshape(x.shape)
-    seconds, _ = median_time(lambda: product(basis), repeats=5, patience=options.patience)
-    return {"seconds": seconds * x.size, "extrapolated": True}
+def child(options):
+    """All rivals on one case; a line of JSON each."""
+    import jax
+
+    jax.config.update("jax_enable_x64", options["dtype"] == "float64")
+    from energies import ENERGIES
+    from rivals import Case
+
+    x = jax.random.uniform(jax.random.key(0), (options["N"], 3), options["dtype"]) * 2
+    # As it was posted it is NaN for everyone else.
+    masked = ENERGIES["safe_sqrt" if options["energy"] == "issue_787" else options["energy"]]
+    case = Case(ENERGIES[options["energy"]], masked, x, options["memory"], options["patience"])
+    for name in options["routes"]:
+        print(json.dumps({"route": name, **measure(case, name)}), flush=True)
 
 
-def vmapped_columns(fn, x, options):
-    """32 columns at a time."""
-    width = min(32, x.size)
-    _, product = jax.linearize(jax.grad(fn), x)
-    product = jax.jit(jax.vmap(product))
-    basis = jnp.eye(width, x.size, dtype=x.dtype).reshape(width, *x.shape)
-    if 40 * width * x.shape[0] ** 2 * x.dtype.itemsize > options.memory:
-        return {"skipped": "memory"}
-    seconds, _ = median_time(lambda: product(basis), repeats=3, patience=options.patience)
-    return {"seconds": seconds * x.size / width, "extrapolated": True}
-
-
-def folx_hessian(fn, x, options):
-    import folx
-
-    if x.shape[0] > 100:
-        return {"skipped": "its masks are per element"}
-    forward = folx.forward_laplacian(lambda v: jax.grad(fn)(v.reshape(x.shape)).ravel(), sparsity_threshold=6)
-    jitted = jax.jit(lambda x: forward(x.ravel()).jacobian.dense_array)
-    seconds, first = median_time(lambda: jitted(x), patience=options.patience)
-    return {"seconds": seconds, "first": first}
-
-
-def asdex_hessian(fn, x, options):
-    import asdex
-
-    if x.shape[0] > 50:
-        return {"skipped": "its detection is per element"}
-    start = time.perf_counter()
-    compute = asdex.hessian(fn, input_shape=x.shape)
-    seconds, _ = median_time(lambda: compute(x), patience=options.patience)
-    return {"seconds": seconds, "first": time.perf_counter() - start}
-
-
-def full(fn, x, options):
-    """Filling a matrix of the same size."""
-    jitted = jax.jit(lambda v: jnp.full((x.size, x.size), v))
-    seconds, _ = median_time(lambda: jitted(x[0, 0]))
-    return {"seconds": seconds}
-
-
-def handwritten(fn, x, options):
-    if fn.__name__ not in ("issue_787", "safe_sqrt"):
-        return {"skipped": "another energy"}
-    from handwritten import hessian
-
-    array = np.asarray(x)
-    seconds, _ = median_time(lambda: hessian(array))
-    return {"seconds": seconds}
-
-
-ROUTES = {
-    "hessop": ours,
-    "hessop blocks": blocks,
-    "jit(jax.hessian)": jax_hessian,
-    "column loop": column_loop,
-    "32 columns": vmapped_columns,
-    "folx": folx_hessian,
-    "asdex": asdex_hessian,
-    "jnp.full": full,
-    "handwritten": handwritten,
-}
+# --- all cases ---
 
 
 def run(options):
+    """Rows of all cases, in the order of growing sizes."""
     rows = []
     for dtype in options.dtypes:
-        jax.config.update("jax_enable_x64", dtype == "float64")
-        for name in options.energies:
-            for size in options.sizes:
-                if name == "three_body" and size > 100:
+        for energy in options.energies:
+            for size in sorted(options.sizes):
+                if energy == "three_body" and size > 100:
                     continue  # its own values are N^3
-                x = jax.random.uniform(jax.random.key(0), (size, 3), dtype) * 2
-                for route in options.routes:
-                    fn = ENERGIES["safe_sqrt"] if name == "issue_787" and "hessop" not in route else ENERGIES[name]
-                    try:
-                        result = ROUTES[route](fn, x, options)
-                    except Exception as error:
-                        result = {"skipped": f"{type(error).__name__}: {str(error)[:60]}"}
-                    rows.append({"energy": name, "dtype": dtype, "N": size, "route": route, **result})
+                late, routes = _too_late(rows, energy, dtype, size, options)
+                asked = {"energy": energy, "dtype": dtype, "N": size, "routes": routes}
+                limits = {"memory": options.memory, "patience": options.patience}
+                found = [*late, *_in_child({**asked, **limits}, options.timeout)]
+                for row in sorted(found, key=lambda r: options.routes.index(r["route"])):
+                    rows.append({"energy": energy, "dtype": dtype, "N": size, **row})
                     print(_line(rows), flush=True)
     return rows
 
 
+def _too_late(rows, energy, dtype, size, options):
+    """Rows of what would take too long by its time at the size before, and the other routes."""
+    late, routes = [], []
+    for route in options.routes:
+        before = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route)]
+        why = _late(before[-1], size, options.patience) if before and not route.startswith("hessop") else None
+        if why is None:
+            routes.append(route)
+        else:
+            late.append({"route": route, "skipped": why})
+    return late, routes
+
+
+def _late(before, size, patience):
+    """Why a rival is not worth trying: one call grows at least like N^2 and mostly like N^3."""
+    if before.get("skipped", "").startswith(("takes", "stopped")):
+        return f"takes too long at N = {before['N']}" if before["skipped"].startswith("stopped") else before["skipped"]
+    if "seconds" not in before or before["extrapolated"]:
+        return None
+    seconds = before["seconds"] * (size / before["N"]) ** 3
+    return f"takes about {seconds:.0f} s by its time at N = {before['N']}" if seconds > 3 * patience else None
+
+
+def _in_child(asked, timeout):
+    command = [sys.executable, __file__, "--child", json.dumps(asked)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        text, why = done.stdout, f"the process ended with {done.returncode}: {done.stderr.strip()[-60:]}"
+    except subprocess.TimeoutExpired as error:
+        text, why = (error.stdout or b"").decode(), f"stopped after {timeout:.0f} s"
+    found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    rest = asked["routes"][len(found) :]
+    found += [{"route": r, "skipped": why if k == 0 else f"not reached: {rest[0]} {why}"} for k, r in enumerate(rest)]
+    return found
+
+
 def _line(rows):
     row = rows[-1]
-    head = f"{row['energy']:<20} {row['dtype']} N={row['N']:<5} {row['route']:<17}"
+    head = f"{row['energy']:<20} {row['dtype']} N={row['N']:<5} {row['route']:<14}"
     if "skipped" in row:
         return f"{head} {row['skipped']}"
-    same = [r for r in rows if all(r[k] == row[k] for k in ("energy", "dtype", "N")) and r["route"] == "hessop"]
-    ratio = row["seconds"] / same[0]["seconds"] if same and "seconds" in same[0] else float("nan")
-    mark = "~" if row.get("extrapolated") else " "
-    temporaries = f"{row['temporaries'] / 1e6:9.1f} MB" if "temporaries" in row else ""
-    return f"{head} {mark}{row['seconds'] * 1e3:12.3f} ms {ratio:10.2f} x hessop {temporaries}"
+    ours = _ours(rows, row)
+    ratio = f"{row['seconds'] / ours:10.2f} x hessop" if ours else ""
+    mark = "~" if row["extrapolated"] else " "
+    peak = f" {row['peak'] / 1e6:9.1f} MB" if row["peak"] is not None else ""
+    return f"{head} {mark}{row['seconds'] * 1e3:12.3f} ms{ratio}{peak}"
+
+
+def _ours(rows, row):
+    name = "hessop blocks" if "blocks" in row["route"] else "hessop"
+    same = [r for r in rows if all(r[k] == row[k] for k in _KEY) and r["route"] == name]
+    return same[0].get("seconds") if same else None
+
+
+# --- tables ---
+
+
+def table(rows, cell):
+    """Markdown: a line for each case, a column for each route."""
+    routes = list(dict.fromkeys(r["route"] for r in rows))
+    cases = list(dict.fromkeys(tuple(r[k] for k in _KEY) for r in rows))
+    lines = ["| energy | dtype | N | " + " | ".join(routes) + " |", "|---|---|---|" + "---|" * len(routes)]
+    for case in cases:
+        own = {r["route"]: r for r in rows if tuple(r[k] for k in _KEY) == case}
+        cells = [cell(own[r], rows) if r in own else "" for r in routes]
+        lines.append(f"| {case[0]} | {case[1]} | {case[2]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def time_cell(row, rows):
+    """Time, and how many times that of hessop."""
+    if "skipped" in row:
+        return row["skipped"]
+    ours = _ours(rows, row)
+    ratio = f" ({row['seconds'] / ours:.3g}x)" if ours and not row["route"].startswith("hessop") else ""
+    return ("~" if row["extrapolated"] else "") + _seconds(row["seconds"]) + ratio
+
+
+def peak_cell(row, rows):
+    """Peak of memory over what the process held before."""
+    return f"{row['peak'] / 1e6:.3g} MB" if row.get("peak") is not None else ""
+
+
+def compile_cell(row, rows):
+    """Tracing + compiling."""
+    return f"{row['trace']:.2f} + {row['compile']:.2f} s" if "compile" in row else ""
+
+
+def error_cell(row, rows):
+    """Largest difference from hessop's, relative to the largest entry."""
+    return f"{row['error']:.0e}" if "error" in row else ""
+
+
+def _seconds(s):
+    return f"{s:.3g} s" if s >= 1 else f"{s * 1e3:.3g} ms"
+
+
+def scaling_table(rows):
+    """The slope of log time over log N, and the figures that it comes from."""
+    lines = ["| energy | dtype | route | exponent | times |", "|---|---|---|---|---|"]
+    for energy, dtype, route in dict.fromkeys((r["energy"], r["dtype"], r["route"]) for r in rows):
+        own = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route) and "seconds" in r]
+        if len(own) > 1:
+            x, y = ([math.log(r[k]) for r in own] for k in ("N", "seconds"))
+            slope = statistics.linear_regression(x, y).slope
+            times = ", ".join(f"{r['N']}: {_seconds(r['seconds'])}" for r in own)
+            lines.append(f"| {energy} | {dtype} | {route} | {slope:.2f} | {times} |")
+    return "\n".join(lines)
 
 
 def main():
     """Run, print, write JSON."""
+    from energies import ENERGIES
+    from rivals import ROUTES
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 100, 300, 600, 1200, 2483, 4800])
+    parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--energies", nargs="+", default=list(ENERGIES), choices=list(ENERGIES))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
-    parser.add_argument("--memory", type=float, default=6e9)
-    parser.add_argument("--patience", type=float, default=10.0)
+    parser.add_argument("--routes", nargs="+", choices=list(ROUTES))
+    parser.add_argument("--memory", type=float, default=6e9, help="bytes that a rival may need")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds for the repetitions of one rival")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one case")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--compilation", action="store_true")
     parser.add_argument("--out", default="benchmarks/dense.json")
     options = parser.parse_args()
+    if options.scaling:
+        options.sizes = options.sizes or [600, 1200, 2400, 4800]
+        options.routes = options.routes or ["hessop", "hessop blocks", "jnp.full"]
+    elif options.compilation:
+        options.sizes = options.sizes or [24, 2483]
+        options.routes = options.routes or ["hessop", "hessop blocks"]
+    options.sizes = options.sizes or SIZES
+    options.routes = options.routes or list(ROUTES)
     rows = run(options)
-    with open(options.out, "w") as file:
-        json.dump({"command": sys.argv, "jax": jax.__version__, "rows": rows}, file, indent=1)
+    cells = {"Time": time_cell, "Peak of memory": peak_cell, "Tracing + compiling": compile_cell, "Difference": error_cell}
+    if options.scaling:
+        print("\n### Exponent of the time\n\n" + scaling_table(rows))
+    for title, cell in cells.items():
+        print(f"\n### {title}\n\n" + table(rows, cell))
+    versions = _versions()
+    pathlib.Path(options.out).write_text(json.dumps({"command": sys.argv, **versions, "rows": rows}, indent=1))
+
+
+def _versions():
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("hessop", "jax", "jaxlib", "numba", "folx", "asdex"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        child(json.loads(sys.argv[2]))
+    else:
+        main()
