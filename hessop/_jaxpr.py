@@ -59,7 +59,17 @@ def evaluate(equations: Equations, values: Sequence[Any]) -> list[Any]:
     return _run(equations.invars, equations.eqns, equations.outvars, values, inline=False)
 
 
-def _run(invars: Any, eqns: Any, outvars: Any, values: Sequence[Any], *, inline: bool) -> list[Any]:
+def _run(
+    invars: Any,
+    eqns: Any,
+    outvars: Any,
+    values: Sequence[Any],
+    *,
+    inline: bool,
+    ran: list[Any] | None = None,
+    caller: Any = None,
+) -> list[Any]:
+    """The outputs; what runs is put on the list `ran`: primitive, and where it came from (of a call if not known inside)."""
     env = dict(zip(invars, values, strict=True))
 
     def read(v: Any) -> Any:
@@ -70,6 +80,9 @@ def _run(invars: Any, eqns: Any, outvars: Any, values: Sequence[Any], *, inline:
         inner = call_jaxpr(eqn) if inline else None
         if inner is None:
             out = bind(eqn, inputs)
+            if ran is not None:
+                origin = eqn if caller is None or source_line(eqn) else caller
+                ran.append((eqn.primitive, origin.source_info))
         else:
             jaxpr, consts = open_jaxpr(inner)
             out = _run(
@@ -78,6 +91,9 @@ def _run(invars: Any, eqns: Any, outvars: Any, values: Sequence[Any], *, inline:
                 jaxpr.outvars,
                 [*consts, *inputs],
                 inline=True,
+                ran=ran,
+                # JAX cuts the traceback inside a jitted function of a library at its entry.
+                caller=eqn if caller is None or source_line(eqn) else caller,
             )
         env.update(zip(eqn.outvars, out, strict=True))
     return [read(v) for v in outvars]
@@ -92,14 +108,22 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     invars = (*jaxpr.constvars, *jaxpr.invars)
     if not any(call_jaxpr(eqn) is not None for eqn in jaxpr.eqns):
         return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
-    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=True))(
+    ran: list[tuple[Any, Any]] = []
+    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=True, ran=ran))(
         *[_example(v.aval) for v in invars]
     )
     flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
     return (
-        Equations((*flat.constvars, *flat.invars), tuple(flat.eqns), tuple(flat.outvars)),
+        Equations((*flat.constvars, *flat.invars), _with_sources(flat.eqns, ran), tuple(flat.outvars)),
         (*inner_consts, *consts),
     )
+
+
+def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Equations traced anew, with the lines of those that they are; tracing notes where it runs, which is no user's line."""
+    if [eqn.primitive for eqn in eqns] != [primitive for primitive, _ in ran]:
+        return tuple(eqns)
+    return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))
 
 
 def inline_rules(equations: Equations) -> Equations:
@@ -107,20 +131,25 @@ def inline_rules(equations: Equations) -> Equations:
     if not any(eqn.primitive.name in _RULED for eqn in equations.eqns):
         return equations
 
+    ran: list[tuple[Any, Any]] = []
+
     def run(*values: Any) -> list[Any]:
         env = dict(zip(equations.invars, values, strict=True))
         for eqn in equations.eqns:
             inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
             if eqn.primitive.name in _RULED:
                 jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
-                out = _run((*jaxpr.constvars, *jaxpr.invars), jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True)
+                held = (*jaxpr.constvars, *jaxpr.invars)
+                out = _run(held, jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True, ran=ran, caller=eqn)
             else:
                 out = bind(eqn, inputs)
+                ran.append((eqn.primitive, eqn.source_info))
             env.update(zip(eqn.outvars, out, strict=True))
         return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
 
     flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[_example(v.aval) for v in equations.invars]))
     assert not consts
+    flat = dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran))
     kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
     return inline_rules(kept)
 

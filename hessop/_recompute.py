@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax import Array
 
-from hessop._jaxpr import inline_rules
 from hessop._program import HessianProgram
 from hessop.tiles import Options, Tiled, schedule_of, trace_tiled
 
@@ -58,7 +57,7 @@ def _worthwhile(function: Any, values: Sequence[Any]) -> Tiled | None:
     """The function by tiles, if it has large values and none of them is dear to make again."""
     tiled, consts = trace_tiled(function, [_aval(v) for v in values], _OPTIONS)
     assert not consts
-    plan = schedule_of(inline_rules(tiled.equations), _OPTIONS)
+    plan = schedule_of(tiled.final(), _OPTIONS)
     return tiled if plan.large and not any(_is_dear(plan.virtual[v]) for v in plan.large) else None
 
 

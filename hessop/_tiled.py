@@ -13,7 +13,7 @@ from jax import Array
 from hessop._annotations import Function, Memory
 from hessop._arguments import Static, split_args
 from hessop._budget import format_bytes, parse_memory
-from hessop._jaxpr import inline_rules, source_line
+from hessop._jaxpr import source_line
 from hessop.tiles import Choice, Options, Tiled, schedule_of, trace_tiled
 
 
@@ -104,7 +104,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
 
 
 def _explained(tiled: Tiled) -> str:
-    plan = schedule_of(inline_rules(tiled.equations), tiled.options)
+    plan = schedule_of(tiled.final(), tiled.options)
     large = [v for v in plan.virtual if v in plan.large]
     lines = [f"{len(large)} large values are never stored"]
     if large:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import hessop
+from hessop._tiled import TiledFunction
+from hessop.tiles import Options
 
 # Large enough that pair values are virtual (SHORT and the default threshold in hessop.tiles).
 N = 400
@@ -119,3 +121,269 @@ def test_errors():
         hessop.tiled(energy, tile=0)
     with pytest.raises(ValueError, match="memory: got 'much', expected a positive number of bytes"):
         hessop.tiled(energy, memory="much")
+
+
+# --- small sizes, where each value of two long axes is virtual ---
+
+SMALL = 11
+A = jnp.asarray(np.random.RandomState(1).randn(SMALL))
+Y = jnp.asarray(np.random.RandomState(2).randn(SMALL, 3))
+
+
+def pair(a):
+    return a[:, None] - a[None]
+
+
+def small(fn, tile=4):
+    return TiledFunction(fn, Options(threshold=1, tile=tile))
+
+
+def small_energy(y):
+    squares = jnp.sum(pair(y) ** 2, axis=-1)
+    return jnp.sum(jnp.sqrt(jnp.sum(jnp.exp(-squares), axis=1)))
+
+
+def along_ones(fn):
+    """A product with the Hessian as a derivative forward of a pullback."""
+    gradient = lambda y: jax.vjp(fn, y)[1](jnp.ones((), y.dtype))[0]
+    return lambda y: jax.jvp(gradient, (y,), (jnp.ones_like(y),))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(jax.jit, id="jit"),
+        pytest.param(jax.hessian, id="hessian"),
+        pytest.param(lambda f: jax.jacrev(jax.jacrev(f)), id="reverse of reverse", marks=pytest.mark.slow),
+        pytest.param(lambda f: jax.jacrev(jax.jacfwd(f)), id="reverse of forward", marks=pytest.mark.slow),
+        pytest.param(lambda f: jax.jacfwd(jax.jacfwd(f)), id="forward of forward", marks=pytest.mark.slow),
+        pytest.param(along_ones, id="jvp of vjp", marks=pytest.mark.slow),
+        pytest.param(lambda f: jax.grad(jax.checkpoint(f)), id="checkpoint"),
+        pytest.param(lambda f: lambda y: jax.vmap(jax.grad(f))(jnp.stack([y, 2 * y])), id="vmap of grad"),
+        pytest.param(lambda f: jax.grad(lambda y: jnp.sum(jax.vmap(f, 1)(jnp.stack([y, 2 * y], 1)))), id="grad of vmap"),
+    ],
+)
+def test_transformations(transform):
+    same(jax.jit(transform(small(small_energy)))(Y), jax.jit(transform(small_energy))(Y))
+
+
+def test_third_derivatives():
+    fn = lambda a: jnp.sum(jnp.tanh(pair(a) * a[:, None]))
+    third = lambda f: jax.jit(jax.jacfwd(along_ones(f)))
+    same(third(small(fn))(A), third(fn)(A))
+
+
+def test_integers_in_and_out():
+    def fn(a, k):
+        values = pair(a) * k[:, None].astype(a.dtype)
+        return jnp.sum(values**2), {"best": jnp.argmax(values, axis=1), "positive": jnp.sum(pair(k) > 0, axis=0)}
+
+    k = jnp.arange(SMALL) % 5
+    tiled = small(fn)
+    same(tiled(A, k), fn(A, k))
+    same(jax.value_and_grad(tiled, has_aux=True)(A, k), jax.value_and_grad(fn, has_aux=True)(A, k))
+    same(jax.vmap(tiled, (0, None))(jnp.stack([A, 2 * A]), k), jax.vmap(fn, (0, None))(jnp.stack([A, 2 * A]), k))
+    tangents = lambda f: jax.jvp(lambda a: f(a, k), (A,), (A,))[1]
+    got, want = tangents(tiled), tangents(fn)
+    assert [t.dtype for t in jax.tree.leaves(got)] == [t.dtype for t in jax.tree.leaves(want)]
+
+
+def test_batched_along_any_axis():
+    fn = lambda a, b: jnp.sum(jnp.tanh(pair(a)) * b, axis=0)
+    many = jnp.stack([A * k for k in range(12)])
+    run = lambda f: [
+        jax.vmap(f, (0, 1))(many, many.T),
+        jax.vmap(f, (None, 1), out_axes=1)(A, many.T),
+        jax.vmap(jax.vmap(f, (None, 0)), (0, None))(many[:2], many[:3]),
+    ]
+    with jax.numpy_rank_promotion("allow"):
+        same(run(small(fn)), run(fn))
+
+
+def test_pytrees_static_arguments_and_keywords():
+    def fn(points, power, *, mode, scale=2.0):
+        values = pair(points["a"]) ** power * scale
+        best = {"max": jnp.max, "min": jnp.min}[mode]
+        return {"sums": [jnp.sum(values, axis=0), points["b"][0]], "best": (best(values),), "none": None}
+
+    points = {"a": A, "b": (A,)}
+    for keywords in ({"mode": "max"}, {"mode": "min", "scale": 3.0}):
+        same(small(fn)(points, 3, **keywords), fn(points, 3, **keywords))
+
+
+def test_transpose_of_a_linear_function():
+    for fn in (lambda v: jnp.tanh(pair(A)) @ v, lambda v: jnp.sum(pair(v) * jnp.tanh(pair(A)), axis=1)):
+        want = jax.linear_transpose(fn, A)(A)
+        same(jax.linear_transpose(small(fn), A)(A), want)
+        same(jax.linear_transpose(jax.jit(small(fn)), A)(A), want)
+
+
+def check_ruled(fn):
+    tiled = small(fn)
+
+    def found(f):
+        many = jax.vmap(jax.grad(f))(jnp.stack([A, -A]))
+        return [f(A), jax.grad(f)(A), jax.hessian(f)(A), many, jax.jvp(jax.value_and_grad(f), (A,), (A,))]
+
+    same(jax.jit(lambda: found(tiled))(), jax.jit(lambda: found(fn))())
+
+
+def test_custom_jvp_with_arrays_of_its_own():
+    weights = jnp.linspace(1, 2, SMALL)
+
+    @jax.custom_jvp
+    def ruled(d):
+        return jnp.abs(d) * weights[None]
+
+    @ruled.defjvp
+    def _(primals, tangents):
+        return ruled(*primals), 7.0 * weights[:, None] * ruled(*primals) * tangents[0]  # not the derivative, on purpose
+
+    check_ruled(lambda a: jnp.sum(ruled(pair(a) + a[:, None])))
+
+
+def test_custom_vjp_with_arrays_of_its_own():
+    weights = jnp.linspace(1, 2, SMALL)
+
+    @jax.custom_vjp
+    def ruled(d):
+        return jnp.abs(d)
+
+    # Neither the value nor the derivative, on purpose.
+    ruled.defvjp(lambda d: (2 * jnp.abs(d), d), lambda d, ct: (5.0 * d * ct * weights[None],))
+    fn = lambda a: jnp.sum(ruled(pair(a) + a[:, None]))
+    check_ruled(fn)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(small(fn), (A,), (A,))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(lambda f: f, id="plain"),
+        pytest.param(jax.jit, id="jit"),
+        pytest.param(lambda f: jax.grad(f, (0, 1)), id="grad"),
+        pytest.param(lambda f: jax.jit(jax.hessian(f)), id="hessian"),
+        pytest.param(lambda f: lambda w, a: jax.vmap(f, (0, None))(jnp.stack([w, 2 * w]), a), id="vmap"),
+        pytest.param(
+            lambda f: lambda w, a: jax.lax.scan(lambda c, v: (c + f(v, a), c), 0.0 * w[0], jnp.stack([w, -w])), id="scan"
+        ),
+    ],
+)
+def test_closures_over_tracers(transform):
+    weights = jnp.tanh(pair(A))
+
+    def outer(tile):
+        def fn(w, a):
+            inner = lambda a: jnp.sum((w[None] + weights) * pair(a) ** 2 * w[:, None])
+            return tile(inner)(a)
+
+        return transform(fn)
+
+    ours, theirs = outer(small), outer(lambda fn: fn)
+    same(ours(A, A), theirs(A, A))
+    same(ours(2 * A, A + 1), theirs(2 * A, A + 1))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_effects_happen_once(ordered):
+    seen = []
+
+    def fn(a):
+        total = jnp.sum(pair(a) ** 2)
+        jax.debug.callback(lambda t: seen.append(float(t)), total, ordered=ordered)
+        return total
+
+    def times(run, *args):
+        seen.clear()
+        run(*args)
+        jax.effects_barrier()
+        return len(seen)
+
+    tiled = small(fn)
+    assert times(tiled, A) == 1
+    assert seen == pytest.approx([float(jnp.sum(pair(A) ** 2))])
+    assert times(tiled, A) == 1
+    assert times(jax.jit(tiled), A) == 1
+    assert times(jax.grad(tiled), A) == 1
+    assert times(small(lambda a: jax.debug.callback(lambda v: seen.append(v), a[0], ordered=ordered)), A) == 1
+    if not ordered:
+        assert times(jax.vmap(tiled), jnp.stack([A, A])) == 2
+
+
+def test_random_keys():
+    def fn(key, a):
+        rows = jax.vmap(lambda k: jax.random.normal(k, (SMALL,), a.dtype))(jax.random.split(key, SMALL))
+        return jnp.sum(pair(a) * rows)
+
+    key = jax.random.key(0)
+    same(jax.grad(small(fn), 1)(key, A), jax.grad(fn, 1)(key, A))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_stay(dtype):
+    y = Y.astype(dtype)
+    fn = lambda y: jnp.sum(jnp.exp(-jnp.sum(pair(y) ** 2, axis=-1)))
+    for got, want in zip(jax.jit(jax.value_and_grad(small(fn)))(y), jax.jit(jax.value_and_grad(fn))(y), strict=True):
+        assert got.dtype == dtype
+        tolerance = 2e-5 if dtype == jnp.float32 else 0.05
+        got, want = (np.asarray(v.astype(jnp.float32)) for v in (got, want))
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 64}, {"memory": "200kB"}], ids=repr)
+def test_float32_sums_are_accurate_to_a_few_units_in_the_last_place(options):
+    y = np.random.RandomState(3).randn(1000, 3).astype(np.float32)
+    squares = np.sum((y[:, None].astype(np.float64) - y) ** 2, axis=-1)
+    exact = np.sum(np.exp(-squares))
+    fn = lambda y: jnp.sum(jnp.exp(-jnp.sum(pair(y) ** 2, axis=-1)))
+    error = lambda f: abs(float(f(jnp.asarray(y))) - exact) / exact
+    unit = np.finfo(np.float32).eps
+    assert error(hessop.tiled(fn, **options)) < max(error(jax.jit(fn)), 3 * unit)
+
+
+def test_a_budget_bounds_what_is_stored():
+    x = jax.ShapeDtypeStruct((1500, 3), jnp.float32)
+
+    def temporaries(fn):
+        return jax.jit(jax.grad(fn)).lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(hessop.tiled(small_energy, memory="500kB")) < temporaries(small_energy) / 20
+
+
+def test_traced_once_for_each_shape_and_under_transformations():
+    traces = []
+
+    def fn(a, scale):
+        traces.append(1)
+        return scale * jnp.sum(pair(a) ** 2)
+
+    tiled = small(fn)
+    tiled(A, 1.0)
+    tiled(A + 1, 2.0)
+    jax.grad(tiled)(A, 1.0)
+    assert len(traces) == 1
+    tiled(A[1:], 1.0)
+    assert len(traces) == 2
+
+
+def test_explain_names_lines_through_library_functions():
+    text = small(lambda a: jnp.sum(jnp.sort(pair(a), axis=1)[:, 0])).explain(A)
+    (line,) = [line for line in text.splitlines() if line.startswith("whole: sort")]
+    assert "because no rule makes parts of it" in line
+    assert f"{__file__}:" in line
+    text = small(lambda a: jax.jit(jax.jit(lambda d: jnp.sum(jnp.sort(d))))(pair(a))).explain(A)
+    assert f"{__file__}:" in text
+
+
+def test_shapes_without_values():
+    assert jax.eval_shape(hessop.tiled(energy), jax.ShapeDtypeStruct((100000, 3), jnp.float32)).shape == ()
+
+
+def test_callables_keep_their_name():
+    assert hessop.tiled(energy).__name__ == "energy"
+
+
+def test_unhashable_arguments_are_named():
+    with pytest.raises(TypeError, match="expected an array, a number or something hashable"):
+        hessop.tiled(lambda a, s: a)(A, {1, 2})

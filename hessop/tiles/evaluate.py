@@ -20,7 +20,7 @@ from hessop.tiles.planes import SHORT, Cells
 from hessop.tiles.reader import Reader
 from hessop.tiles.rules import Tools
 from hessop.tiles.schedule import Choice, Loop, Place, Schedule, schedule
-from hessop.tiles.windows import moving, whole
+from hessop.tiles.windows import Window, moving, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +167,17 @@ def _step(reader: Reader, eqn: Any, place: Place, length: int, new: Array | None
     if place.out_axis is not None:
         part = reader.made(eqn, moving(len(eqn.outvars[0].aval.shape), place.out_axis, length))
         return (lax.dynamic_update_slice_in_dim(state[0], tools.cells.put_together(part), tools.start, place.out_axis),)
-    ins = [
-        reader.part(v, whole(len(v.aval.shape)) if axis is None else moving(len(v.aval.shape), axis, length))
-        for v, axis in zip(eqn.invars, place.over, strict=True)
-    ]
+    ins = [reader.part(v, _tile(eqn, v, axis, length)) for v, axis in zip(eqn.invars, place.over, strict=True)]
     return ACCUMULATE[eqn.primitive.name].step(tools, eqn, ins, place.over, new, state)
+
+
+def _tile(eqn: Any, v: Any, axis: int | None, length: int) -> Window:
+    """The part of an input that moves along an axis."""
+    rank = len(v.aval.shape)
+    if axis is None:
+        return whole(rank)
+    window = moving(rank, axis, length)
+    if not eqn.primitive.name.startswith("reduce_"):
+        return window  # is put together in the natural order
+    # As a sum that is made tile by tile lays it out, so that both read one array.
+    return dataclasses.replace(window, order=(axis, *(a for a in range(rank) if a != axis)))

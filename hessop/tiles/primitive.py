@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, inline_rules, needed_equations
+from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, inline_rules, needed_equations, without_duplicates
 from hessop.tiles.evaluate import Options, evaluate_tiled
 
 
@@ -29,23 +29,57 @@ class Tiled:
     Attributes:
         equations: the inputs hold all constants.
         options: sizes.
+        made: what transformations made, with the constants that it takes in front.
+        derivative_of: (original, the inputs that move) where the last inputs are their tangents.
     """
 
     equations: Equations
     options: Options
-    made: dict[Hashable, "Tiled"] = dataclasses.field(default_factory=dict, repr=False)
+    made: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
+    derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None
 
     def __call__(self, *values: Any) -> list[Array]:
         """The outputs; inside a trace or outside."""
         return tiled_p.bind(*values, tiled=self)
 
-    def derived(self, key: Hashable, function: Callable[..., Sequence[Array]], avals: Sequence[Any]) -> "Tiled":
-        """Another function of arrays of those shapes, traced the first time that `key` is asked for."""
-        if key not in self.made:
-            made, consts = trace_tiled(function, avals, self.options)
-            assert not consts
-            self.made[key] = made
-        return self.made[key]
+    def derived(
+        self,
+        key: Hashable,
+        function: Callable[..., Sequence[Array]],
+        values: Sequence[Any],
+        derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None,
+    ) -> list[Array]:
+        """Another function of arrays at `values`, traced the first time that `key` is asked for."""
+        if key in self.made:
+            made, consts = self.made[key]
+            return made(*consts, *values)
+        made, consts = trace_tiled(function, _avals(values), self.options)
+        made = dataclasses.replace(made, derivative_of=derivative_of)
+        # A tracer that a custom rule holds belongs to a trace that ends; the next one must see its own.
+        if not any(isinstance(c, Tracer) for c in consts):
+            self.made[key] = made, consts
+        return made(*consts, *values)
+
+    def final(self) -> Equations:
+        """The equations as they are evaluated: without custom rules, each there once, so that loops share what they read."""
+        return without_duplicates(inline_rules(self.equations))
+
+    def silent(self) -> Equations:
+        """The equations without those that only have an effect: a derivative does not print once more."""
+        eqns = tuple(eqn for eqn in self.equations.eqns if eqn.outvars or not eqn.effects)
+        return dataclasses.replace(self.equations, eqns=eqns)
+
+    def moved(self, point: Sequence[Any], moving: Sequence[int], silent: bool = True) -> Callable[..., list[Any]]:
+        """The outputs as a function of some inputs, the others being fixed at the point."""
+        equations = self.silent() if silent else self.equations
+
+        def along(*some: Any) -> list[Any]:
+            merged = list(point)
+            for k, value in zip(moving, some, strict=True):
+                merged[k] = value
+            return [jnp.asarray(out) for out in evaluate(equations, merged)]
+
+        return along
 
 
 def trace_tiled(
@@ -62,8 +96,7 @@ tiled_p.multiple_results = True
 
 
 def _evaluate(*values: Any, tiled: Tiled) -> list[Array]:
-    equations = inline_rules(tiled.equations)
-    return [jnp.asarray(out) for out in evaluate_tiled(equations, values, tiled.options)]
+    return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, tiled.options)]
 
 
 def _lowered(planes: bool) -> Callable[..., list[Array]]:
@@ -91,9 +124,10 @@ def _jitted(tiled: Tiled) -> Callable[..., list[Array]]:
     return made["jitted"]
 
 
-@tiled_p.def_abstract_eval
-def _abstract(*avals: Any, tiled: Tiled) -> list[Any]:
-    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars]
+@tiled_p.def_effectful_abstract_eval
+def _abstract(*avals: Any, tiled: Tiled) -> tuple[list[Any], set[Any]]:
+    effects = {effect for eqn in tiled.equations.eqns for effect in eqn.effects}
+    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars], effects
 
 
 def _avals(values: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -102,47 +136,51 @@ def _avals(values: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: Tiled) -> tuple[list[Array], list[Any]]:
     moving = tuple(k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero))
-    given = [tangents[k] for k in moving]
 
     def tangent(*values: Any) -> list[Array]:
-        point, steps = list(values[: len(primals)]), values[len(primals) :]
+        point, steps = values[: len(primals)], values[len(primals) :]
+        return jax.jvp(tiled.moved(point, moving), [point[k] for k in moving], list(steps))[1]
 
-        def along(*some: Any) -> list[Any]:
-            merged = list(point)
-            for k, value in zip(moving, some, strict=True):
-                merged[k] = value
-            return [jnp.asarray(out) for out in evaluate(tiled.equations, merged)]
+    def value(*point: Any) -> list[Array]:
+        everywhere = range(len(point))
+        return jax.vjp(tiled.moved(point, everywhere, silent=False), *point)[0]
 
-        return jax.jvp(along, [point[k] for k in moving], list(steps))[1]
-
-    derivative = tiled.derived(("jvp", moving), tangent, _avals([*primals, *given]))
-    return tiled(*primals), derivative(*primals, *given)
+    given = [tangents[k] for k in moving]
+    # A rule for reverse mode has a value of its own, which is what a further derivative is of.
+    ruled = has_primitive(tiled.equations.eqns, "custom_vjp_call")
+    values = tiled.derived("value", value, primals) if ruled else tiled(*primals)
+    return values, tiled.derived(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
 
 
 ad.primitive_jvps[tiled_p] = _jvp
 
 
 def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]:
-    """The equations are linear in some inputs; their transpose is the derivative there, at any point."""
+    """The equations are linear in some inputs; their transpose is the derivative there, at any point.
+
+    That of a derivative is the pullback of the original, where custom rules for reverse mode still stand.
+    """
     linear = tuple(k for k, a in enumerate(args) if ad.is_undefined_primal(a))
     known = [a for a in args if not ad.is_undefined_primal(a)]
     live = tuple(k for k, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero))
-    given = [cotangents[k] for k in live]
     shapes = [args[k].aval for k in linear]
 
     def pulled(*values: Any) -> Sequence[Array]:
-        fixed, cts = values[: len(known)], values[len(known) :]
-
-        def outputs(*moving: Any) -> list[Any]:
-            rest, some = iter(fixed), iter(moving)
-            merged = [next(some) if k in linear else next(rest) for k in range(len(args))]
-            found = evaluate(tiled.equations, merged)
-            return [jnp.asarray(found[k]) for k in live]
-
+        fixed, cts = values[: len(known)], list(values[len(known) :])
+        if tiled.derivative_of is not None and linear == tuple(range(len(args) - len(linear), len(args))):
+            original, moving = tiled.derivative_of
+            if len(moving) == len(linear):
+                at = fixed[len(fixed) - len(original.equations.invars) :]
+                function = original.moved(at, moving)
+                return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[at[k] for k in moving])[1](cts)
+        point: list[Any] = [None] * len(args)
+        for k, value in zip((k for k in range(len(args)) if k not in linear), fixed, strict=True):
+            point[k] = value
+        function = tiled.moved(point, linear)
         zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
-        return jax.vjp(outputs, *zeros)[1](list(cts))
+        return jax.vjp(lambda *some: [function(*some)[k] for k in live], *zeros)[1](cts)
 
-    made = tiled.derived(("transpose", linear, live), pulled, _avals([*known, *given]))(*known, *given)
+    made = tiled.derived(("transpose", linear, live), pulled, [*known, *(cotangents[k] for k in live)])
     found = dict(zip(linear, made, strict=True))
     return [found.get(k) for k in range(len(args))]
 
@@ -155,8 +193,8 @@ def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: Tiled) -> tuple
         return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.equations, v)], in_axes=tuple(dims))(*values)
 
     sizes = {v.shape[d] for v, d in zip(map(jax.typeof, values), dims, strict=True) if isinstance(d, int)}
-    made = tiled.derived(("batch", tuple(dims), sizes.pop()), batched, _avals(values))
-    return made(*values), [0] * len(tiled.equations.outvars)
+    made = tiled.derived(("batch", tuple(dims), sizes.pop()), batched, values)
+    return made, [0] * len(tiled.equations.outvars)
 
 
 batching.primitive_batchers[tiled_p] = _batch
