@@ -4,8 +4,9 @@ Depends on the routes (columns so far), budgets and layouts. Must never know how
 the operators in `_operator.py`.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -33,6 +34,7 @@ from hessop._columns import (
 )
 from hessop._lineax import matrix_operator
 from hessop._plan import choose_route
+from hessop._products import choose_products
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import recomputed_product
 from hessop._structured import run_structure
@@ -91,8 +93,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vectors` differs from x in more than the leading axis.
         """
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
-        linearized = self._linearized(leaves[0].shape[0])
-        return self._like_x(linearized._run("mm", _products, leaves))
+        point = self._point()
+        budget = self._budget(None, None, point.primals or point.residuals or ())
+        assert budget is not None
+        count = leaves[0].shape[0] if leaves else 0
+        found = choose_products(point, route=self.route, budget=budget, count=count)
+        if found is None:
+            return self._like_x(self._run("mm", _products, leaves))
+        tiled, consts = found
+        return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
 
     def materialize(
         self,
@@ -192,10 +201,6 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _point(self) -> Point:
         raise NotImplementedError
 
-    def _linearized(self, count: int) -> "AbstractHessian":
-        """The operator in the form in which so many products cost least."""
-        return self
-
     def _check_finite(self, matrix: Array) -> None:
         raise NotImplementedError
 
@@ -205,7 +210,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _like_x(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(self.in_structure()), leaves)
 
-    def _run(self, name: str, function: Callable[..., Any], *extra: Any) -> Any:
+    def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
         """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
@@ -265,6 +270,12 @@ def _product(program: Any, stored: bool, source: Any, shift: Array | None, leave
     if stored:
         return shifted_product(program, source, shift, leaves)
     return shifted(recomputed_product(program, source, leaves), shift, leaves)
+
+
+def _tiled_products(
+    tiled: Any, consts: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+) -> list[Array]:
+    return shifted(tiled(*consts, *source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

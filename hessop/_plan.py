@@ -10,7 +10,7 @@ from hessop._budget import format_bytes
 from hessop._columns import Chunking, Point, Take, choose_chunking
 from hessop._errors import MemoryBudgetError
 from hessop._price import Price, work_of
-from hessop._program import Mode
+from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
 from hessop._structured import covers, structure_bytes, structure_price
 
@@ -70,7 +70,7 @@ def choose_route(
     if not covers(take):
         return columns("the terms do not give this without the matrix")
     assert budget is not None
-    limit = bytes_without_rule(budget)
+    limit = bytes_without_rule(point.program, budget)
     structure = structure_price(point, take, limit)
     work = point.layout.n * work_of(point.program.linear.eqns)
     if route == "auto" and structure.work > work:
@@ -88,9 +88,17 @@ def choose_route(
     return columns(f"structure needs {format_bytes(peak)}")
 
 
-def bytes_without_rule(budget: int) -> int:
-    """What an equation without a rule may take: a power of two, so that nearby budgets share executables."""
-    return 1 << max(20, (budget // 8).bit_length() - 1)
+def bytes_without_rule(program: HessianProgram, budget: int) -> int:
+    """What an equation without a rule may take: a power of two, so that nearby budgets share executables.
+
+    What was chosen for a program stays while it is within a factor of two: the memory that is free changes from call to
+    call, and a new point must not compile because it crossed a power of two.
+    """
+    asked = 1 << max(20, (budget // 8).bit_length() - 1)
+    kept = program.executable("bytes without rule", lambda: asked)
+    if not asked // 2 <= kept <= 2 * asked:
+        kept = program.executables["bytes without rule"] = asked
+    return kept
 
 
 def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:

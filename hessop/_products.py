@@ -6,6 +6,8 @@ know operators or lineax, and never computes a product.
 """
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 
@@ -17,7 +19,8 @@ from hessop._plan import bytes_without_rule, elements
 from hessop._price import LEAST_WORK, work_of
 from hessop._program import HessianProgram
 from hessop._recompute import recomputes
-from hessop._terms_program import TermsProgram, terms_program
+from hessop._terms_program import TermsProgram, products_by_tiles, terms_program
+from hessop.tiles import Tiled
 
 # Terms must win by this factor: prices are crude, and a plain product stores nothing and compiles sooner.
 _MARGIN = 2
@@ -26,11 +29,11 @@ _TURNS = 8
 
 
 def expected(n: int) -> int:
-    """Products that a linearization must expect at least: a tenth of what exact conjugate gradients take, or ten.
+    """Products that a linearization may expect: conjugate gradients take about as many on a lattice of n points, or ten.
 
     Terms that need more to pay for themselves are not made: a solve that stops early would be slower for them.
     """
-    return max(min(n, 10), n // 10)
+    return max(min(n, 10), math.isqrt(n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +74,19 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
         return dataclasses.replace(plain, reason="route='columns' makes no terms")
     if point.layout.n == 0:
         return plain
-    limit = bytes_without_rule(budget)
-    needed = 0
+    limit = bytes_without_rule(point.program, budget)
     # Each element that is made takes at least the time of one in a cache; and what is made fits, at least in turns.
     most = min(count * work / (_MARGIN * LEAST_WORK), _TURNS * budget / point.layout.dtype.itemsize)
-    for room in (4 * limit, 0):  # half of the budget for terms that are made a matrix; then for none
-        terms = terms_program(point.program, limit, room, most if route == "auto" else None)
-        if terms is None:
-            return dataclasses.replace(plain, reason=f"terms would take more than {elements(most)} elements")
-        once, each = work_of(terms.make.equations.eqns, tiled=True), work_of(terms.linear.eqns)
+    needed = 0
+    for terms, once, each in _forms(point.program, limit, most if route == "auto" else None, count):
         figures = f"{elements(once)} elements touched once and {elements(each)} a product, otherwise {elements(work)}"
         if route == "auto" and _MARGIN * (once + count * each) >= count * work:
             return dataclasses.replace(plain, reason=f"terms would take {figures}")
         needed = _peak(point, terms, budget, compile)
         if needed <= budget:
             return ProductChoice(terms, True, figures)
+    if not needed:
+        return dataclasses.replace(plain, reason=f"terms would take more than {elements(most)} elements")
     if route == "structure":
         raise MemoryBudgetError(
             f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
@@ -94,6 +95,35 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
             budget=budget,
         )
     return dataclasses.replace(plain, reason=f"terms need {format_bytes(needed)}")
+
+
+def choose_products(point: Point, *, route: str, budget: int, count: int) -> tuple[Tiled, tuple[Any, ...]] | None:
+    """How `count` products at once are computed from the point: by tiles of the terms, or by `count` products (None).
+
+    Tiles take (what stands beside them, point, vectors).
+    """
+    if route == "columns" or point.layout.n == 0 or point.residuals is not None:
+        return None
+    work = count * _work(_without_terms(point, budget))
+    most = None if route == "structure" else work / (_MARGIN * LEAST_WORK)
+    found = products_by_tiles(point.program, bytes_without_rule(point.program, budget), count, most)
+    if found is None or route == "structure":
+        return found
+    return found if _MARGIN * work_of(found[0].final().eqns, tiled=True) < work else None
+
+
+def _forms(program: HessianProgram, limit: int, most: float | None, count: int) -> list[tuple[TermsProgram, float, float]]:
+    """The forms in which terms can be kept, with the work of making each and of a product; the cheapest first."""
+    found: list[tuple[TermsProgram, float, float]] = []
+    # Half of the budget for what is made a matrix, with all that is in it or only what needs no sums; or nothing.
+    for room, sums in ((4 * limit, True), (4 * limit, False), (0, False)):
+        if room and not sums and not found[0][0].summed:
+            continue  # the same as the one before
+        terms = terms_program(program, limit, room, sums=sums, most=most)
+        if terms is None:
+            return found
+        found.append((terms, work_of(terms.make.equations.eqns, tiled=True), work_of(terms.linear.eqns)))
+    return sorted(found, key=lambda form: form[1] + count * form[2])
 
 
 def _without_terms(point: Point, budget: int) -> ProductChoice:

@@ -33,12 +33,14 @@ class TermsProgram(HessianProgram):
         form: the terms, with shapes in the place of arrays.
         make: (consts, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
         made_of: what `make` takes in front of them.
+        summed: whether the terms, before they were given this form, held products that have to be summed.
     """
 
     base: HessianProgram
     form: StructuredHessian
     make: Tiled
     made_of: tuple[Any, ...]
+    summed: bool
 
     def terms(self, residuals: Sequence[Array]) -> StructuredHessian:
         """The Hessian as a sum of terms."""
@@ -62,42 +64,86 @@ class TermsProgram(HessianProgram):
         return self.terms(residuals).mm(tangents)
 
 
-def terms_program(program: HessianProgram, limit: int | None, room: int, most: float | None = None) -> TermsProgram | None:
-    """The terms of `program`, traced once.
+def terms_program(
+    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: float | None = None
+) -> TermsProgram | None:
+    """The terms of `program` as a program, traced once.
 
     Args:
         program: the program of the function.
         limit: bytes that an equation without a rule may take.
-        room: bytes that terms may grow to where that makes products cheaper (see `StructuredHessian.for_products`).
+        room: bytes that a block may have that terms are made where that makes products cheaper.
+        sums: whether terms that have to be summed first may be part of it (see `StructuredHessian.for_products`).
         most: number of elements that the terms may take to make; None for no limit.
 
     Returns:
-        None where they would take more: tracing stops there, which for a network of many layers saves most of it.
+        None where they would take more.
     """
-    key, refused = ("terms program", limit, room), ("terms too large", limit)
+    traced = traced_terms(program, limit, most)
+    if traced is None:
+        return None
+    return program.executable(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+
+
+def products_by_tiles(
+    program: HessianProgram, limit: int | None, count: int, most: float | None = None
+) -> tuple[Tiled, tuple[Any, ...]] | None:
+    """(consts, x leaves, args leaves, `count` tangents) -> H T, which stores no terms of the size of all pairs.
+
+    Arguments and None as for `terms_program`; with it, what it takes in front.
+    """
+    traced = traced_terms(program, limit, most)
+    if traced is None:
+        return None
+
+    def build() -> tuple[Tiled, tuple[Any, ...]]:
+        arrays, form = traced
+
+        def products(*source: Array) -> list[Array]:
+            residuals = program.residuals(source[: len(source) - len(program.x_avals)])
+            terms = dataclasses.replace(form, arrays=tuple(jex.jaxpr_as_fun(arrays)(*residuals)))
+            return terms.mm_by_tiles(source[len(source) - len(program.x_avals) :])
+
+        shapes = _shapes(program.primal.invars)
+        shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
+        return trace_tiled(products, shapes, TERMS_OPTIONS)
+
+    return program.executable(("products by tiles", limit, count), build)
+
+
+def traced_terms(program: HessianProgram, limit: int | None, most: float | None = None) -> Any:
+    """(jaxpr residuals -> arrays of the terms, the terms with shapes in the place of arrays); None if that takes too much.
+
+    Tracing stops where it does, which for a network of many layers saves most of it.
+    """
+    key, refused = ("traced terms", limit), ("terms too large", limit)
     if key in program.executables:
         return program.executables[key]
     if most is not None and most <= program.executables.get(refused, 0.0):
         return None
+
+    def terms(*residuals: Array) -> StructuredHessian:
+        return propagate(program.linear, residuals, len(program.x_avals), limit=limit, most=most, lazy=True)
+
     try:
-        return program.executable(key, lambda: _terms_program(program, limit, room, most))
+        shapes = _shapes(program.linear.invars[: program.n_residuals])
+        return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
     except TooLarge:
         assert most is not None
         program.executables[refused] = most
         return None
 
 
-def _terms_program(program: HessianProgram, limit: int | None, room: int, most: float | None) -> TermsProgram:
-    count = program.n_residuals
+def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) -> TermsProgram:
+    arrays, whole = traced
 
-    def arrays(*residuals: Array) -> StructuredHessian:
-        terms = propagate(program.linear, residuals, len(program.x_avals), limit=limit, most=most)
-        return terms.for_products(room)
+    def for_products(*values: Array) -> StructuredHessian:
+        return dataclasses.replace(whole, arrays=values).for_products(room, sums=sums)
 
-    traced, form = jax.make_jaxpr(arrays, return_shape=True)(*_shapes(program.linear.invars[:count]))
+    chosen, form = jax.make_jaxpr(for_products, return_shape=True)(*whole.arrays)
 
     def from_point(*primals: Array) -> list[Array]:
-        return jex.jaxpr_as_fun(traced)(*program.residuals(primals))
+        return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
     make, made_of = trace_tiled(from_point, _shapes(program.primal.invars), TERMS_OPTIONS)
     linear = _product(form, program.x_avals)
@@ -115,6 +161,7 @@ def _terms_program(program: HessianProgram, limit: int | None, room: int, most: 
         form=form,
         make=make,
         made_of=tuple(made_of),
+        summed=whole.has_sums(),
     )
 
 

@@ -24,6 +24,12 @@ def pairs(x, width=1.0):
     return jnp.sum(jnp.exp(-width * jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
 
 
+def many_body(x):
+    """Embedded atoms: the terms are a sum over atoms of outer products, which vectors meet factor by factor."""
+    density = jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)), axis=1)
+    return -jnp.sum(jnp.sqrt(density))
+
+
 def chain(x, width=1.0):
     """Neighbors on a line: the terms have O(n) entries, far fewer than the matrix."""
     return jnp.sum(jnp.cos(width * x[1:] * x[:-1]))
@@ -162,6 +168,20 @@ def test_new_points_do_not_compile(caplog):
     assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
 
 
+def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, caplog):
+    def everything(free):
+        monkeypatch.setattr("hessop._abstract.free_memory", lambda device: free)
+        H = hessop.HessianOperator(pairs, points(4))
+        linearized = lx.linearise(H)
+        return jax.block_until_ready((linearized.mv(points(4)), H.mm(points(4)[None]), H.materialize(), H.diagonal()))
+
+    everything(2**33 - 1)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        everything(2**33 + 1)
+    assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
+    everything(2**36)  # but eight times as much is used
+
+
 # --- the choice ---
 
 
@@ -182,16 +202,24 @@ def test_terms_are_kept_where_they_pay():
     assert linearized(logistic, data[0], route="structure").terms is not None
 
 
-def test_many_products_at_once_are_made_from_terms():
-    x = points(20)
-    H = hessop.HessianOperator(pairs, x)
+def kinds_of_mm(H):
+    """Whether products of many vectors ran by tiles of terms, or as so many products."""
+    keys = [key[0] for key in H._point().program.executables if isinstance(key[0], tuple | str)]
+    return {"tiles" if isinstance(key, tuple) else "vmap" for key in keys if key == "mm" or key[0] == "mm"}
+
+
+@pytest.mark.parametrize("n", [20, 60])
+def test_many_products_at_once_are_made_from_terms(n):
+    x = points(n)
+    H = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x)
     V = random_like(x, count=(50,))
-    H.mm(V)
-    kinds = {type(p).__name__ for key, p in H._point().program.executables.items() if key[0] == "terms program"}
-    assert kinds == {"TermsProgram"}
     dense = np.asarray(H.materialize())
     close(flat(H.mm(V), (50,)), flat(V, (50,)) @ dense, 100)
-    close(flat(hessop.HessianOperator(pairs, x, route="columns").mm(V), (50,)), flat(V, (50,)) @ dense, 100)
+    assert kinds_of_mm(H) == {"tiles"}
+    columns = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x, route="columns")
+    close(flat(columns.mm(V), (50,)), flat(V, (50,)) @ dense, 100)
+    assert kinds_of_mm(columns) == {"vmap"}
+    close(flat(H.damped(2.0).mm(V), (50,)), flat(V, (50,)) @ (dense + 2 * np.eye(3 * n)), 100)
 
 
 def test_a_small_budget_keeps_no_terms():

@@ -42,11 +42,13 @@ class Algebra:
     Attributes:
         eager: number of elements up to which a product may be multiplied out although it grows.
         most: number of elements that may be made in all; None for no limit.
+        by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
     """
 
-    def __init__(self, eager: int, most: float | None = None):
+    def __init__(self, eager: int, most: float | None = None, *, by_tiles: bool = False):
         self.eager = eager
         self.most = most
+        self.by_tiles = by_tiles
         self._made = 0
         self._serials: dict[int, int] = {}
         self._kept: list[Any] = []

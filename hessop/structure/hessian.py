@@ -8,7 +8,9 @@ Depends on assembly, products, prices and the layout of pytrees. Must never know
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ from hessop.structure.describe import describe_terms
 from hessop.structure.merge import merge
 from hessop.structure.moves import divides, join, restrict, split
 from hessop.structure.pack import Packed, pack, unpack
-from hessop.structure.products import times_vector
+from hessop.structure.products import fills, is_summed, parted, times_block, times_vector
 from hessop.structure.terms import (
     Expr,
     Factor,
@@ -115,19 +117,21 @@ class StructuredHessian(eqx.Module):
         return jnp.concatenate(rows) if rows else jnp.zeros((0, 0), layout.dtype)
 
     def _block(self, i: int, j: int) -> Array:
+        if not self._layout.sizes[i] or not self._layout.sizes[j]:
+            return jnp.zeros((self._layout.sizes[i], self._layout.sizes[j]), self.leaves[i].dtype)
+        return self._assembled(i, j, [t for t in self._rows(i) if t.leaf == j])
+
+    def _assembled(self, i: int, j: int, terms: Sequence[Term]) -> Array:
+        """Terms of the block of leaves i and j as a matrix."""
         algebra = self._algebra()
-        rows, columns = self._layout.sizes[i], self._layout.sizes[j]
-        if not rows or not columns:
-            return jnp.zeros((rows, columns), self.leaves[i].dtype)
-        opened, sizes = self._opened(algebra, i, j)
+        opened, sizes = self._opened(algebra, i, j, terms)
         block = assemble(algebra, merge(algebra, opened), [*sizes[0], *sizes[1]], self.leaves[i].dtype)
-        return block.reshape(rows, columns)
+        return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
 
     def _opened(
-        self, algebra: Algebra, i: int, j: int, rows: tuple[int, ...] | None = None
+        self, algebra: Algebra, i: int, j: int, terms: Sequence[Term], rows: tuple[int, ...] | None = None
     ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The terms of a block over axes of their own for rows and columns where possible; the sizes of those axes."""
-        terms = [t for t in self._rows(i) if t.leaf == j]
+        """Terms of a block over axes of their own for rows and columns where possible; the sizes of those axes."""
         rows = rows or _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
         columns = _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
         return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
@@ -194,21 +198,31 @@ class StructuredHessian(eqx.Module):
 
     # --- products ---
 
-    def for_products(self, room: int) -> "StructuredHessian":
+    def for_products(self, room: int, *, sums: bool) -> "StructuredHessian":
         """The same Hessian in the form whose products with vectors take least.
 
         Where a product of the terms of two leaves takes as long as one of their block of the matrix (all pairs need two
         passes over the pairs), they are made that block, unless it has more than `room` bytes.
+
+        Args:
+            room: bytes that a block may have.
+            sums: whether terms that have to be summed first are made part of it, which may take many products' time.
         """
         rows: list[list[Term]] = [[] for _ in self.leaves]
         for i, leaf in enumerate(self.leaves):
             for j, columns in enumerate(self._layout.sizes):
                 terms = [t for t in self._rows(i) if t.leaf == j]
                 shape = (self._layout.sizes[i], columns)
-                if terms and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, terms, shape):
-                    terms = [_matrix(self._block(i, j), j)]
+                outside, inside = ([], terms) if sums else parted(terms, is_summed)
+                if inside and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, inside, shape):
+                    rows[i].append(_matrix(self._assembled(i, j, inside), j))
+                    terms = outside
                 rows[i] += terms
         return _packed(rows, self.leaves, self.fallbacks)
+
+    def has_sums(self) -> bool:
+        """Whether some term has to be summed before its entries can be read."""
+        return any(is_summed(t, p) for _, t in self._all() for p in t.products)
 
     def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
         own = _packed([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
@@ -228,23 +242,37 @@ class StructuredHessian(eqx.Module):
         """H V for k vectors: leaves with a leading axis k."""
         return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]))
 
-    def _times(self, vectors: Sequence[Array], count: tuple[int, ...]) -> list[Array]:
-        algebra = self._algebra()
+    def mm_by_tiles(self, vectors: Sequence[Array]) -> list[Array]:
+        """H V for k vectors, written for an evaluation that does not store what is as large as all pairs.
+
+        What has entries for all rows and columns is added up to one matrix before it meets the vectors: then a product takes
+        the time of a matrix product, and how many terms there are does not matter.
+        """
+        return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]), by_tiles=True)
+
+    def _times(self, vectors: Sequence[Array], count: tuple[int, ...], *, by_tiles: bool = False) -> list[Array]:
+        algebra = Algebra(eager=0, by_tiles=by_tiles)
         counted = tuple(identity(k) for k in count)
         out = []
         for i, leaf in enumerate(self.leaves):
             if not self._layout.sizes[i]:
                 out.append(jnp.zeros((*count, *leaf.shape), leaf.dtype))
                 continue
-            products = []
-            sizes = _digits(leaf.shape, [t.axes[0] for t in self._rows(i)])
+            products, sums = [], []
+            rows = _digits(leaf.shape, [t.axes[0] for t in self._rows(i)])
             for j in range(len(self.leaves)):
-                terms, (_, columns) = self._opened(algebra, i, j, sizes)
+                terms, (_, columns) = self._opened(algebra, i, j, [t for t in self._rows(i) if t.leaf == j], rows)
                 vector = vectors[j].reshape(*count, *columns) if terms else vectors[j]
-                products += [times_vector(algebra, t, vector, counted, len(sizes), leaf.dtype) for t in terms]
+                if by_tiles:
+                    shape = (*rows, *columns)
+                    full, terms = parted(merge(algebra, terms), lambda t, p, shape=shape: fills(t, p, shape))
+                    if full:
+                        block = assemble(algebra, full, shape, leaf.dtype)
+                        sums.append(times_block(block, vector.astype(leaf.dtype), len(count)))
+                products += [times_vector(algebra, t, vector, counted, len(rows), leaf.dtype) for t in terms]
             # What lands at the same places is added up before it is put there.
-            total = assemble(algebra, merge(algebra, products), (*count, *sizes), leaf.dtype)
-            out.append(total.reshape(*count, *leaf.shape))
+            total = assemble(algebra, merge(algebra, products), (*count, *rows), leaf.dtype)
+            out.append(functools.reduce(operator.add, [*sums, total]).reshape(*count, *leaf.shape))
         return out
 
 

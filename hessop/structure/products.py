@@ -8,13 +8,15 @@ Depends on the algebra and assembly. Must never know leaves, operators or in whi
 """
 
 import itertools
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop.structure.algebra import SMALL, Algebra, aligned
+from hessop.structure.assemble import is_box
 from hessop.structure.take import take
 from hessop.structure.terms import Expr, Factor, Id, Product, Term, extent, factor_ids, union
 
@@ -44,6 +46,37 @@ def times_vector(algebra: Algebra, term: Term, vector: Array, axes: Sequence[Exp
         factors = [*(algebra.convert(f, dtype) for f in p.factors), read]
         products.append(Product(p.coef, (contract_in_order(algebra, factors, keep),)))
     return Term(placed, tuple(products), 0, dtype)
+
+
+def times_block(block: Array, vectors: Array, counted: int) -> Array:
+    """A block [*rows, *columns] times vectors [*counts, *columns], as [*counts, *rows]."""
+    columns = vectors.ndim - counted
+    rows = block.ndim - columns
+    contract = (tuple(range(rows, block.ndim)), tuple(range(counted, vectors.ndim)))
+    made = lax.dot_general(block, vectors, (contract, ((), ())), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(made, range(rows, made.ndim), range(counted))
+
+
+def parted(terms: Iterable[Term], belongs: Callable[[Term, Product], bool]) -> tuple[list[Term], list[Term]]:
+    """The sum of the terms as two sums: of the products that belong, and of the others."""
+    groups: tuple[list[Term], list[Term]] = ([], [])
+    for term in terms:
+        chosen = [belongs(term, p) for p in term.products]
+        for wanted, group in zip((True, False), groups, strict=True):
+            if wanted in chosen:
+                group.append(term.with_products(p for p, c in zip(term.products, chosen, strict=True) if c == wanted))
+    return groups
+
+
+def is_summed(term: Term, product: Product) -> bool:
+    """Whether entries of a product are sums over ids of its factors."""
+    return not {*factor_ids(product.factors)} <= {*term.ids}
+
+
+def fills(term: Term, product: Product, sizes: Sequence[int]) -> bool:
+    """Whether a product is a matrix: one broadcast expression with a factor of about as many elements."""
+    largest = max((extent(f.ids) for f in product.factors), default=1)
+    return largest * SMALL**2 >= math.prod(sizes) and not is_summed(term, product) and is_box(term, sizes)
 
 
 def contract_in_order(algebra: Algebra, factors: Sequence[Factor], keep: Collection[Id]) -> Factor:
@@ -78,6 +111,8 @@ def _two(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]) -> Factor
     batch = tuple(i for i in shared if i in keep)
     if not summed:
         return algebra.multiply([a, b])
+    if algebra.by_tiles:
+        return _matrix_product(algebra, a, b, keep)
     if batch and extent(summed) <= SMALL:
         return algebra.add([(1.0, both) for both in _unrolled(algebra, a, b, summed)])[1]
     if batch and extent(batch) <= SMALL:
@@ -108,6 +143,8 @@ def _matrix_product(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]
     free = [tuple(i for i in f.ids if i not in shared) for f in (a, b)]
 
     def make() -> Array:
+        if algebra.by_tiles:
+            return _dot(a, b, batch, summed)
         (left, p), (right, q) = (_grouped(f, (batch, own, summed)) for f, own in zip((a, b), free, strict=True))
         contract, batched = ((p[2],), (q[2],)), ((p[0],), (q[0],))
         # The precision of a sum, not of a neural network: accelerators round the operands of a product by default.
@@ -117,6 +154,13 @@ def _matrix_product(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]
     numbers = {i: k for k, i in enumerate(factor_ids([a, b]))}
     form = ("matrix product", *(tuple(numbers[i] for i in ids) for ids in (a.ids, b.ids, batch)))
     return Factor(algebra.once(form, [a.array, b.array], make), (*batch, *free[0], *free[1]))
+
+
+def _dot(a: Factor, b: Factor, batch: Sequence[Id], summed: Sequence[Id]) -> Array:
+    """As they are: tiles take the axes apart themselves."""
+    at = lambda f, ids: tuple(f.ids.index(i) for i in ids)
+    dims = ((at(a, summed), at(b, summed)), (at(a, batch), at(b, batch)))
+    return lax.dot_general(a.array, b.array, dims, precision=lax.Precision.HIGHEST)
 
 
 def _grouped(f: Factor, groups: Sequence[tuple[Id, ...]]) -> tuple[Array, tuple[int, ...]]:

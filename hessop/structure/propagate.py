@@ -32,7 +32,13 @@ from hessop.structure.terms import Factor, Product, Tangent, Term, expr, identit
 
 
 def propagate(
-    linear: Equations, residuals: Sequence[Array], n_x: int, *, limit: int | None = None, most: float | None = None
+    linear: Equations,
+    residuals: Sequence[Array],
+    n_x: int,
+    *,
+    limit: int | None = None,
+    most: float | None = None,
+    lazy: bool = False,
 ) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
 
@@ -42,6 +48,7 @@ def propagate(
         n_x: number of tangents, one for each leaf of x.
         limit: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
         most: number of elements that the rules may make in all; None for no limit.
+        lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
 
     Returns:
         The Hessian as a sum of terms.
@@ -53,7 +60,7 @@ def propagate(
     leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
-    algebra = Algebra(_eager(n, sum(v.size for v in values)), most)
+    algebra = Algebra(0 if lazy else _eager(n, sum(v.size for v in values)), most)
     starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
     run = _Run(algebra, leaves, limit)
     outputs = run(linear, [*values, *starts])
