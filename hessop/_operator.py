@@ -187,7 +187,7 @@ class HessianOperator(AbstractHessian):
         assert budget is not None
         choice = choose_route(point, Row(), route=self.route, chunk=None, budget=budget)
         described, fallbacks = (), ()
-        if choice.chunking is None:
+        if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
             described, fallbacks = tuple(terms.describe()), terms.fallbacks
         return Plan(
@@ -212,7 +212,7 @@ class HessianOperator(AbstractHessian):
     def linearise(self) -> "LinearizedHessian":
         """The same operator in the form whose products cost least from now on, which `plan()` names.
 
-        That is the terms of the Hessian where they pay for themselves within n / 10 products (`route="structure"` keeps
+        That is the terms of the Hessian where they pay for themselves within sqrt(n) products (`route="structure"` keeps
         them always, "columns" never); else the residuals; or the point itself, where making residuals of the size of all
         pairs anew is faster than reading them.
 

@@ -85,6 +85,47 @@ def test_vmap_over_points_and_args(fn):
         np.testing.assert_allclose(a, b, rtol=0, atol=100 * TOLERANCE * max(1.0, float(jnp.max(jnp.abs(b)))))
 
 
+# --- some rows at a time ---
+
+
+@pytest.mark.parametrize("chunk", [5, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 13, 50))])
+def test_rows_at_a_time_equal_the_whole(chunk):
+    H = hessop.HessianOperator(many_body, X, (ARGS,), route="structure").damped(0.25)
+    whole = np.asarray(H.materialize())
+    scale = max(1.0, np.abs(whole).max())
+    found = {
+        "outside": H.materialize(chunk=chunk),
+        "inside jit": jax.jit(lambda H: H.materialize(chunk=chunk))(H),
+        "linearized": H.linearise().materialize(chunk=chunk),
+        "into": H.materialize(chunk=chunk, out=np.zeros((13, 13), FLOAT)),
+    }
+    for name, matrix in found.items():
+        np.testing.assert_allclose(matrix, whole, rtol=0, atol=10 * TOLERANCE * scale, err_msg=name)
+    np.testing.assert_allclose(H.diagonal(chunk=chunk)["r"].ravel(), np.diag(whole)[:12], atol=10 * TOLERANCE * scale)
+
+
+def test_a_matrix_beyond_the_budget_is_written_rows_at_a_time():
+    def fn(x):
+        return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
+
+    x = points(400)
+    H = hessop.HessianOperator(fn, x)
+    memory = x.size**2 * x.dtype.itemsize // 2
+    seen = []
+    out = H.materialize(out=np.zeros((x.size, x.size), FLOAT), memory=memory, progress=seen.append)
+    assert len(seen) > 1
+    makers = {key[1] for key in H._point().program.executables if key[0] == "rows"}
+    assert {maker[0] for maker in makers} == {"terms"}
+    np.testing.assert_allclose(out, H.materialize(), rtol=0, atol=10 * TOLERANCE * np.abs(out).max())
+    with pytest.raises(
+        hessop.MemoryBudgetError, match=r"from its terms this needs .*smallest budget .* memory=\d+; out="
+    ) as told:
+        H.materialize(memory=memory)
+    H.materialize(memory=told.value.needed)
+    text = str(hessop.HessianOperator(fn, x, route="structure").plan(2 * told.value.needed))
+    assert "route       structure: " in text
+
+
 def _benchmarks():
     path = pathlib.Path(__file__).parents[1] / "benchmarks" / "energies.py"
     spec = importlib.util.spec_from_file_location("benchmark_energies", path)

@@ -10,7 +10,7 @@ import pytest
 OBJECTIVES = {
     # Each (x, fn) makes the budget bind: the matrix is small, the intermediates of many columns are not.
     "dense_net": """
-        W = jnp.asarray(np.random.RandomState(0).standard_normal((2000, 1000)) / 40, jnp.float32)
+        W = jnp.asarray(np.random.RandomState(0).standard_normal((10000, 1000)) / 100, jnp.float32)
         x = jnp.ones(1000, jnp.float32)
         fn = lambda x: jnp.sum(jnp.tanh(W @ jnp.tanh(x) + 0.1) ** 2)
     """,
