@@ -39,16 +39,19 @@ class Timing:
         }
 
 
-def interleaved(calls, rounds, patience, batch_seconds=2e-3):
+def warmed(call, patience):
+    """Seconds of a call that is not the first, or of the first if that took longer than `patience`."""
+    first = _seconds(call, 1)
+    return _seconds(call, 1) if first < patience else first
+
+
+def interleaved(calls, once, rounds, patience, batch_seconds=2e-3):
     """A `Timing` for each of the named calls, which take turns so that noise of the machine hits all of them.
 
-    A call that has used up `patience` seconds leaves the rounds, after one of them at the earliest. Each is warmed up.
+    Short calls are made in batches, by the seconds `once` of each. A call that has used up `patience` seconds leaves the
+    rounds, after one of them at the earliest.
     """
-    timings = {}
-    for name, call in calls.items():
-        once = _seconds(call, 1)
-        once = _seconds(call, 1) if once < patience else once
-        timings[name] = Timing(max(1, min(1000, math.ceil(batch_seconds / max(once, 1e-7)))), [])
+    timings = {name: Timing(max(1, min(1000, math.ceil(batch_seconds / max(once[name], 1e-7)))), []) for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             timing = timings[name]
