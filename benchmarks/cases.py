@@ -117,7 +117,7 @@ def sizes_compared(script, task, sizes, timeout, ours=()):
     """Rows at growing sizes; a rival leaves when its time at the size before says that it would take too long."""
     rows = []
     for N in sorted(sizes):
-        late = {} if not rows else {r: _late(rows, r, N, task["patience"]) for r in task["routes"] if r not in ours}
+        late = {} if not rows else {r: _late(rows, r, N, task) for r in task["routes"] if r not in ours}
         asked = {**task, "N": N, "routes": [r for r in task["routes"] if not late.get(r)]}
         found = compared(script, asked, timeout)
         key = {name: asked[name] for name in KEY}
@@ -126,12 +126,12 @@ def sizes_compared(script, task, sizes, timeout, ours=()):
     return rows
 
 
-def _late(rows, route, N, patience):
-    """Why a rival is not worth trying, by its last row: its time grows at least like N^2 and mostly like N^3."""
+def _late(rows, route, N, task):
+    """Why a rival is not worth trying, by its last row."""
     before = [row for row in rows if row["route"] == route][-1]
     if before.get("skipped", "").startswith(("takes", "stopped")):
         return before["skipped"] if before["skipped"].startswith("takes") else f"takes too long at N = {before['N']}"
     if "seconds" not in before or before["extrapolated"]:
         return None
-    seconds = before["seconds"] * (N / before["N"]) ** 3
-    return f"takes about {in_seconds(seconds)} by its time at N = {before['N']}" if seconds > 4 * patience else None
+    seconds = before["seconds"] * (N / before["N"]) ** task["growth"]
+    return f"takes about {in_seconds(seconds)} by its time at N = {before['N']}" if seconds > 4 * task["patience"] else None

@@ -14,7 +14,7 @@ from rivals import ROUTES, particle_block
 import hessop
 
 
-def _difference(found, expected):
+def difference(found, expected):
     """Largest difference, relative to the largest entry."""
     found, expected = np.asarray(found), np.asarray(expected)
     if not np.all(np.isfinite(expected)):
@@ -37,7 +37,7 @@ def equal(task):
     }
     for name, pair in named.items():
         found, wanted = pair()
-        say({**case.key, "route": name, "error": _difference(np.asarray(found).reshape(wanted.shape), wanted)})
+        say({**case.key, "route": name, "error": difference(np.asarray(found).reshape(wanted.shape), wanted)})
 
 
 def columns(task, count=20, blocks=5):
@@ -49,13 +49,13 @@ def columns(task, count=20, blocks=5):
     expected = np.stack([np.asarray(product(case.x, basis(k))).ravel() for k in chosen])
     H = hessop.HessianOperator(case.fn, case.x)
     found = np.asarray(H.materialize())
-    say({**case.key, "route": f"{count} columns", "error": _difference(found[:, chosen].T, expected)})
-    say({**case.key, "route": "symmetry of them", "error": _difference(found[chosen], found[:, chosen].T)})
+    say({**case.key, "route": f"{count} columns", "error": difference(found[:, chosen].T, expected)})
+    say({**case.key, "route": "symmetry of them", "error": difference(found[chosen], found[:, chosen].T)})
     if case.x.ndim == 2:
         some = np.random.RandomState(1).choice(case.N, blocks, replace=False)
         block = jax.jit(lambda x, i: particle_block(case, x, i))
         wanted = np.stack([np.asarray(block(case.x, i)) for i in some])
-        say({**case.key, "route": f"{blocks} blocks", "error": _difference(np.asarray(H.block_diagonal())[some], wanted)})
+        say({**case.key, "route": f"{blocks} blocks", "error": difference(np.asarray(H.block_diagonal())[some], wanted)})
 
 
 def compilation(task, repeats=3):

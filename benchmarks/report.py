@@ -121,6 +121,10 @@ def tables(rows):
 
 
 def _pivot(rows, figure, show):
+    rows = [
+        {**r, "quantity": r["route"].split(": ")[0], "route": r["route"].split(": ")[1]} if ": " in r["route"] else r
+        for r in rows
+    ]
     routes = list(dict.fromkeys(r["route"] for r in rows))
     keys = [k for k in ("quantity", "energy", "dtype", "N") if any(k in r for r in rows)]
     cases = list(dict.fromkeys(tuple(r.get(k, "") for k in keys) for r in rows))

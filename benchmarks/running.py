@@ -23,6 +23,7 @@ class Part:
         task: what a child process does: a name among the script's tasks. "compare" times routes in turns.
         patience: seconds after which a route leaves the rounds.
         reference: routes whose time never keeps them from a larger size.
+        growth: the power of N by which a rival's time is foretold.
     """
 
     about: str
@@ -35,6 +36,7 @@ class Part:
     patience: float = 3.0
     rounds: int = 15
     reference: Sequence[str] = ()
+    growth: int = 3
 
 
 def main(title, about, script, parts, tasks, out):
@@ -81,7 +83,7 @@ def _rows(part, script, options):
     for energy in options.energies or part.energies:
         for dtype in options.dtypes or part.dtypes:
             task = {"task": part.task, "energy": energy, "dtype": dtype, "memory": options.memory}
-            task["timeout"] = options.timeout
+            task |= {"timeout": options.timeout, "growth": part.growth}
             task["routes"] = [r for r in options.routes or part.routes if r in part.routes]
             task["patience"] = options.patience or part.patience
             task["rounds"] = options.rounds or part.rounds
@@ -95,7 +97,8 @@ def _rows(part, script, options):
 
 
 def _of_child(script, task, timeout):
-    rows, why = in_child(script, task, timeout)
+    found, why = in_child(script, task, timeout)
+    rows = [row for row in found if "route" in row]
     if why is not None:
         rows.append({**{name: task[name] for name in KEY}, "route": task["task"], "skipped": why})
     return rows
