@@ -96,11 +96,11 @@ def compare(task, routes):
 # --- in the parent ---
 
 
-def compared(script, task, timeout):
+def compared(script, task):
     """Rows of `compare` in a child, one for each route asked for."""
     rows, routes = [], list(task["routes"])
     while routes:
-        found, why = in_child(script, {**task, "routes": routes}, timeout)
+        found, why = in_child(script, {**task, "routes": routes}, task["timeout"])
         rows += [row for row in found if "route" in row]
         if why is None:
             break
@@ -113,13 +113,13 @@ def compared(script, task, timeout):
     return sorted(rows, key=lambda row: task["routes"].index(row["route"]))
 
 
-def sizes_compared(script, task, sizes, timeout, ours=()):
+def sizes_compared(script, task, sizes, ours=()):
     """Rows at growing sizes; a rival leaves when its time at the size before says that it would take too long."""
     rows = []
     for N in sorted(sizes):
         late = {} if not rows else {r: _late(rows, r, N, task) for r in task["routes"] if r not in ours}
         asked = {**task, "N": N, "routes": [r for r in task["routes"] if not late.get(r)]}
-        found = compared(script, asked, timeout)
+        found = compared(script, asked)
         key = {name: asked[name] for name in KEY}
         found += [{**key, "route": r, "skipped": why} for r, why in late.items() if why]
         rows += sorted(found, key=lambda row: task["routes"].index(row["route"]))

@@ -158,6 +158,9 @@ _FIGURES = [
     ("Peak of the whole process", "process", in_bytes),
     ("Tracing", "trace", in_seconds),
     ("Compilation", "compile", in_seconds),
+    ("Large values", "virtual", str),
+    ("Steps of a solver", "steps", str),
+    ("Largest residual of the sampled rows, relative to the right-hand side", "residual", "{:.1e}".format),
     ("Largest difference, relative to the largest entry", "error", "{:.1e}".format),
     ("Exponent of the time in N", "exponent", "{:.2f}".format),
 ]

@@ -23,6 +23,7 @@ class Part:
         task: what a child process does: a name among the script's tasks. "compare" times routes in turns.
         patience: seconds after which a route leaves the rounds.
         reference: routes whose time never keeps them from a larger size.
+        timeout: seconds for one child process.
         growth: the power of N by which a rival's time is foretold.
     """
 
@@ -37,6 +38,7 @@ class Part:
     rounds: int = 15
     reference: Sequence[str] = ()
     growth: int = 3
+    timeout: float = 300.0
 
 
 def main(title, about, script, parts, tasks, out):
@@ -72,7 +74,7 @@ def _options(about, parts, out):
     parser.add_argument("--memory", type=float, default=4e9, help="bytes that a rival may need")
     parser.add_argument("--patience", type=float, help="seconds for the rounds of one route")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one child process")
+    parser.add_argument("--timeout", type=float, help="seconds for one child process")
     parser.add_argument("--out", default=out)
     return parser.parse_args()
 
@@ -83,21 +85,21 @@ def _rows(part, script, options):
     for energy in options.energies or part.energies:
         for dtype in options.dtypes or part.dtypes:
             task = {"task": part.task, "energy": energy, "dtype": dtype, "memory": options.memory}
-            task |= {"timeout": options.timeout, "growth": part.growth}
+            task |= {"timeout": options.timeout or part.timeout, "growth": part.growth}
             task["routes"] = [r for r in options.routes or part.routes if r in part.routes]
             task["patience"] = options.patience or part.patience
             task["rounds"] = options.rounds or part.rounds
             sizes = [N for N in options.sizes or part.sizes if LARGEST.get(energy, N) >= N]
             print(f"{energy} {dtype} {sizes}", file=sys.stderr, flush=True)
             if part.task == "compare":
-                rows += sizes_compared(script, task, sizes, options.timeout, part.reference)
+                rows += sizes_compared(script, task, sizes, part.reference)
             else:
-                rows += [row for N in sizes for row in _of_child(script, {**task, "N": N}, options.timeout)]
+                rows += [row for N in sizes for row in _of_child(script, {**task, "N": N})]
     return rows
 
 
-def _of_child(script, task, timeout):
-    found, why = in_child(script, task, timeout)
+def _of_child(script, task):
+    found, why = in_child(script, task, task["timeout"])
     rows = [row for row in found if "route" in row]
     if why is not None:
         rows.append({**{name: task[name] for name in KEY}, "route": task["task"], "skipped": why})

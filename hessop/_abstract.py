@@ -4,8 +4,9 @@ Depends on the routes (columns so far), budgets and layouts. Must never know how
 the operators in `_operator.py`.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -33,6 +34,7 @@ from hessop._columns import (
 )
 from hessop._lineax import matrix_operator
 from hessop._plan import choose_route
+from hessop._products import choose_products
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import recomputed_product
 from hessop._structured import run_structure
@@ -91,7 +93,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vectors` differs from x in more than the leading axis.
         """
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
-        return self._like_x(self._run("mm", _products, leaves))
+        point = self._point()
+        budget = self._budget(None, None, point.primals or point.residuals or ())
+        assert budget is not None
+        count = leaves[0].shape[0] if leaves else 0
+        found = choose_products(point, route=self.route, budget=budget, count=count)
+        if found is None:
+            return self._like_x(self._run("mm", _products, leaves))
+        tiled, consts = found
+        return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
 
     def materialize(
         self,
@@ -128,7 +138,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
         taken = self._entries(Row(), chunk, memory, out=out, progress=progress)
-        if out is None and not point.traced:
+        if out is None and not isinstance(taken, Tracer):  # with nothing kept of the point only the result says so
             self._check_finite(taken)
         return taken
 
@@ -200,8 +210,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _like_x(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(self.in_structure()), leaves)
 
-    def _run(self, name: str, function: Callable[..., Any], *extra: Any) -> Any:
-        """`function(program, point's arrays, shift, *extra)`, jitted once for the program."""
+    def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
+        """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
@@ -256,19 +266,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return taken if out is None else out
 
 
-def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[Array]:
-    return source if stored else program.residuals(source)
-
-
 def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
     return shifted(recomputed_product(program, source, leaves), shift, leaves)
 
 
+def _tiled_products(
+    tiled: Any, consts: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+) -> list[Array]:
+    return shifted(tiled(*consts, *source, *leaves), shift, leaves)
+
+
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
-    residuals = _residuals(program, stored, source)
-    return jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*leaves)
+    if stored:
+        return shifted(program.products(source, leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
 def check_chunk(chunk: Chunk) -> int | None:

@@ -10,7 +10,7 @@ from hessop._budget import format_bytes
 from hessop._columns import Chunking, Point, Take, choose_chunking
 from hessop._errors import MemoryBudgetError
 from hessop._price import Price, work_of
-from hessop._program import Mode
+from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
 from hessop._structured import covers, structure_bytes, structure_price
 
@@ -70,11 +70,11 @@ def choose_route(
     if not covers(take):
         return columns("the terms do not give this without the matrix")
     assert budget is not None
-    limit = _limit(budget)
+    limit = bytes_without_rule(point.program, budget)
     structure = structure_price(point, take, limit)
     work = point.layout.n * work_of(point.program.linear.eqns)
     if route == "auto" and structure.work > work:
-        return columns(f"structure would touch {_count(structure.work)} elements, columns {_count(work)}")
+        return columns(f"structure would touch {elements(structure.work)} elements, columns {elements(work)}")
     peak, measured = _structure_peak(point, take, structure, limit, budget, compile)
     if peak <= budget:
         return Choice("structure", peak, measured, _against(structure.work, work), limit=limit)
@@ -88,9 +88,17 @@ def choose_route(
     return columns(f"structure needs {format_bytes(peak)}")
 
 
-def _limit(budget: int) -> int:
-    """What an equation without a rule may take: a power of two, so that nearby budgets share executables."""
-    return 1 << max(20, (budget // 8).bit_length() - 1)
+def bytes_without_rule(program: HessianProgram, budget: int) -> int:
+    """What an equation without a rule may take: a power of two, so that nearby budgets share executables.
+
+    What was chosen for a program stays while it is within a factor of two: the memory that is free changes from call to
+    call, and a new point must not compile because it crossed a power of two.
+    """
+    asked = 1 << max(20, (budget // 8).bit_length() - 1)
+    kept = program.executable("bytes without rule", lambda: asked)
+    if not asked // 2 <= kept <= 2 * asked:
+        kept = program.executables["bytes without rule"] = asked
+    return kept
 
 
 def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
@@ -103,11 +111,12 @@ def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budg
 
 
 def _against(structure: float, columns: float) -> str:
-    return f"columns would touch {_count(columns)} elements, structure {_count(structure)}"
+    return f"columns would touch {elements(columns)} elements, structure {elements(structure)}"
 
 
-def _count(elements: float) -> str:
-    return f"{elements:.2g}"
+def elements(count: float) -> str:
+    """A number of elements, for a person."""
+    return f"{count:.2g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +136,7 @@ class Plan:
         peak: bytes that it takes at the worst moment.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
         reason: why the other route lost.
+        products: how `lineax.linearise` would compute products, and why.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
         problem: what is wrong with the gradient at this point, or None.
@@ -144,6 +154,7 @@ class Plan:
     peak: int
     measured: bool
     reason: str
+    products: str
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
     problem: str | None
@@ -172,6 +183,7 @@ class Plan:
             f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
             + ("as the compiler says" if self.measured else "an upper estimate from shapes")
         )
+        lines.append(f"  products    of lineax.linearise: {self.products}")
         lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")

@@ -15,16 +15,15 @@ from hessop._budget import executable_bytes
 from hessop._columns import Blocks, Offset, Point, Row, Take, shapes_of
 from hessop._jaxpr import Equations, open_jaxpr
 from hessop._price import Price, price
+from hessop._terms_program import TERMS_OPTIONS, TermsProgram
 from hessop.structure import StructuredHessian, propagate
-from hessop.tiles import Options, trace_tiled
-
-# Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
-# length 3 long before memory matters.
-_OPTIONS = Options(threshold=2**10, regroup=True)
+from hessop.tiles import trace_tiled
 
 
 def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
     """The Hessian at `point` as a sum of terms, without the shift."""
+    if isinstance(point.program, TermsProgram):
+        return point.program.terms(residuals)
     return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit)
 
 
@@ -80,7 +79,7 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
         def taken(*source: Array) -> Sequence[Array]:
             return terms(*(source if stored else program.residuals(source)))
 
-        tiled, consts = trace_tiled(taken, shapes_of(point, stored), _OPTIONS)
+        tiled, consts = trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
 
         def run(source: Sequence[Array], shift: Array | None) -> Array:
             (found,) = tiled(*consts, *source)
