@@ -128,7 +128,7 @@ def sizes_compared(script, task, sizes, ours=()):
 
 def _late(rows, route, N, task):
     """Why a rival is not worth trying, by its last row."""
-    before = [row for row in rows if row["route"] == route][-1]
+    before = next((row for row in reversed(rows) if row["route"] == route), {})
     if before.get("skipped", "").startswith(("takes", "stopped")):
         return before["skipped"] if before["skipped"].startswith("takes") else f"takes too long at N = {before['N']}"
     if "seconds" not in before or before["extrapolated"]:

@@ -53,7 +53,7 @@ def folx_hessian(case):
     """The Jacobian of the gradient by folx's sparse forward mode."""
     import folx
 
-    case.need(4 * case.n * case.pairs)  # its masks hold an entry for each element and input
+    case.need(40 * case.n * case.pairs)  # its masks hold an entry for each element and input
     flat = lambda v: jax.grad(case.masked)(v.reshape(case.x.shape)).ravel()
     forward = folx.forward_laplacian(flat, sparsity_threshold=6)
     return *compiled(lambda x: forward(x.ravel()).jacobian.dense_array, case.x, memory=case.memory), 1
