@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 LINEAX ?=
+BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -18,7 +19,7 @@ help:
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks"
+	@echo "make bench         the benchmarks, an hour; BENCH=\"--sizes 100\" is short, BENCH=--help lists parts"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
 	@echo "make clean         remove what the above made"
@@ -76,8 +77,8 @@ soak: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 
 bench: $(VENV)/.bench
-	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-	  echo "$$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/dense.py $(BENCH)
+	$(BIN)/python benchmarks/products.py $(BENCH)
 
 # One process per file, as lineax runs its own tests: together they run out of memory.
 lineax-tests: $(VENV)/.tests

@@ -1,315 +1,255 @@
-"""Dense Hessians: hessop on unmodified functions against what else there is, in one run.
+"""Dense Hessians and diagonal blocks: hessop on unmodified functions against what else there is.
 
-    python benchmarks/dense.py [--sizes 10 50 ...] [--energies issue_787 ...] [--dtypes float32] [--out FILE]
-    python benchmarks/dense.py --scaling       the exponent of the time between N = 600 and N = 4800
-    python benchmarks/dense.py --compilation   tracing and compiling at N = 24 and N = 2483
+  python benchmarks/dense.py                         all parts, one after the other
+  python benchmarks/dense.py --parts speed small     some of them
+  python benchmarks/dense.py --parts energies --sizes 10 50 100 300 600 1200 2483 4800 --dtypes float32 float64
 
-Each case (an energy, a dtype, a size) runs in a process of its own, all rivals one after the other: medians after warm-up,
-results waited for, and the process's peak of memory over what it held before. A rival is left out where it would need more
-memory than `--memory`, or by its time at the size before more than `--patience`; what goes column by column is timed on one
-column and multiplied up (~).
+Each case runs in a process of its own, all routes in turns. Results are added to --out as JSON, and written as tables into a
+markdown file beside it. A rival is left out where it would need more than --memory bytes, or, by its time at the size
+before, more than four times --patience.
 """
 
-import argparse
-import ctypes
-import json
-import math
-import pathlib
-import signal
 import statistics
-import subprocess
-import sys
-import time
 
-SIZES = [10, 50, 100, 300, 600, 1200, 2483, 4800]
-_KEY = ("energy", "dtype", "N")
+from cases import compare
+from energies import ENERGIES
+from measuring import exponent
+from report import at_least, at_most, find, ratio
+from running import Part, main
 
-
-# --- one case, in a process of its own ---
-
-
-def measure(case, name):
-    """One rival on one case, as a row."""
-    import jax
-    from rivals import ROUTES, Skip
-
-    rival, what = ROUTES[name]
-    limit = int(12 * case.patience)
-
-    def stop(*_):
-        raise Skip(f"stopped after {limit} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(limit)
-    try:
-        start = time.perf_counter()
-        function, times = rival(case)
-        compiled = function
-        row = {}
-        if hasattr(function, "lower"):
-            lowered = function.lower(case.x)
-            row["trace"] = time.perf_counter() - start
-            compiled = lowered.compile()
-            row["compile"] = time.perf_counter() - start - row["trace"]
-            analysis = compiled.memory_analysis()
-            row["temporaries"] = analysis.temp_size_in_bytes
-            case.need(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
-        call = lambda: jax.block_until_ready(compiled(case.x))
-        result = call()
-        row["first"] = (time.perf_counter() - start) * times
-        if what in ("matrix", "blocks") and case.n <= 1800:
-            row["error"] = _error(case, result, what)
-        del result
-        row["seconds"] = _median(call, case.patience) * times
-        row["peak"] = _peak(call)
-        row["extrapolated"] = times != 1
-        return row
-    except Skip as why:
-        return {"skipped": str(why)}
-    except Exception as error:
-        return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"}
-    finally:
-        signal.alarm(0)
+ISSUE = 2483  # particles in JAX issue #787
+POSTED = ("issue_787", "safe_sqrt")
+OURS = ("hessop in jit", "hessop", "materialize")  # inside jit; outside; the operator's method
+PAIRS = ("issue_787", "lennard_jones", "periodic")
+MATRIX = (*OURS, "jit(jax.hessian)", "column loop", "vmapped columns", "folx", "asdex", "handwritten")
 
 
-def _median(call, patience, repeats=7):
-    times = []
-    while len(times) < repeats and sum(times) < patience:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def cases(rows):
+    """The cases that rows are of."""
+    keys = ("energy", "dtype", "N")
+    return [dict(zip(keys, case, strict=True)) for case in dict.fromkeys(tuple(r[k] for k in keys) for r in rows)]
 
 
-def _peak(call):
-    """Bytes that the process held at most during a call over what it held before; None where the system does not tell."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
+def named(case):
+    return f"{case['energy']}, {case['dtype']}, N = {case['N']}"
 
 
-def _status(name):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+def worst(rows, route):
+    """The largest error of a route, None where a case has none."""
+    errors = [r.get("error") for r in rows if r["route"] == route]
+    return None if not errors or None in errors else max(errors)
 
 
-def _error(case, result, what):
-    """Largest difference from hessop's matrix, relative to its largest entry."""
-    import jax
-    import numpy as np
-
-    import hessop
-
-    if not hasattr(case, "matrix"):
-        case.matrix = np.asarray(jax.jit(hessop.hessian(case.fn))(case.x)).reshape(case.n, case.n)
-    expected = case.matrix
-    if what == "blocks":
-        k = case.n // case.x.shape[0]
-        expected = np.stack([expected[i : i + k, i : i + k] for i in range(0, case.n, k)])
-    return float(np.max(np.abs(np.asarray(result).reshape(expected.shape) - expected)) / np.max(np.abs(expected)))
+# --- what was promised ---
 
 
-def child(options):
-    """All rivals on one case; a line of JSON each."""
-    import jax
-
-    jax.config.update("jax_enable_x64", options["dtype"] == "float64")
-    from energies import ENERGIES
-    from rivals import Case
-
-    x = jax.random.uniform(jax.random.key(0), (options["N"], 3), options["dtype"]) * 2
-    # As it was posted it is NaN for everyone else.
-    masked = ENERGIES["safe_sqrt" if options["energy"] == "issue_787" else options["energy"]]
-    case = Case(ENERGIES[options["energy"]], masked, x, options["memory"], options["patience"])
-    for name in options["routes"]:
-        print(json.dumps({"route": name, **measure(case, name)}), flush=True)
+def equal_claims(rows):
+    lost = [r for r in rows if "error" not in r]
+    found = [
+        at_most(f"{route} equals jax.hessian on {len(cases(rows))} energies", 1e-12, worst(rows, route), "{:.1e}")
+        for route in dict.fromkeys(r["route"] for r in rows if "error" in r)
+    ]
+    return found + [at_most(f"{r['energy']}: {r['skipped']}", 1e-12, None, "{:.1e}") for r in lost]
 
 
-# --- all cases ---
+def columns_claims(rows):
+    limits = {"float32": 1e-5, "float64": 1e-12}
+    return [
+        at_most(
+            f"{route} of {case['energy']}, {case['dtype']}",
+            limits[case["dtype"]],
+            find(rows, "error", route=route, **case),
+            "{:.1e}",
+        )
+        for case in cases(rows)
+        for route in dict.fromkeys(r["route"] for r in rows if "symmetry" not in r["route"])
+    ]
 
 
-def run(options):
-    """Rows of all cases, in the order of growing sizes."""
-    rows = []
-    for dtype in options.dtypes:
-        for energy in options.energies:
-            for size in sorted(options.sizes):
-                if energy == "three_body" and size > 100:
-                    continue  # its own values are N^3
-                late, routes = _too_late(rows, energy, dtype, size, options)
-                asked = {"energy": energy, "dtype": dtype, "N": size, "routes": routes}
-                limits = {"memory": options.memory, "patience": options.patience}
-                found = [*late, *_in_child({**asked, **limits}, options.timeout)]
-                for row in sorted(found, key=lambda r: options.routes.index(r["route"])):
-                    rows.append({"energy": energy, "dtype": dtype, "N": size, **row})
-                    print(_line(rows), flush=True)
-    return rows
-
-
-def _too_late(rows, energy, dtype, size, options):
-    """Rows of what would take too long by its time at the size before, and the other routes."""
-    late, routes = [], []
-    for route in options.routes:
-        before = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route)]
-        why = _late(before[-1], size, options.patience) if before and not route.startswith("hessop") else None
-        if why is None:
-            routes.append(route)
-        else:
-            late.append({"route": route, "skipped": why})
-    return late, routes
-
-
-def _late(before, size, patience):
-    """Why a rival is not worth trying: one call grows at least like N^2 and mostly like N^3."""
-    if before.get("skipped", "").startswith(("takes", "stopped")):
-        return f"takes too long at N = {before['N']}" if before["skipped"].startswith("stopped") else before["skipped"]
-    if "seconds" not in before or before["extrapolated"]:
-        return None
-    seconds = before["seconds"] * (size / before["N"]) ** 3
-    return f"takes about {seconds:.0f} s by its time at N = {before['N']}" if seconds > 3 * patience else None
-
-
-def _in_child(asked, timeout):
-    command = [sys.executable, __file__, "--child", json.dumps(asked)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-        text, why = done.stdout, f"the process ended with {done.returncode}: {done.stderr.strip()[-60:]}"
-    except subprocess.TimeoutExpired as error:
-        text, why = (error.stdout or b"").decode(), f"stopped after {timeout:.0f} s"
-    found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    rest = asked["routes"][len(found) :]
-    found += [{"route": r, "skipped": why if k == 0 else f"not reached: {rest[0]} {why}"} for k, r in enumerate(rest)]
+def small_claims(rows):
+    found = []
+    for case in cases(rows):
+        faster = ratio(rows, "jit(jax.hessian)", "hessop in jit", **case)
+        limit = 1000 if case["N"] >= 300 else 50 if case["N"] >= 50 else 1
+        found.append(at_least(f"faster than jit(jax.hessian): {named(case)}", limit, faster))
     return found
 
 
-def _line(rows):
-    row = rows[-1]
-    head = f"{row['energy']:<20} {row['dtype']} N={row['N']:<5} {row['route']:<14}"
-    if "skipped" in row:
-        return f"{head} {row['skipped']}"
-    ours = _ours(rows, row)
-    ratio = f"{row['seconds'] / ours:10.2f} x hessop" if ours else ""
-    mark = "~" if row["extrapolated"] else " "
-    peak = f" {row['peak'] / 1e6:9.1f} MB" if row["peak"] is not None else ""
-    return f"{head} {mark}{row['seconds'] * 1e3:12.3f} ms{ratio}{peak}"
+def speed_claims(rows):
+    found = []
+    for case in cases(rows):
+        found += [
+            at_most(f"{route} to handwritten: {named(case)}", 3, ratio(rows, route, "handwritten", **case)) for route in OURS
+        ]
+        faster = ratio(rows, "column loop", "hessop in jit", **case)
+        found.append(at_least(f"faster than the column loop: {named(case)}", 10_000, faster))
+    return found
 
 
-def _ours(rows, row):
-    name = "hessop blocks" if "blocks" in row["route"] else "hessop"
-    same = [r for r in rows if all(r[k] == row[k] for k in _KEY) and r["route"] == name]
-    return same[0].get("seconds") if same else None
+def blocks_claims(rows):
+    found = []
+    for case in cases(rows):
+        seconds = find(rows, route="hessop blocks", **case)
+        found.append(at_most(f"block diagonal: {named(case)}", 25, None if seconds is None else seconds * 1e3, "{:.3g} ms"))
+    return found
 
 
-# --- tables ---
+def many_body_claims(rows):
+    found = []
+    for case in cases(rows):
+        temporaries = find(rows, "temporaries", route="hessop in jit", **case)
+        size = (3 * case["N"]) ** 2 * (4 if case["dtype"] == "float32" else 8)
+        relative = None if temporaries is None else temporaries / size
+        found.append(at_most(f"temporaries in matrices: {named(case)}", 8, relative))
+        # One product's time, and room for the N^2 work around it.
+        found.append(at_most(f"to one matrix product: {named(case)}", 2, ratio(rows, "hessop in jit", "matmul", **case)))
+    return found
 
 
-def table(rows, cell):
-    """Markdown: a line for each case, a column for each route."""
-    routes = list(dict.fromkeys(r["route"] for r in rows))
-    cases = list(dict.fromkeys(tuple(r[k] for k in _KEY) for r in rows))
-    lines = ["| energy | dtype | N | " + " | ".join(routes) + " |", "|---|---|---|" + "---|" * len(routes)]
-    for case in cases:
-        own = {r["route"]: r for r in rows if tuple(r[k] for k in _KEY) == case}
-        cells = [cell(own[r], rows) if r in own else "" for r in routes]
-        lines.append(f"| {case[0]} | {case[1]} | {case[2]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def time_cell(row, rows):
-    """Time, and how many times that of hessop."""
-    if "skipped" in row:
-        return row["skipped"]
-    ours = _ours(rows, row)
-    ratio = f" ({row['seconds'] / ours:.3g}x)" if ours and not row["route"].startswith("hessop") else ""
-    return ("~" if row["extrapolated"] else "") + _seconds(row["seconds"]) + ratio
-
-
-def peak_cell(row, rows):
-    """Peak of memory over what the process held before."""
-    return f"{row['peak'] / 1e6:.3g} MB" if row.get("peak") is not None else ""
-
-
-def compile_cell(row, rows):
-    """Tracing + compiling."""
-    return f"{row['trace']:.2f} + {row['compile']:.2f} s" if "compile" in row else ""
-
-
-def error_cell(row, rows):
-    """Largest difference from hessop's, relative to the largest entry."""
-    return f"{row['error']:.0e}" if "error" in row else ""
-
-
-def _seconds(s):
-    return f"{s:.3g} s" if s >= 1 else f"{s * 1e3:.3g} ms"
-
-
-def scaling_table(rows):
-    """The slope of log time over log N, and the figures that it comes from."""
-    lines = ["| energy | dtype | route | exponent | times |", "|---|---|---|---|---|"]
+def scaling_claims(rows, limit=2.2):
+    found = []
     for energy, dtype, route in dict.fromkeys((r["energy"], r["dtype"], r["route"]) for r in rows):
-        own = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route) and "seconds" in r]
-        if len(own) > 1:
-            x, y = ([math.log(r[k]) for r in own] for k in ("N", "seconds"))
-            slope = statistics.linear_regression(x, y).slope
-            times = ", ".join(f"{r['N']}: {_seconds(r['seconds'])}" for r in own)
-            lines.append(f"| {energy} | {dtype} | {route} | {slope:.2f} | {times} |")
-    return "\n".join(lines)
+        own = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route)]
+        slope = exponent(own)
+        if slope is not None and "hessop" in route:
+            found.append(at_most(f"exponent of {route}, {energy}, {dtype}", limit, slope, "{:.2f}"))
+        if slope is not None:
+            rows.append({"energy": energy, "dtype": dtype, "N": "all", "route": route, "exponent": slope})
+    return found
 
 
-def main():
-    """Run, print, write JSON."""
-    from energies import ENERGIES
+def compile_claims(rows):
+    found = []
+    for case in cases(rows):
+        if find(rows, "both", route="jit(jax.hessian)", **case) is not None:
+            times = ratio(rows, "hessop in jit", "jit(jax.hessian)", "both", **case)
+            found.append(at_most(f"compilation to jit(jax.hessian): {named(case)}", 2, times))
+    for energy in dict.fromkeys(r["energy"] for r in rows):
+        small, large = (find(rows, "both", route="hessop in jit", energy=energy, N=N) for N in (24, ISSUE))
+        if small and large:
+            found.append(at_most(f"compilation at N = {ISSUE} to N = 24: {energy}", 1.3, large / small))
+    return found
+
+
+def peak_claims(rows):
+    found = []
+    for case in cases(rows):
+        for route in OURS:
+            size = find(rows, "matrix", route=route, **case)
+            for figure, what in (("peak", "peak"), ("first_peak", "peak with compilation")):
+                value = find(rows, figure, route=route, **case)
+                relative = None if value is None else value / size
+                found.append(at_most(f"{what} in matrices: {route}, {named(case)}", 1.6, relative))
+    return found
+
+
+def energies_claims(rows):
+    """None was promised; the smallest of all ratios says whether anything is slower than JAX."""
+    ratios = [ratio(rows, "jit(jax.hessian)", "hessop in jit", **case) for case in cases(rows)]
+    ratios = [r for r in ratios if r is not None]
+    if not ratios:
+        return []
+    return [
+        at_least(f"faster than jit(jax.hessian), the least of {len(ratios)} cases", 1, min(ratios)),
+        at_least("faster than jit(jax.hessian), the median of them", 1, statistics.median(ratios)),
+    ]
+
+
+PARTS = {
+    "equal": Part("entries equal to jax.hessian", equal_claims, "equal", tuple(ENERGIES), ("float64",), (12,)),
+    "columns": Part(
+        "random columns and blocks of a large one against products by JAX",
+        columns_claims,
+        "columns",
+        ("issue_787", "lennard_jones", "embedded_atoms"),
+        ("float32", "float64"),
+        (ISSUE,),
+    ),
+    "small": Part(
+        "small systems against jit(jax.hessian)",
+        small_claims,
+        energies=("issue_787",),
+        dtypes=("float32", "float64"),
+        sizes=(10, 50, 100, 300),
+        routes=(*MATRIX, "jnp.full"),
+    ),
+    "speed": Part(
+        "the size of the issue",
+        speed_claims,
+        energies=POSTED,
+        dtypes=("float32", "float64"),
+        sizes=(ISSUE,),
+        routes=(*MATRIX, "jnp.full"),
+        rounds=25,
+        patience=8.0,
+    ),
+    "blocks": Part(
+        "diagonal blocks",
+        blocks_claims,
+        energies=PAIRS,
+        sizes=(ISSUE,),
+        routes=("hessop blocks", "jax blocks"),
+        rounds=25,
+    ),
+    "many_body": Part(
+        "embedded atoms and log-sum-exp: O(N^2) memory and one matrix product",
+        many_body_claims,
+        energies=("embedded_atoms", "log_sum_exp"),
+        sizes=(1200, ISSUE),
+        routes=("hessop in jit", "matmul", "jnp.full"),
+        rounds=7,
+    ),
+    "scaling": Part(
+        "how the time grows with N",
+        scaling_claims,
+        energies=PAIRS[:2],
+        sizes=(600, 1200, 2400, 4800),
+        routes=("hessop in jit", "hessop blocks", "jnp.full", "handwritten"),
+        reference=("hessop in jit", "hessop blocks", "jnp.full", "handwritten"),
+    ),
+    "compile": Part(
+        "tracing and compiling",
+        compile_claims,
+        "compilation",
+        energies=("issue_787", "lennard_jones", "embedded_atoms"),
+        sizes=(10, 24, 50, 100, 300, ISSUE),
+        routes=("hessop in jit", "jit(jax.hessian)", "hessop blocks"),
+    ),
+    "peak": Part(
+        "peak of the process",
+        peak_claims,
+        "peak",
+        energies=POSTED,
+        dtypes=("float32", "float64"),
+        sizes=(ISSUE,),
+        routes=(*OURS, "handwritten", "jnp.full"),
+    ),
+    "energies": Part(
+        "all energies against all rivals",
+        energies_claims,
+        energies=tuple(ENERGIES),
+        sizes=(50, 600),
+        routes=("hessop in jit", *MATRIX[3:], "jnp.full"),
+        reference=("hessop in jit",),
+        patience=0.5,
+        rounds=7,
+    ),
+}
+
+
+def _tasks():
+    import dense_tasks
     from rivals import ROUTES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+")
-    parser.add_argument("--energies", nargs="+", default=list(ENERGIES), choices=list(ENERGIES))
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--routes", nargs="+", choices=list(ROUTES))
-    parser.add_argument("--memory", type=float, default=6e9, help="bytes that a rival may need")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds for the repetitions of one rival")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one case")
-    parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--compilation", action="store_true")
-    parser.add_argument("--out", default="benchmarks/dense.json")
-    options = parser.parse_args()
-    if options.scaling:
-        options.sizes = options.sizes or [600, 1200, 2400, 4800]
-        options.routes = options.routes or ["hessop", "hessop blocks", "jnp.full"]
-    elif options.compilation:
-        options.sizes = options.sizes or [24, 2483]
-        options.routes = options.routes or ["hessop", "hessop blocks"]
-    options.sizes = options.sizes or SIZES
-    options.routes = options.routes or list(ROUTES)
-    rows = run(options)
-    cells = {"Time": time_cell, "Peak of memory": peak_cell, "Tracing + compiling": compile_cell, "Difference": error_cell}
-    if options.scaling:
-        print("\n### Exponent of the time\n\n" + scaling_table(rows))
-    for title, cell in cells.items():
-        print(f"\n### {title}\n\n" + table(rows, cell))
-    versions = _versions()
-    pathlib.Path(options.out).write_text(json.dumps({"command": sys.argv, **versions, "rows": rows}, indent=1))
-
-
-def _versions():
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("hessop", "jax", "jaxlib", "numba", "folx", "asdex"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {
+        "compare": lambda task: compare(task, ROUTES),
+        "equal": dense_tasks.equal,
+        "columns": dense_tasks.columns,
+        "compilation": dense_tasks.compilation,
+        "peak": dense_tasks.peak,
+        "peak of one": dense_tasks.peak_of_one,
+    }
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(json.loads(sys.argv[2]))
-    else:
-        main()
+    main("Dense Hessians", __doc__, __file__, PARTS, _tasks, "benchmarks/results/dense.json")
