@@ -64,7 +64,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
         leaves = check_vector(vector, self.in_structure(), "vector")
-        return self._like_x(self._run("mv", _product, leaves))
+        dear = self.route == "tiles"
+        return self._like_x(self._run(("mv", dear), functools.partial(_product, dear), leaves))
 
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""
@@ -264,10 +265,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return taken if out is None else out
 
 
-def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _product(dear: bool, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(recomputed_product(program, source, leaves), shift, leaves)
+    return shifted(recomputed_product(program, source, leaves, dear=dear), shift, leaves)
 
 
 def _tiled_products(

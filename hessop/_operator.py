@@ -34,7 +34,7 @@ from hessop._lineax import check_tags, register
 from hessop._plan import Plan, choose_route
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
-from hessop._recompute import value_and_gradient
+from hessop._recompute import recomputes, value_and_gradient
 from hessop._structured import terms_of
 from hessop._terms_program import TermsProgram
 from hessop._tree import leaf_name
@@ -93,7 +93,8 @@ class HessianOperator(AbstractHessian):
             x: pytree of real floating arrays.
             args: tuple of pytrees. Arrays and Python floats may change without recompiling; other leaves are static.
             tags: tags of lineax, such as `lineax.positive_semidefinite_tag`; unchecked promises of the user.
-            route: "structure" (terms), "columns" (products with basis vectors), or "auto" for the cheaper one.
+            route: "structure" (terms), "columns" (products with basis vectors), "tiles" (nothing as large as all pairs is
+                stored, whatever that costs), or "auto" for the cheapest.
             memory: the budget of everything that is asked of this operator, in bytes or as "4GB"; by default what the
                 device (or machine, or container) has free, less a margin.
             self_pairs: "auto" treats the pairs i == i as the constants they are where they reach a primitive that is
@@ -203,7 +204,7 @@ class HessianOperator(AbstractHessian):
             peak=choice.peak or 0,
             measured=choice.measured,
             reason=choice.reason,
-            products=str(self._choose_product(point, expected(point.layout.n), memory)),
+            products=(self._single_product(point), str(self._choose_product(point, expected(point.layout.n), memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
             problem=None if point.traced else self.problem(),
@@ -242,6 +243,10 @@ class HessianOperator(AbstractHessian):
         assert budget is not None
         asked = memory is not None or self.memory is not None
         return choose_product(point, route=self.route, budget=budget, count=count, compile=asked or not point.traced)
+
+    def _single_product(self, point: Point) -> str:
+        tiled = recomputes(point.program, dear=self.route == "tiles")
+        return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:
         return self._run("gradient", lambda program, _, primals, shift: value_and_gradient(program, primals)[1])

@@ -70,6 +70,8 @@ def choose_route(
         )
         return Choice(route, chunking.peak, chunking.measured, reason, chunking, limit)
 
+    if route == "tiles":  # from terms entries are always made tile by tile
+        route = "auto"
     if route == "columns" or (route == "auto" and chunk is not None):
         return by_rows("columns", "asked for" if route == "columns" else "a chunk was given")
     if not covers(take):
@@ -170,7 +172,7 @@ class Plan:
         peak: bytes that it takes at the worst moment.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
         reason: why the other route lost.
-        products: how `lineax.linearise` would compute products, and why.
+        products: how one product is computed; how `lineax.linearise` would compute them, and why.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
         problem: what is wrong with the gradient at this point, or None.
@@ -188,7 +190,7 @@ class Plan:
     peak: int
     measured: bool
     reason: str
-    products: str
+    products: tuple[str, str]
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
     problem: str | None
@@ -219,7 +221,8 @@ class Plan:
             f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
             + ("as the compiler says" if self.measured else "an upper estimate from shapes")
         )
-        lines.append(f"  products    of lineax.linearise: {self.products}")
+        lines.append(f"  products    one at a time: {self.products[0]}")
+        lines.append(f"              of lineax.linearise: {self.products[1]}")
         lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")

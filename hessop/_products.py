@@ -60,7 +60,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
 
     Args:
         point: the Hessian; its program is that of the function.
-        route: the user's choice: "columns" never makes terms, "structure" always does, "auto" where they pay.
+        route: the user's choice: "structure" always makes terms, "columns" never, "tiles" keeps nothing but the point,
+            "auto" takes what is cheapest.
         budget: bytes.
         count: number of products.
         compile: whether a candidate may be compiled to ask what it takes.
@@ -68,6 +69,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
     Raises:
         MemoryBudgetError: route="structure" does not fit.
     """
+    if route == "tiles":
+        return ProductChoice(point.program, False, "route='tiles' keeps nothing else")
     plain = _without_terms(point, budget)
     work = _work(plain)
     if route == "columns":
@@ -105,9 +108,10 @@ def choose_products(point: Point, *, route: str, budget: int, count: int) -> tup
     if route == "columns" or point.layout.n == 0 or point.residuals is not None:
         return None
     work = count * _work(_without_terms(point, budget))
-    most = None if route == "structure" else work / (_MARGIN * LEAST_WORK)
+    asked = route in ("structure", "tiles")
+    most = None if asked else work / (_MARGIN * LEAST_WORK)
     found = products_by_tiles(point.program, bytes_without_rule(point.program, budget), count, most)
-    if found is None or route == "structure":
+    if found is None or asked:
         return found
     return found if _MARGIN * work_of(found[0].final().eqns, tiled=True) < work else None
 

@@ -101,7 +101,7 @@ class _Planner:
 
     def add(self, eqn: Any) -> None:
         level = max((self.level[v] for v in _vars(eqn.invars)), default=0)
-        large = any(self.is_large(v.aval.shape) for v in eqn.outvars) and not self.is_product(eqn)
+        large = any(self.is_large(v.aval.shape) for v in eqn.outvars) and not (self.is_product(eqn) or self.is_part(eqn))
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
         reads = any(v in self.virtual for v in _vars(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
@@ -125,6 +125,12 @@ class _Planner:
         """Whether a value is worth not storing: its planes are large, and have more axes than what it was made of."""
         long = [n for n in shape if n > self.shortest]
         return len(long) > 1 and math.prod(long) > self.threshold
+
+    def is_part(self, eqn: Any) -> bool:
+        """Whether this only puts entries of a stored value at other places: nothing is saved by not storing it."""
+        (size, *_) = [*(v.aval.size for v in _vars(eqn.invars)), 0]
+        stored = not any(v in self.virtual for v in _vars(eqn.invars))
+        return eqn.primitive.name in MOVES and stored and eqn.outvars[0].aval.size <= size
 
     def is_product(self, eqn: Any) -> bool:
         """Whether this multiplies a virtual matrix with stored vectors: the result is no larger than they are, and dear."""
