@@ -26,6 +26,7 @@ from hessop._tiled import tiled as tiled
 
 # Solvers that lineax lacks.
 from hessop.krylov._results import StopReason as StopReason
+from hessop.krylov.minres import MINRES as MINRES
 from hessop.krylov.truncated_cg import TruncatedCG as TruncatedCG
 
 __version__ = _version("hessop")

@@ -39,10 +39,12 @@ CASES = {
     "Cholesky": (energy, PSD, lx.Cholesky()),
     "BiCGStab": (indefinite, (), lx.BiCGStab(1e-12, 1e-12)),
     "Auto": (indefinite, (), lx.AutoLinearSolver(well_posed=True)),
+    "MINRES": (indefinite, (), hessop.MINRES(1e-13)),
+    "TruncatedCG": (energy, (), hessop.TruncatedCG(1e-13)),
     "Normal(CG)": (indefinite, (), lx.Normal(lx.CG(1e-13, 1e-13, max_steps=500))),
 }
-# The others solve in contract/test_lineax.py, where these are slow.
-SLOW = {"BiCGStab", "Auto", "Normal(CG)"}
+# The others solve in contract/test_lineax.py, where these are slow; TruncatedCG in krylov/.
+SLOW = {"BiCGStab", "Auto", "Normal(CG)", "TruncatedCG"}
 
 
 def batched(solve):

@@ -67,13 +67,25 @@ def conjugated_options(options: dict[str, Any]) -> dict[str, Any]:
     return {key: lx.conj(value) for key, value in options.items() if key == "preconditioner"}
 
 
+def real_scalar(value: Any, name: str) -> Array:
+    """A number as a floating scalar array.
+
+    Raises:
+        ValueError: it is not a real scalar.
+    """
+    array = jnp.asarray(value)
+    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
 def nonnegative(value: Any, name: str) -> Array:
     """A tolerance as a floating scalar array: a new value does not compile anything again.
 
     Raises:
         ValueError: it is negative, or not a real scalar.
     """
-    array = _scalar(value, name)
+    array = real_scalar(value, name)
     if not isinstance(value, Tracer) and not float(value) >= 0:
         raise ValueError(f"{name}: got {value}, expected a number that is not negative")
     return array
@@ -81,7 +93,7 @@ def nonnegative(value: Any, name: str) -> Array:
 
 def positive(value: Any, name: str) -> Array:
     """As `nonnegative`, for what must be positive (infinity is)."""
-    array = _scalar(value, name)
+    array = real_scalar(value, name)
     if not isinstance(value, Tracer) and not float(value) > 0:
         raise ValueError(f"{name}: got {value}, expected a positive number")
     return array
@@ -100,13 +112,6 @@ def check_steps(value: Any, name: str = "max_steps") -> Any:
     if value < 0:
         raise ValueError(f"{name}: got {value}, expected an int that is not negative, or None")
     return value
-
-
-def _scalar(value: Any, name: str) -> Array:
-    array = jnp.asarray(value)
-    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
-        raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def _check_preconditioner(preconditioner: Any, operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:

@@ -40,8 +40,8 @@ def test_definite_systems_are_solved():
 
 
 def test_preconditioner_takes_fewer_products():
-    A, b = definite(n=20, decades=2.0 if jnp.result_type(float) == jnp.float64 else 1.5)
-    M = positive(jnp.linalg.inv(A + 0.1 * jnp.eye(20)))
+    A, b = definite(decades=1.5)
+    M = positive(jnp.linalg.inv(A + 0.01 * jnp.eye(7)))
     plain = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-3), throw=False)
     better = lx.linear_solve(symmetric(A), b, TruncatedCG(1e-3), options={"preconditioner": M})
     assert 2 * int(better.stats["num_steps"]) < int(plain.stats["num_steps"])
@@ -309,7 +309,7 @@ def test_new_numbers_do_not_compile_again():
     assert len(traces) == first
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_dtypes_are_kept(dtype):
     b = jnp.asarray([0.5, 0.25, -0.25], dtype)
     for matrix in (np.diag([1.0, 2.0, 4.0]), SADDLE):
@@ -447,7 +447,7 @@ def test_transpose_and_conj_are_the_same_system():
     for change in (solver.transpose, solver.conj):
         changed, left = change(state, options)
         assert set(left) == {"preconditioner"}
-        value, result, _ = solver.compute(changed, b, left)
+        value, result, _ = jax.jit(lambda *args: solver.compute(*args))(changed, b, left)
         assert result == lx.RESULTS.successful
         np.testing.assert_allclose(A @ value, b, atol=1e-3)
     assert solver.assume_full_rank()
