@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 LINEAX ?=
+BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -18,7 +19,7 @@ help:
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks"
+	@echo "make bench         the benchmarks, an hour; BENCH=\"--sizes 100\" is short, BENCH=--help lists parts"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
 	@echo "make clean         remove what the above made"
@@ -54,8 +55,10 @@ test: test-float64 test-float32
 test-float64: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS)
 
+# What this lane is about, dtypes and annotations, does not depend on the code that LLVM makes of what XLA decided: at its
+# level 0 the tests compile in two thirds of the time.
 test-float32: $(VENV)/.tests
-	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS)
+	HESSOP_TEST_X64=0 XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(JOBS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -76,8 +79,8 @@ soak: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 
 bench: $(VENV)/.bench
-	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-	  echo "$$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/dense.py $(BENCH)
+	$(BIN)/python benchmarks/products.py $(BENCH)
 
 # One process per file, as lineax runs its own tests: together they run out of memory.
 lineax-tests: $(VENV)/.tests
@@ -85,8 +88,7 @@ lineax-tests: $(VENV)/.tests
 	  echo "usage: make lineax-tests LINEAX=/path/to/a/checkout/of/lineax" >&2; exit 1; }
 	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
 
-# Once is enough there: the lane with 64-bit types off is about hessop and not about versions. So is the code that LLVM
-# makes of what XLA decided: at its level 0 the tests compile in two thirds of the time.
+# Once is enough there: the lane with 64-bit types off is about hessop and not about versions.
 newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \

@@ -1,182 +1,255 @@
-"""Dense Hessians: hessop on unmodified functions against what else there is, in one run.
+"""Dense Hessians and diagonal blocks: hessop on unmodified functions against what else there is.
 
-    python benchmarks/dense.py [--sizes 10 50 ...] [--energies issue_787 ...] [--dtypes float32] [--out FILE]
+  python benchmarks/dense.py                         all parts, one after the other
+  python benchmarks/dense.py --parts speed small     some of them
+  python benchmarks/dense.py --parts energies --sizes 10 50 100 300 600 1200 2483 4800 --dtypes float32 float64
 
-Medians after warm-up, results waited for. A rival is left out where it would need more memory than `--memory` or more time
-than `--patience` (then the column loop is timed on a few columns and multiplied up, which the table marks with ~).
+Each case runs in a process of its own, all routes in turns. Results are added to --out as JSON, and written as tables into a
+markdown file beside it. A rival is left out where it would need more than --memory bytes, or, by its time at the size
+before, more than four times --patience.
 """
 
-import argparse
-import json
 import statistics
-import sys
-import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from cases import compare
 from energies import ENERGIES
+from measuring import exponent
+from report import at_least, at_most, find, ratio
+from running import Part, main
 
-import hessop
-
-
-def median_time(function, repeats=7, patience=20.0):
-    """Median seconds of `function`, and of its first call."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    first = time.perf_counter() - start
-    times = []
-    while len(times) < repeats and sum(times) < patience:
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), first
+ISSUE = 2483  # particles in JAX issue #787
+POSTED = ("issue_787", "safe_sqrt")
+OURS = ("hessop in jit", "hessop", "materialize")  # inside jit; outside; the operator's method
+PAIRS = ("issue_787", "lennard_jones", "periodic")
+MATRIX = (*OURS, "jit(jax.hessian)", "column loop", "vmapped columns", "folx", "asdex", "handwritten")
 
 
-def ours(fn, x, options):
-    compiled = jax.jit(lambda x: hessop.hessian(fn)(x)).lower(x).compile()
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    seconds, _ = median_time(lambda: compiled(x))
-    return {"seconds": seconds, "temporaries": temporaries}
+def cases(rows):
+    """The cases that rows are of."""
+    keys = ("energy", "dtype", "N")
+    return [dict(zip(keys, case, strict=True)) for case in dict.fromkeys(tuple(r[k] for k in keys) for r in rows)]
 
 
-def blocks(fn, x, options):
-    jitted = jax.jit(lambda x: hessop.HessianOperator(fn, x).block_diagonal())
-    seconds, first = median_time(lambda: jitted(x))
-    return {"seconds": seconds, "first": first}
+def named(case):
+    return f"{case['energy']}, {case['dtype']}, N = {case['N']}"
 
 
-def jax_hessian(fn, x, options):
-    start = time.perf_counter()
-    compiled = jax.jit(jax.hessian(fn)).lower(x).compile()
-    compile_seconds = time.perf_counter() - start
-    needed = compiled.memory_analysis().temp_size_in_bytes + compiled.memory_analysis().output_size_in_bytes
-    if needed > options.memory:
-        return {"skipped": f"needs {needed / 1e9:.3g} GB"}
-    seconds, _ = median_time(lambda: compiled(x), patience=options.patience)
-    return {"seconds": seconds, "compile": compile_seconds, "temporaries": needed}
+def worst(rows, route):
+    """The largest error of a route, None where a case has none."""
+    errors = [r.get("error") for r in rows if r["route"] == route]
+    return None if not errors or None in errors else max(errors)
 
 
-def column_loop(fn, x, options):
-    """As advised in the issue: linearise the gradient once, then one jitted product a column."""
-    _, product = jax.linearize(jax.grad(fn), x)
-    product = jax.jit(product)
-    basis = jnp.zeros(x.size, x.dtype).at[0].set(1).reshape(x.shape)
-    seconds, _ = median_time(lambda: product(basis), repeats=5, patience=options.patience)
-    return {"seconds": seconds * x.size, "extrapolated": True}
+# --- what was promised ---
 
 
-def vmapped_columns(fn, x, options):
-    """32 columns at a time."""
-    width = min(32, x.size)
-    _, product = jax.linearize(jax.grad(fn), x)
-    product = jax.jit(jax.vmap(product))
-    basis = jnp.eye(width, x.size, dtype=x.dtype).reshape(width, *x.shape)
-    if 40 * width * x.shape[0] ** 2 * x.dtype.itemsize > options.memory:
-        return {"skipped": "memory"}
-    seconds, _ = median_time(lambda: product(basis), repeats=3, patience=options.patience)
-    return {"seconds": seconds * x.size / width, "extrapolated": True}
+def equal_claims(rows):
+    lost = [r for r in rows if "error" not in r]
+    found = [
+        at_most(f"{route} equals jax.hessian on {len(cases(rows))} energies", 1e-12, worst(rows, route), "{:.1e}")
+        for route in dict.fromkeys(r["route"] for r in rows if "error" in r)
+    ]
+    return found + [at_most(f"{r['energy']}: {r['skipped']}", 1e-12, None, "{:.1e}") for r in lost]
 
 
-def folx_hessian(fn, x, options):
-    import folx
-
-    if x.shape[0] > 100:
-        return {"skipped": "its masks are per element"}
-    forward = folx.forward_laplacian(lambda v: jax.grad(fn)(v.reshape(x.shape)).ravel(), sparsity_threshold=6)
-    jitted = jax.jit(lambda x: forward(x.ravel()).jacobian.dense_array)
-    seconds, first = median_time(lambda: jitted(x), patience=options.patience)
-    return {"seconds": seconds, "first": first}
-
-
-def asdex_hessian(fn, x, options):
-    import asdex
-
-    if x.shape[0] > 50:
-        return {"skipped": "its detection is per element"}
-    start = time.perf_counter()
-    compute = asdex.hessian(fn, input_shape=x.shape)
-    seconds, _ = median_time(lambda: compute(x), patience=options.patience)
-    return {"seconds": seconds, "first": time.perf_counter() - start}
+def columns_claims(rows):
+    limits = {"float32": 1e-5, "float64": 1e-12}
+    return [
+        at_most(
+            f"{route} of {case['energy']}, {case['dtype']}",
+            limits[case["dtype"]],
+            find(rows, "error", route=route, **case),
+            "{:.1e}",
+        )
+        for case in cases(rows)
+        for route in dict.fromkeys(r["route"] for r in rows if "symmetry" not in r["route"])
+    ]
 
 
-def full(fn, x, options):
-    """Filling a matrix of the same size."""
-    jitted = jax.jit(lambda v: jnp.full((x.size, x.size), v))
-    seconds, _ = median_time(lambda: jitted(x[0, 0]))
-    return {"seconds": seconds}
+def small_claims(rows):
+    found = []
+    for case in cases(rows):
+        faster = ratio(rows, "jit(jax.hessian)", "hessop in jit", **case)
+        limit = 1000 if case["N"] >= 300 else 50 if case["N"] >= 50 else 1
+        found.append(at_least(f"faster than jit(jax.hessian): {named(case)}", limit, faster))
+    return found
 
 
-def handwritten(fn, x, options):
-    if fn.__name__ not in ("issue_787", "safe_sqrt"):
-        return {"skipped": "another energy"}
-    from handwritten import hessian
+def speed_claims(rows):
+    found = []
+    for case in cases(rows):
+        found += [
+            at_most(f"{route} to handwritten: {named(case)}", 3, ratio(rows, route, "handwritten", **case)) for route in OURS
+        ]
+        faster = ratio(rows, "column loop", "hessop in jit", **case)
+        found.append(at_least(f"faster than the column loop: {named(case)}", 10_000, faster))
+    return found
 
-    array = np.asarray(x)
-    seconds, _ = median_time(lambda: hessian(array))
-    return {"seconds": seconds}
+
+def blocks_claims(rows):
+    found = []
+    for case in cases(rows):
+        seconds = find(rows, route="hessop blocks", **case)
+        found.append(at_most(f"block diagonal: {named(case)}", 25, None if seconds is None else seconds * 1e3, "{:.3g} ms"))
+    return found
 
 
-ROUTES = {
-    "hessop": ours,
-    "hessop blocks": blocks,
-    "jit(jax.hessian)": jax_hessian,
-    "column loop": column_loop,
-    "32 columns": vmapped_columns,
-    "folx": folx_hessian,
-    "asdex": asdex_hessian,
-    "jnp.full": full,
-    "handwritten": handwritten,
+def many_body_claims(rows):
+    found = []
+    for case in cases(rows):
+        temporaries = find(rows, "temporaries", route="hessop in jit", **case)
+        size = (3 * case["N"]) ** 2 * (4 if case["dtype"] == "float32" else 8)
+        relative = None if temporaries is None else temporaries / size
+        found.append(at_most(f"temporaries in matrices: {named(case)}", 8, relative))
+        # One product's time, and room for the N^2 work around it.
+        found.append(at_most(f"to one matrix product: {named(case)}", 2, ratio(rows, "hessop in jit", "matmul", **case)))
+    return found
+
+
+def scaling_claims(rows, limit=2.2):
+    found = []
+    for energy, dtype, route in dict.fromkeys((r["energy"], r["dtype"], r["route"]) for r in rows):
+        own = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route)]
+        slope = exponent(own)
+        if slope is not None and "hessop" in route:
+            found.append(at_most(f"exponent of {route}, {energy}, {dtype}", limit, slope, "{:.2f}"))
+        if slope is not None:
+            rows.append({"energy": energy, "dtype": dtype, "N": "all", "route": route, "exponent": slope})
+    return found
+
+
+def compile_claims(rows):
+    found = []
+    for case in cases(rows):
+        if find(rows, "both", route="jit(jax.hessian)", **case) is not None:
+            times = ratio(rows, "hessop in jit", "jit(jax.hessian)", "both", **case)
+            found.append(at_most(f"compilation to jit(jax.hessian): {named(case)}", 2, times))
+    for energy in dict.fromkeys(r["energy"] for r in rows):
+        small, large = (find(rows, "both", route="hessop in jit", energy=energy, N=N) for N in (24, ISSUE))
+        if small and large:
+            found.append(at_most(f"compilation at N = {ISSUE} to N = 24: {energy}", 1.3, large / small))
+    return found
+
+
+def peak_claims(rows):
+    found = []
+    for case in cases(rows):
+        for route in OURS:
+            size = find(rows, "matrix", route=route, **case)
+            for figure, what in (("peak", "peak"), ("first_peak", "peak with compilation")):
+                value = find(rows, figure, route=route, **case)
+                relative = None if value is None else value / size
+                found.append(at_most(f"{what} in matrices: {route}, {named(case)}", 1.6, relative))
+    return found
+
+
+def energies_claims(rows):
+    """None was promised; the smallest of all ratios says whether anything is slower than JAX."""
+    ratios = [ratio(rows, "jit(jax.hessian)", "hessop in jit", **case) for case in cases(rows)]
+    ratios = [r for r in ratios if r is not None]
+    if not ratios:
+        return []
+    return [
+        at_least(f"faster than jit(jax.hessian), the least of {len(ratios)} cases", 1, min(ratios)),
+        at_least("faster than jit(jax.hessian), the median of them", 1, statistics.median(ratios)),
+    ]
+
+
+PARTS = {
+    "equal": Part("entries equal to jax.hessian", equal_claims, "equal", tuple(ENERGIES), ("float64",), (12,)),
+    "columns": Part(
+        "random columns and blocks of a large one against products by JAX",
+        columns_claims,
+        "columns",
+        ("issue_787", "lennard_jones", "embedded_atoms"),
+        ("float32", "float64"),
+        (ISSUE,),
+    ),
+    "small": Part(
+        "small systems against jit(jax.hessian)",
+        small_claims,
+        energies=("issue_787",),
+        dtypes=("float32", "float64"),
+        sizes=(10, 50, 100, 300),
+        routes=(*MATRIX, "jnp.full"),
+    ),
+    "speed": Part(
+        "the size of the issue",
+        speed_claims,
+        energies=POSTED,
+        dtypes=("float32", "float64"),
+        sizes=(ISSUE,),
+        routes=(*MATRIX, "jnp.full"),
+        rounds=25,
+        patience=8.0,
+    ),
+    "blocks": Part(
+        "diagonal blocks",
+        blocks_claims,
+        energies=PAIRS,
+        sizes=(ISSUE,),
+        routes=("hessop blocks", "jax blocks"),
+        rounds=25,
+    ),
+    "many_body": Part(
+        "embedded atoms and log-sum-exp: O(N^2) memory and one matrix product",
+        many_body_claims,
+        energies=("embedded_atoms", "log_sum_exp"),
+        sizes=(1200, ISSUE),
+        routes=("hessop in jit", "matmul", "jnp.full"),
+        rounds=7,
+    ),
+    "scaling": Part(
+        "how the time grows with N",
+        scaling_claims,
+        energies=PAIRS[:2],
+        sizes=(600, 1200, 2400, 4800),
+        routes=("hessop in jit", "hessop blocks", "jnp.full", "handwritten"),
+        reference=("hessop in jit", "hessop blocks", "jnp.full", "handwritten"),
+    ),
+    "compile": Part(
+        "tracing and compiling",
+        compile_claims,
+        "compilation",
+        energies=("issue_787", "lennard_jones", "embedded_atoms"),
+        sizes=(10, 24, 50, 100, 300, ISSUE),
+        routes=("hessop in jit", "jit(jax.hessian)", "hessop blocks"),
+    ),
+    "peak": Part(
+        "peak of the process",
+        peak_claims,
+        "peak",
+        energies=POSTED,
+        dtypes=("float32", "float64"),
+        sizes=(ISSUE,),
+        routes=(*OURS, "handwritten", "jnp.full"),
+    ),
+    "energies": Part(
+        "all energies against all rivals",
+        energies_claims,
+        energies=tuple(ENERGIES),
+        sizes=(50, 600),
+        routes=("hessop in jit", *MATRIX[3:], "jnp.full"),
+        reference=("hessop in jit",),
+        patience=0.5,
+        rounds=7,
+    ),
 }
 
 
-def run(options):
-    rows = []
-    for dtype in options.dtypes:
-        jax.config.update("jax_enable_x64", dtype == "float64")
-        for name in options.energies:
-            for size in options.sizes:
-                if name == "three_body" and size > 100:
-                    continue  # its own values are N^3
-                x = jax.random.uniform(jax.random.key(0), (size, 3), dtype) * 2
-                for route in options.routes:
-                    fn = ENERGIES["safe_sqrt"] if name == "issue_787" and "hessop" not in route else ENERGIES[name]
-                    try:
-                        result = ROUTES[route](fn, x, options)
-                    except Exception as error:
-                        result = {"skipped": f"{type(error).__name__}: {str(error)[:60]}"}
-                    rows.append({"energy": name, "dtype": dtype, "N": size, "route": route, **result})
-                    print(_line(rows), flush=True)
-    return rows
+def _tasks():
+    import dense_tasks
+    from rivals import ROUTES
 
-
-def _line(rows):
-    row = rows[-1]
-    head = f"{row['energy']:<20} {row['dtype']} N={row['N']:<5} {row['route']:<17}"
-    if "skipped" in row:
-        return f"{head} {row['skipped']}"
-    same = [r for r in rows if all(r[k] == row[k] for k in ("energy", "dtype", "N")) and r["route"] == "hessop"]
-    ratio = row["seconds"] / same[0]["seconds"] if same and "seconds" in same[0] else float("nan")
-    mark = "~" if row.get("extrapolated") else " "
-    temporaries = f"{row['temporaries'] / 1e6:9.1f} MB" if "temporaries" in row else ""
-    return f"{head} {mark}{row['seconds'] * 1e3:12.3f} ms {ratio:10.2f} x hessop {temporaries}"
-
-
-def main():
-    """Run, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 100, 300, 600, 1200, 2483, 4800])
-    parser.add_argument("--energies", nargs="+", default=list(ENERGIES), choices=list(ENERGIES))
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
-    parser.add_argument("--memory", type=float, default=6e9)
-    parser.add_argument("--patience", type=float, default=10.0)
-    parser.add_argument("--out", default="benchmarks/dense.json")
-    options = parser.parse_args()
-    rows = run(options)
-    with open(options.out, "w") as file:
-        json.dump({"command": sys.argv, "jax": jax.__version__, "rows": rows}, file, indent=1)
+    return {
+        "compare": lambda task: compare(task, ROUTES),
+        "equal": dense_tasks.equal,
+        "columns": dense_tasks.columns,
+        "compilation": dense_tasks.compilation,
+        "peak": dense_tasks.peak,
+        "peak of one": dense_tasks.peak_of_one,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main("Dense Hessians", __doc__, __file__, PARTS, _tasks, "benchmarks/results/dense.json")

@@ -1,185 +1,176 @@
-"""Energy, gradient, products and diagonal blocks: hessop on unmodified functions against what else there is, in one run.
+"""Energy, gradient, products and diagonal blocks: hessop on unmodified functions against what else there is.
 
-    python benchmarks/products.py [--sizes 2483 ...] [--energies issue_787 ...] [--dtypes float32] [--out FILE]
+  python benchmarks/products.py                        all parts, one after the other
+  python benchmarks/products.py --parts speed many     some of them
 
-Medians after warm-up, results waited for. A rival is left out where it would store more than `--memory`. The posted energy
-is NaN under JAX's own derivatives, so its rivals run the safe form.
+Each case runs in a process of its own, all routes in turns. Results are added to --out as JSON, and written as tables into a
+markdown file beside it. A rival is left out where it would need more than --memory bytes, or, by its time at the size
+before, more than four times --patience. The posted energy is NaN under JAX's own derivatives: its rivals run the safe form.
 """
 
-import argparse
-import json
-import sys
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from dense import median_time
+from cases import compare
+from dense import ISSUE, cases, named, scaling_claims, worst
 from energies import ENERGIES
+from report import at_least, at_most, claim, find, ratio
+from running import Part, main
 
-import hessop
-
-
-def _compiled(function, *arrays, memory):
-    compiled = jax.jit(function).lower(*arrays).compile()
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    if temporaries > memory:
-        return None, temporaries
-    return compiled, temporaries
-
-
-def _timed(function, *arrays, options):
-    compiled, temporaries = _compiled(function, *arrays, memory=options.memory)
-    if compiled is None:
-        return {"skipped": f"needs {temporaries / 1e9:.3g} GB"}
-    seconds, _ = median_time(lambda: compiled(*arrays), patience=options.patience)
-    return {"seconds": seconds, "temporaries": temporaries}
+QUANTITIES = ("energy", "gradient", "HVP")
+MANY = 64
+SPEED = (
+    *(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit", "hessop.tiled", "handwritten")),
+    *(f"HVP: {who}" for who in ("KeOps", "linearized", "lineax.linearise", "outside of jit", "dense matrix")),
+)
+BLOCKS = ("blocks: hessop", "blocks: jit")
 
 
-def energy(fn, rival, x, v, options):
-    return _timed(lambda x: hessop.HessianOperator(fn, x).value, x, options=options)
+# --- what was promised ---
 
 
-def gradient(fn, rival, x, v, options):
-    return _timed(lambda x: hessop.HessianOperator(fn, x).raw_gradient(), x, options=options)
+def equal_claims(rows):
+    lost = [r for r in rows if "error" not in r]
+    found = [
+        at_most(f"{route} equals JAX on {len(cases(rows))} energies", 1e-12, worst(rows, route), "{:.1e}")
+        for route in dict.fromkeys(r["route"] for r in rows if "error" in r)
+    ]
+    return found + [at_most(f"{r['energy']}: {r['skipped']}", 1e-12, None, "{:.1e}") for r in lost]
 
 
-def product(fn, rival, x, v, options):
-    return _timed(lambda x, v: hessop.HessianOperator(fn, x).mv(v), x, v, options=options)
+def speed_claims(rows):
+    found = []
+    for case in cases(rows):
+        posted = case["energy"] in ("issue_787", "safe_sqrt")
+        for quantity in QUANTITIES:
+            limit = 6 if not posted else 15 if quantity == "HVP" else 10
+            faster = ratio(rows, f"{quantity}: jit", f"{quantity}: hessop", **case)
+            found.append(at_least(f"{quantity} faster than jit: {named(case)}", limit, faster))
+        if posted:
+            smaller = ratio(rows, "HVP: jit", "HVP: hessop", "temporaries", **case)
+            found.append(at_least(f"HVP, temporaries less than jit: {named(case)}", 20, smaller))
+            found.append(
+                at_most(f"HVP to handwritten: {named(case)}", 12, ratio(rows, "HVP: hessop", "HVP: handwritten", **case))
+            )
+            found.append(at_least(f"HVP faster than KeOps: {named(case)}", 2, ratio(rows, "HVP: KeOps", "HVP: hessop", **case)))
+    return found
 
 
-def products(fn, rival, x, v, options):
-    many = jnp.stack([v * (1 + k) for k in range(64)])
-    return _timed(lambda x, many: hessop.HessianOperator(fn, x).mm(many), x, many, options=options)
+def many_claims(rows):
+    many = [f"{MANY} HVPs: {who}" for who in ("hessop", "single ones")]
+    return [at_most(f"{MANY} products to single ones: {named(case)}", 0.15, ratio(rows, *many, **case)) for case in cases(rows)]
 
 
-def blocks(fn, rival, x, v, options):
-    return _timed(lambda x: hessop.HessianOperator(fn, x).block_diagonal(), x, options=options)
+def product_scaling_claims(rows):
+    return scaling_claims(rows, 2.1)
 
 
-def jit_energy(fn, rival, x, v, options):
-    return _timed(rival, x, options=options)
+def no_claims(rows):
+    return []
 
 
-def jit_gradient(fn, rival, x, v, options):
-    return _timed(jax.grad(rival), x, options=options)
+def small_claims(rows):
+    found = []
+    for case in cases(rows):
+        for quantity in QUANTITIES:
+            slower = ratio(rows, f"{quantity}: hessop", f"{quantity}: jit", **case)
+            if find(rows, "virtual", route=f"{quantity}: large values", **case) == 0:
+                found.append(at_most(f"{quantity} to jit: {named(case)}", 1.1, slower))
+    return found
 
 
-def jit_product(fn, rival, x, v, options):
-    return _timed(lambda x, v: jax.jvp(jax.grad(rival), (x,), (v,))[1], x, v, options=options)
+def large_claims(rows):
+    found = []
+    for case in cases(rows):
+        stages = [r for r in rows if "process" in r and all(r[k] == v for k, v in case.items())]
+        peaks = {r["route"]: r["process"] / 1e6 for r in stages}
+        for what, last in (
+            ("", "blocks"),
+            (" with the solve", "solve: TruncatedCG"),
+            (" with both solves", "solve: lineax.CG"),
+        ):
+            found.append(at_most(f"peak of the process{what}: {named(case)}", 700, peaks.get(last), "{:.0f} MB"))
+        for quantity in ("energy", "gradient", "HVP", "blocks"):
+            error = find(rows, "error", route=quantity, **case)
+            found.append(at_most(f"{quantity} to sums in float64: {named(case)}", 1e-5, error, "{:.1e}"))
+        for solve in ("solve: TruncatedCG", "solve: lineax.CG"):
+            residual, steps = (find(rows, figure, route=solve, **case) for figure in ("residual", "steps"))
+            text = "not measured" if residual is None else f"{residual:.1e} in {steps} steps"
+            kept = None if residual is None else residual <= 5e-3
+            found.append(claim(f"residual of the {solve}: {named(case)}", "at most 5.0e-03", text, kept))
+    return found
 
 
-def linearized_product(fn, rival, x, v, options):
-    """One product from residuals that are stored: jax.linearize(jax.grad(fn), x)."""
-    if 40 * x.shape[0] ** 2 * x.dtype.itemsize > options.memory:
-        return {"skipped": "memory"}
-    linear = jax.linearize(jax.grad(rival), x)[1]
-    seconds, _ = median_time(lambda: linear(v), patience=options.patience)
-    return {"seconds": seconds}
-
-
-def dense_product(fn, rival, x, v, options):
-    """The matrix, once it is there, times a vector."""
-    if 2 * x.size**2 * x.dtype.itemsize > options.memory:
-        return {"skipped": "memory"}
-    matrix, flat = jnp.ones((x.size, x.size), x.dtype), v.ravel()
-    multiply = jax.jit(jnp.matmul)
-    seconds, _ = median_time(lambda: multiply(matrix, flat), patience=options.patience)
-    return {"seconds": seconds}
-
-
-def handwritten_product(fn, rival, x, v, options):
-    if rival.__name__ != "safe_sqrt":
-        return {"skipped": "another energy"}
-    from handwritten import hvp
-
-    xs, vs = np.asarray(x), np.asarray(v)
-    seconds, _ = median_time(lambda: hvp(xs, vs))
-    return {"seconds": seconds}
-
-
-def keops_product(fn, rival, x, v, options):
-    """The product of the distance energy as a KeOps formula, written by hand: its reduction never stores N x N either."""
-    if rival.__name__ != "safe_sqrt":
-        return {"skipped": "another energy"}
-    import torch
-    from pykeops.torch import LazyTensor
-
-    xs, vs = (torch.from_numpy(np.array(a)) for a in (x, v))
-    xi, xj = LazyTensor(xs[:, None, :].contiguous()), LazyTensor(xs[None, :, :].contiguous())
-    vi, vj = LazyTensor(vs[:, None, :].contiguous()), LazyTensor(vs[None, :, :].contiguous())
-
-    def run():
-        d, e = xi - xj, vi - vj
-        squares = (d**2).sum(-1)
-        inverse = squares.rsqrt()  # 0 at 0 in KeOps
-        return (2 * inverse * (e - ((d * e).sum(-1) * inverse * inverse) * d)).sum(1)
-
-    seconds, _ = median_time(run, patience=options.patience)
-    return {"seconds": seconds}
-
-
-ROUTES = {
-    fn.__name__.replace("_", " "): fn
-    for fn in (
-        energy,
-        jit_energy,
-        gradient,
-        jit_gradient,
-        product,
-        jit_product,
-        linearized_product,
-        dense_product,
-        handwritten_product,
-        keops_product,
-        products,
-        blocks,
-    )
+PARTS = {
+    "equal": Part("equal to JAX, and by tiles of 7", equal_claims, "equal", tuple(ENERGIES), ("float64",), (12,)),
+    "speed": Part(
+        "the size of the issue",
+        speed_claims,
+        energies=("issue_787", "safe_sqrt", "periodic_lennard_jones", "embedded_atoms"),
+        sizes=(ISSUE,),
+        routes=(*SPEED, *BLOCKS),
+        rounds=25,
+        growth=2,
+    ),
+    "many": Part(
+        f"{MANY} products at once",
+        many_claims,
+        energies=("issue_787", "lennard_jones"),
+        sizes=(ISSUE,),
+        routes=tuple(f"{MANY} HVPs: {who}" for who in ("hessop", "single ones", "jit")),
+        growth=2,
+    ),
+    "scaling": Part(
+        "how the time grows with N",
+        product_scaling_claims,
+        energies=("issue_787",),
+        sizes=(2500, 5000, 10_000, 20_000, 40_000),
+        routes=tuple(f"{quantity}: hessop" for quantity in (*QUANTITIES, "blocks")),
+        reference=tuple(f"{quantity}: hessop" for quantity in (*QUANTITIES, "blocks")),
+        patience=6.0,
+        growth=2,
+    ),
+    "sizes": Part(
+        "from small to large",
+        no_claims,
+        energies=("issue_787",),
+        sizes=(100, 300, 1000, ISSUE, 5000, 10_000, 30_000, 100_000),
+        routes=(*SPEED, *BLOCKS),
+        reference=tuple(f"{quantity}: hessop" for quantity in (*QUANTITIES, "blocks")),
+        patience=1.0,
+        rounds=7,
+        growth=2,
+    ),
+    "small": Part(
+        "where nothing is too large to be stored",
+        small_claims,
+        "not virtual",
+        energies=tuple(ENERGIES),
+        sizes=(10, 100),
+        routes=tuple(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit")),
+        patience=0.5,
+        rounds=40,
+    ),
+    "large": Part(
+        "all of it in a process at N = 50,000",
+        large_claims,
+        "large",
+        energies=("issue_787",),
+        sizes=(50_000,),
+        timeout=900.0,
+    ),
 }
 
 
-def run(options):
-    rows = []
-    for dtype in options.dtypes:
-        jax.config.update("jax_enable_x64", dtype == "float64")
-        for name in options.energies:
-            for size in options.sizes:
-                x, v = (jnp.asarray(np.random.RandomState(k).rand(size, 3) * 2, dtype) for k in (0, 1))
-                rival = ENERGIES["safe_sqrt" if name == "issue_787" else name]
-                for route in options.routes:
-                    try:
-                        result = ROUTES[route](ENERGIES[name], rival, x, v, options)
-                    except Exception as error:
-                        result = {"skipped": f"{type(error).__name__}: {str(error)[:60]}"}
-                    rows.append({"energy": name, "dtype": dtype, "N": size, "route": route, **result})
-                    print(_line(rows[-1]), flush=True)
-    return rows
+def _tasks():
+    import product_tasks
+    from product_rivals import ROUTES
 
-
-def _line(row):
-    head = f"{row['energy']:<16} {row['dtype']} N={row['N']:<6} {row['route']:<20}"
-    if "skipped" in row:
-        return f"{head} {row['skipped']}"
-    temporaries = f"{row['temporaries'] / 1e6:10.1f} MB" if "temporaries" in row else ""
-    return f"{head} {row['seconds'] * 1e3:12.3f} ms {temporaries}"
-
-
-def main():
-    """Run, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000, 2483, 5000, 10000, 20000, 50000])
-    parser.add_argument(
-        "--energies", nargs="+", default=["issue_787", "lennard_jones", "periodic", "embedded_atoms"], choices=list(ENERGIES)
-    )
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=list(ROUTES))
-    parser.add_argument("--memory", type=float, default=6e9)
-    parser.add_argument("--patience", type=float, default=10.0)
-    parser.add_argument("--out", default="benchmarks/products.json")
-    options = parser.parse_args()
-    rows = run(options)
-    with open(options.out, "w") as file:
-        json.dump({"command": sys.argv, "jax": jax.__version__, "rows": rows}, file, indent=1)
+    return {
+        "compare": lambda task: compare(task, ROUTES),
+        "not virtual": lambda task: product_tasks.not_virtual(task, ROUTES),
+        "equal": product_tasks.equal,
+        "large": product_tasks.large,
+        "large process": product_tasks.large_process,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main("Energies, gradients, products and blocks", __doc__, __file__, PARTS, _tasks, "benchmarks/results/products.json")

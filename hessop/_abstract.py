@@ -4,8 +4,9 @@ Depends on the routes (columns so far), budgets and layouts. Must never know how
 the operators in `_operator.py`.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -33,6 +34,7 @@ from hessop._columns import (
 )
 from hessop._lineax import matrix_operator
 from hessop._plan import choose_route
+from hessop._products import choose_products
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import recomputed_product
 from hessop._structured import run_structure
@@ -62,7 +64,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
         leaves = check_vector(vector, self.in_structure(), "vector")
-        return self._like_x(self._run("mv", _product, leaves))
+        dear = self.route == "tiles"
+        return self._like_x(self._run(("mv", dear), functools.partial(_product, dear), leaves))
 
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""
@@ -91,7 +94,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vectors` differs from x in more than the leading axis.
         """
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
-        return self._like_x(self._run("mm", _products, leaves))
+        point = self._point()
+        budget = self._budget(None, None, point.primals or point.residuals or ())
+        assert budget is not None
+        count = leaves[0].shape[0] if leaves else 0
+        found = choose_products(point, route=self.route, budget=budget, count=count)
+        if found is None:
+            return self._like_x(self._run("mm", _products, leaves))
+        tiled, consts = found
+        return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
 
     def materialize(
         self,
@@ -128,7 +139,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
         taken = self._entries(Row(), chunk, memory, out=out, progress=progress)
-        if out is None and not point.traced:
+        if out is None and not isinstance(taken, Tracer):  # with nothing kept of the point only the result says so
             self._check_finite(taken)
         return taken
 
@@ -200,8 +211,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _like_x(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(self.in_structure()), leaves)
 
-    def _run(self, name: str, function: Callable[..., Any], *extra: Any) -> Any:
-        """`function(program, point's arrays, shift, *extra)`, jitted once for the program."""
+    def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
+        """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.residuals is not None
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
@@ -219,10 +230,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """What `take` takes of each row [n, width], by the cheapest route."""
         point = self._point()
         chunk = check_chunk(chunk)
-        if chunk is not None and self.route == "structure":
-            raise ValueError(
-                f"chunk: got {chunk} with route='structure', which does not go by rows; leave it out, or take route='columns'"
-            )
+        if self.route == "structure" and not isinstance(take, Row):
+            chunk = None  # the terms give these at once
         budget = self._budget(memory, chunk, point.primals or point.residuals or ())
         layout = point.layout
         if output.get("out") is not None:
@@ -256,19 +265,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return taken if out is None else out
 
 
-def _residuals(program: Any, stored: bool, source: Sequence[Array]) -> Sequence[Array]:
-    return source if stored else program.residuals(source)
-
-
-def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _product(dear: bool, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(recomputed_product(program, source, leaves), shift, leaves)
+    return shifted(recomputed_product(program, source, leaves, dear=dear), shift, leaves)
+
+
+def _tiled_products(
+    tiled: Any, consts: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+) -> list[Array]:
+    return shifted(tiled(*consts, *source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
-    residuals = _residuals(program, stored, source)
-    return jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*leaves)
+    if stored:
+        return shifted(program.products(source, leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
 def check_chunk(chunk: Chunk) -> int | None:

@@ -7,7 +7,7 @@ not get in before the error that names the argument and says how to mend it. Mus
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-RouteName = Literal["auto", "structure", "columns"]
+RouteName = Literal["auto", "structure", "tiles", "columns"]
 SelfPairsName = Literal["auto", "constant", "as_written"]
 
 if TYPE_CHECKING:

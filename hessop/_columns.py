@@ -7,7 +7,7 @@ Depends on the program, layouts and budgets. Must never know operators, lineax o
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -158,6 +158,39 @@ def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., A
     return rows
 
 
+@dataclasses.dataclass(frozen=True)
+class RowMaker:
+    """A way to compute some rows at a time.
+
+    Attributes:
+        name: tells its executables apart.
+        make: (point, take, chunk, stored) -> a function that gives what is taken [chunk, width] from (residuals or primals,
+            shift, first row).
+        fixed: point -> bytes that are needed whatever the chunk, an upper estimate.
+        per_row: point -> bytes that each row of a chunk needs, an upper estimate.
+        reads_residuals: whether residuals that are computed once and kept spare work.
+    """
+
+    name: Hashable
+    make: Callable[[Point, Take, int, bool], Callable[..., Array]]
+    fixed: Callable[[Point], int]
+    per_row: Callable[[Point], int]
+    reads_residuals: bool
+
+
+def _fixed(point: Point) -> int:
+    return peak_bytes(point.program.primal, point.program.primal.invars)
+
+
+def _per_row(point: Point) -> int:
+    program, layout = point.program, point.layout
+    own = peak_bytes(program.linear, program.linear.invars[program.n_residuals :])
+    return own + 2 * layout.n * layout.dtype.itemsize
+
+
+PRODUCTS = RowMaker("products", _rows, _fixed, _per_row, reads_residuals=True)
+
+
 # --- How many rows at a time ------------------------------------------------------------------------------------------
 
 
@@ -170,12 +203,14 @@ class Chunking:
         stored: whether the residuals are computed once and kept, rather than inside each chunk.
         peak: bytes of arguments, outputs and temporaries at the worst moment; None where nothing was asked.
         measured: whether `peak` is the compiler's word, not an upper estimate from shapes.
+        maker: what computes them.
     """
 
     chunk: int
     stored: bool
     peak: int | None
     measured: bool
+    maker: RowMaker = PRODUCTS
 
 
 def choose_chunking(
@@ -186,6 +221,7 @@ def choose_chunking(
     budget: int | None,
     host_output: bool = False,
     compile: bool = True,
+    maker: RowMaker = PRODUCTS,
 ) -> Chunking:
     """The largest chunk whose executable fits the budget.
 
@@ -199,6 +235,7 @@ def choose_chunking(
         budget: bytes; None with a given chunk means that nothing is checked.
         host_output: the result is written to the host's arrays, so no (n, width) buffer lies on the device.
         compile: whether candidates may be compiled.
+        maker: what computes the rows.
 
     Returns:
         The choice.
@@ -207,30 +244,31 @@ def choose_chunking(
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
     n = point.layout.n
+    kept = maker.reads_residuals or point.residuals is not None
     if chunk is not None:
         chunk = max(1, min(chunk, n))
         if budget is None:
-            return Chunking(chunk, True, None, False)
+            return Chunking(chunk, kept, None, False, maker)
     assert budget is not None
-    estimate = _estimate(point, take, host_output)
+    estimate = _estimate(point, take, host_output, maker)
     first = n if chunk is None else chunk
     if estimate(first) <= budget:
-        return Chunking(first, True, estimate(first), False)
+        return Chunking(first, kept, estimate(first), False, maker)
     if not compile:
         while first > 1 and estimate(first) > budget:
             first = max(1, first // 2)
-        return Chunking(first, True, estimate(first), False)
+        return Chunking(first, kept, estimate(first), False, maker)
 
     width = take.width(point.layout)
     itemsize = point.layout.dtype.itemsize
     smallest: int | None = None
-    for stored in (True, False) if point.residuals is None else (True,):
+    for stored in (kept,) if not maker.reads_residuals or point.residuals is not None else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
-            peak = _measured_peak(point, take, candidate, stored, host_output)
+            peak = _measured_peak(point, take, candidate, stored, host_output, maker)
             smallest = peak if smallest is None else min(smallest, peak)
             if peak <= budget:
-                return Chunking(candidate, stored, peak, True)
+                return Chunking(candidate, stored, peak, True, maker)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak, budget)
@@ -247,14 +285,12 @@ def choose_chunking(
     )
 
 
-def _estimate(point: Point, take: Take, host_output: bool) -> Callable[[int], int]:
+def _estimate(point: Point, take: Take, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
-    program, layout = point.program, point.layout
-    itemsize = layout.dtype.itemsize
-    per_row = peak_bytes(program.linear, program.linear.invars[program.n_residuals :]) + 2 * layout.n * itemsize
-    fixed = peak_bytes(program.primal, program.primal.invars)
-    result = 0 if host_output else layout.n * take.width(layout) * itemsize
-    return lambda chunk: fixed + result + chunk * per_row
+    layout = point.layout
+    result = 0 if host_output else layout.n * take.width(layout) * layout.dtype.itemsize
+    fixed, per_row = maker.fixed(point) + result, maker.per_row(point)
+    return lambda chunk: fixed + chunk * per_row
 
 
 def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
@@ -280,13 +316,13 @@ def _shape(a: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
 
 
-def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool) -> Any:
+def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker) -> Any:
     source, shift = shapes_of(point, stored), None if point.shift is None else _shape(point.shift)
-    key = ("rows", take, chunk, stored, shift is None)
+    key = ("rows", maker.name, take, chunk, stored, shift is None)
 
     def build() -> Any:
         start = jax.ShapeDtypeStruct((), point.index_dtype)
-        return jax.jit(_rows(point, take, chunk, stored)).lower(source, shift, start).compile()
+        return jax.jit(maker.make(point, take, chunk, stored)).lower(source, shift, start).compile()
 
     return point.program.executable(key, build)
 
@@ -308,12 +344,12 @@ def _compiled_residuals(point: Point) -> Any:
     return point.program.executable("residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile())
 
 
-def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool) -> int:
+def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
     """Bytes at the worst moment, by what the compiler says of the executables that would run."""
     n, width = point.layout.n, take.width(point.layout)
-    rows = executable_bytes(_compiled_rows(point, take, chunk, stored))
+    rows = executable_bytes(_compiled_rows(point, take, chunk, stored, maker))
     if rows is None:  # this backend does not tell: only the shapes are left
-        return _estimate(point, take, host_output)(chunk)
+        return _estimate(point, take, host_output, maker)(chunk)
     buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
     before = 0
     if stored and point.primals is not None:
@@ -328,17 +364,18 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
 def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
     """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
     n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    residuals = point.residuals
-    if residuals is None:
+    source, stored = point.residuals, True
+    if source is None:
         assert point.primals is not None
-        residuals = tuple(point.program.residuals(point.primals))
-    rows = _rows(point, take, chunk, stored=True)
+        stored = chunking.maker.reads_residuals
+        source = tuple(point.program.residuals(point.primals)) if stored else point.primals
+    rows = chunking.maker.make(point, take, chunk, stored)
     if chunk == n:
-        return rows(residuals, point.shift, jnp.zeros((), point.index_dtype))
+        return rows(source, point.shift, jnp.zeros((), point.index_dtype))
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
-        return lax.dynamic_update_slice_in_dim(matrix, rows(residuals, point.shift, start), start, axis=0)
+        return lax.dynamic_update_slice_in_dim(matrix, rows(source, point.shift, start), start, axis=0)
 
     return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
 
@@ -377,7 +414,8 @@ def fill(
         while start < n:
             first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
             try:
-                rows = _compiled_rows(point, take, chunk, stored)(source, point.shift, np.asarray(first, point.index_dtype))
+                compiled = _compiled_rows(point, take, chunk, stored, chunking.maker)
+                rows = compiled(source, point.shift, np.asarray(first, point.index_dtype))
                 rows.block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):

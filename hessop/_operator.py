@@ -32,10 +32,13 @@ from hessop._budget import parse_memory
 from hessop._columns import Point, Row, shapes_of
 from hessop._lineax import check_tags, register
 from hessop._plan import Plan, choose_route
+from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
-from hessop._recompute import value_and_gradient
+from hessop._recompute import recomputes, value_and_gradient
 from hessop._structured import terms_of
+from hessop._terms_program import TermsProgram
 from hessop._tree import leaf_name
+from hessop.structure import StructuredHessian
 
 
 @register
@@ -90,7 +93,8 @@ class HessianOperator(AbstractHessian):
             x: pytree of real floating arrays.
             args: tuple of pytrees. Arrays and Python floats may change without recompiling; other leaves are static.
             tags: tags of lineax, such as `lineax.positive_semidefinite_tag`; unchecked promises of the user.
-            route: "structure" (terms), "columns" (products with basis vectors), or "auto" for the cheaper one.
+            route: "structure" (terms), "columns" (products with basis vectors), "tiles" (nothing as large as all pairs is
+                stored, whatever that costs), or "auto" for the cheapest.
             memory: the budget of everything that is asked of this operator, in bytes or as "4GB"; by default what the
                 device (or machine, or container) has free, less a margin.
             self_pairs: "auto" treats the pairs i == i as the constants they are where they reach a primitive that is
@@ -184,7 +188,7 @@ class HessianOperator(AbstractHessian):
         assert budget is not None
         choice = choose_route(point, Row(), route=self.route, chunk=None, budget=budget)
         described, fallbacks = (), ()
-        if choice.chunking is None:
+        if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
             described, fallbacks = tuple(terms.describe()), terms.fallbacks
         return Plan(
@@ -200,16 +204,23 @@ class HessianOperator(AbstractHessian):
             peak=choice.peak or 0,
             measured=choice.measured,
             reason=choice.reason,
+            products=(self._single_product(point), str(self._choose_product(point, expected(point.layout.n), memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
             problem=None if point.traced else self.problem(),
         )
 
     def linearise(self) -> "LinearizedHessian":
-        """The same operator with the linearization done: products no longer evaluate the function."""
-        residuals = self._run("residuals", lambda program, _, primals, shift: program.residuals(primals))
-        program = self._point().program
-        return LinearizedHessian(program, tuple(residuals), self.shift, self.in_structure(), self.tags, self.route, self.memory)
+        """The same operator in the form whose products cost least from now on, which `plan()` names.
+
+        That is the terms of the Hessian where they pay for themselves within sqrt(n) products (`route="structure"` keeps
+        them always, "columns" never); else the residuals; or the point itself, where making residuals of the size of all
+        pairs anew is faster than reading them.
+
+        Raises:
+            MemoryBudgetError: the terms that route="structure" asks for do not fit the budget.
+        """
+        return self._linearized(expected(self._layout().n))
 
     # --- inner ---
 
@@ -217,6 +228,25 @@ class HessianOperator(AbstractHessian):
         program = program_for(self.fn, self.x, self._arrays, self._static, self.self_pairs)
         primals = (*program.consts, *jax.tree.leaves(self.x), *self._arrays)
         return Point(program, self._layout(), primals, None, self.shift)
+
+    def _linearized(self, count: int) -> "LinearizedHessian":
+        point = self._point()
+        choice = self._choose_product(point, count)
+        program, source = choice.program, point.primals or ()
+        if choice.stored:
+            source = program.executable(("residuals", False), lambda: jax.jit(program.residuals))(list(source))
+        kept = (tuple(source), choice.stored)
+        return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
+
+    def _choose_product(self, point: Point, count: int, memory: Memory = None) -> ProductChoice:
+        budget = self._budget(memory, None, point.primals or ())
+        assert budget is not None
+        asked = memory is not None or self.memory is not None
+        return choose_product(point, route=self.route, budget=budget, count=count, compile=asked or not point.traced)
+
+    def _single_product(self, point: Point) -> str:
+        tiled = recomputes(point.program, dear=self.route == "tiles")
+        return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:
         return self._run("gradient", lambda program, _, primals, shift: value_and_gradient(program, primals)[1])
@@ -242,10 +272,19 @@ class HessianOperator(AbstractHessian):
 
 @register
 class LinearizedHessian(AbstractHessian):
-    """A Hessian whose residuals are computed: what `lineax.linearise` gives, for many products at one point."""
+    """What `lineax.linearise` gives, for many products at one point.
+
+    Attributes:
+        program: what computes products.
+        source: what it keeps of the point: residuals or the arrays of the terms; or the point itself.
+        stored: whether it is not the point itself.
+        shift: lam of H + lam I, or None.
+        tags: what is known of the matrix; holds `lineax.symmetric_tag`.
+    """
 
     program: HessianProgram = eqx.field(static=True)
-    residuals: tuple[Array, ...]
+    source: tuple[Array, ...]
+    stored: bool = eqx.field(static=True)
     shift: Array | None
     structure: Any = eqx.field(static=True)
     tags: frozenset[object] = eqx.field(static=True)
@@ -255,14 +294,15 @@ class LinearizedHessian(AbstractHessian):
     def __init__(
         self,
         program: HessianProgram,
-        residuals: tuple[Array, ...],
+        source: tuple[Array, ...],
+        stored: bool,
         shift: Array | None,
         structure: Any,
         tags: frozenset[object],
         route: RouteName,
         memory: int | None,
     ):
-        self.program, self.residuals, self.shift = program, residuals, shift
+        self.program, self.source, self.stored, self.shift = program, source, stored, shift
         self.tags, self.route, self.memory = tags, route, memory
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
@@ -277,7 +317,13 @@ class LinearizedHessian(AbstractHessian):
         return self
 
     def _point(self) -> Point:
-        return Point(self.program, self._layout(), None, self.residuals, self.shift)
+        primals, residuals = (None, self.source) if self.stored else (self.source, None)
+        return Point(self.program, self._layout(), primals, residuals, self.shift)
+
+    @property
+    def terms(self) -> StructuredHessian | None:
+        """The terms of the Hessian (without the shift), if these are what is kept."""
+        return self.program.terms(self.source) if isinstance(self.program, TermsProgram) else None
 
     def _check_finite(self, matrix: Array) -> None:
         if not _trace_is_finite(matrix):
@@ -303,7 +349,8 @@ def _damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
 
 @jax.jit
 def _finite_trace(matrix: Array) -> Array:
-    return jnp.isfinite(jnp.trace(matrix))
+    # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.
+    return jnp.all(jnp.isfinite(matrix.reshape(-1)[:: matrix.shape[1] + 1]))
 
 
 def _trace_is_finite(matrix: Array) -> bool:

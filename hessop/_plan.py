@@ -7,12 +7,15 @@ import dataclasses
 from typing import Any
 
 from hessop._budget import format_bytes
-from hessop._columns import Chunking, Point, Take, choose_chunking
+from hessop._columns import PRODUCTS, Chunking, Point, Row, RowMaker, Take, choose_chunking
 from hessop._errors import MemoryBudgetError
 from hessop._price import Price, work_of
-from hessop._program import Mode
+from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
-from hessop._structured import covers, structure_bytes, structure_price
+from hessop._structured import covers, structure_bytes, structure_price, terms_by_rows
+
+# A row that is read by itself shares nothing with those beside it: measured, four times the work.
+_ROW_RATE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Choice:
         peak: bytes at the worst moment; None where nothing was asked.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
         reason: why the other route lost.
-        chunking: how the columns route would go about it; None for the structure route.
+        chunking: how many rows at a time, and how; None for all at once.
         limit: bytes that an equation without a rule may take, on the structure route.
     """
 
@@ -52,7 +55,7 @@ def choose_route(
         point: the Hessian.
         take: what is wanted of each row.
         route: the user's choice, or "auto".
-        chunk: the user's choice of rows at a time; asks for the columns route.
+        chunk: the user's choice of rows at a time; asks for the columns route unless that is "structure".
         budget: bytes; None only with a chunk.
         host_output: the result is written to the host's arrays.
         compile: whether candidates may be compiled to ask what they take.
@@ -61,23 +64,38 @@ def choose_route(
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
 
-    def columns(reason: str) -> Choice:
-        chunking = choose_chunking(point, take, chunk=chunk, budget=budget, host_output=host_output, compile=compile)
-        return Choice("columns", chunking.peak, chunking.measured, reason, chunking)
+    def by_rows(route: str, reason: str, maker: RowMaker = PRODUCTS, limit: int | None = None) -> Choice:
+        chunking = choose_chunking(
+            point, take, chunk=chunk, budget=budget, host_output=host_output, compile=compile, maker=maker
+        )
+        return Choice(route, chunking.peak, chunking.measured, reason, chunking, limit)
 
+    if route == "tiles":  # from terms entries are always made tile by tile
+        route = "auto"
     if route == "columns" or (route == "auto" and chunk is not None):
-        return columns("asked for" if route == "columns" else "a chunk was given")
+        return by_rows("columns", "asked for" if route == "columns" else "a chunk was given")
     if not covers(take):
-        return columns("the terms do not give this without the matrix")
+        return by_rows("columns", "the terms do not give this without the matrix")
+    if chunk is not None:
+        return by_rows("structure", "a chunk was given", terms_by_rows(None))
     assert budget is not None
-    limit = _limit(budget)
+    limit = bytes_without_rule(point.program, budget)
     structure = structure_price(point, take, limit)
     work = point.layout.n * work_of(point.program.linear.eqns)
     if route == "auto" and structure.work > work:
-        return columns(f"structure would touch {_count(structure.work)} elements, columns {_count(work)}")
+        return by_rows("columns", f"structure would touch {elements(structure.work)} elements, columns {elements(work)}")
     peak, measured = _structure_peak(point, take, structure, limit, budget, compile)
     if peak <= budget:
         return Choice("structure", peak, measured, _against(structure.work, work), limit=limit)
+    reason = f"all of it at once needs {format_bytes(peak)}"
+    if isinstance(take, Row):
+        try:
+            found = by_rows("structure", reason, terms_by_rows(limit), limit)
+        except MemoryBudgetError as error:
+            peak = min(peak, error.needed or peak)
+        else:
+            if route == "structure" or _work_by_rows(point, structure, found.chunking) <= work:
+                return found
     if route == "structure":
         raise MemoryBudgetError(
             f"memory: {format_bytes(budget)} is too little for route='structure', which needs {format_bytes(peak)}; the "
@@ -85,12 +103,38 @@ def choose_route(
             needed=peak,
             budget=budget,
         )
-    return columns(f"structure needs {format_bytes(peak)}")
+    try:
+        return by_rows("columns", f"structure needs {format_bytes(peak)}")
+    except MemoryBudgetError as error:
+        if error.needed is None or error.needed <= peak:
+            raise
+        hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if isinstance(take, Row) else ""
+        raise MemoryBudgetError(
+            f"memory: {format_bytes(budget)} is too little: from its terms this needs {format_bytes(peak)}, and product by "
+            f"product {format_bytes(error.needed)}. The smallest budget that would do is memory={peak}{hint}",
+            needed=peak,
+            budget=budget,
+        ) from None
 
 
-def _limit(budget: int) -> int:
-    """What an equation without a rule may take: a power of two, so that nearby budgets share executables."""
-    return 1 << max(20, (budget // 8).bit_length() - 1)
+def _work_by_rows(point: Point, structure: Price, chunking: Chunking | None) -> float:
+    """What all rows cost from terms, some at a time: sums that every row needs are made for each chunk."""
+    assert chunking is not None
+    chunks = -(-point.layout.n // chunking.chunk)
+    return _ROW_RATE * structure.work + chunks * work_of(point.program.primal.eqns, tiled=True)
+
+
+def bytes_without_rule(program: HessianProgram, budget: int) -> int:
+    """What an equation without a rule may take: a power of two, so that nearby budgets share executables.
+
+    What was chosen for a program stays while it is within a factor of two: the memory that is free changes from call to
+    call, and a new point must not compile because it crossed a power of two.
+    """
+    asked = 1 << max(20, (budget // 8).bit_length() - 1)
+    kept = program.executable("bytes without rule", lambda: asked)
+    if not asked // 2 <= kept <= 2 * asked:
+        kept = program.executables["bytes without rule"] = asked
+    return kept
 
 
 def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
@@ -103,11 +147,12 @@ def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budg
 
 
 def _against(structure: float, columns: float) -> str:
-    return f"columns would touch {_count(columns)} elements, structure {_count(structure)}"
+    return f"columns would touch {elements(columns)} elements, structure {elements(structure)}"
 
 
-def _count(elements: float) -> str:
-    return f"{elements:.2g}"
+def elements(count: float) -> str:
+    """A number of elements, for a person."""
+    return f"{count:.2g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +166,13 @@ class Plan:
         mode: how the program differentiates.
         terms: the terms of the Hessian in index notation, on the structure route.
         fallbacks: the primitives that no rule covers, which are run column by column.
-        chunk: rows at a time on the columns route, else None.
+        chunk: rows at a time; None for all at once.
         stored: whether the residuals are kept rather than computed again for each chunk.
         budget: bytes that were allowed.
         peak: bytes that it takes at the worst moment.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
         reason: why the other route lost.
+        products: how one product is computed; how `lineax.linearise` would compute them, and why.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
         problem: what is wrong with the gradient at this point, or None.
@@ -144,6 +190,7 @@ class Plan:
     peak: int
     measured: bool
     reason: str
+    products: tuple[str, str]
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
     problem: str | None
@@ -158,11 +205,13 @@ class Plan:
             f"Hessian {self.n} x {self.n} {self.dtype} ({format_bytes(self.result)})",
             f"  program     {self.mode}, traced once",
         ]
-        if self.chunk is None:
+        chunks = -(-self.n // max(1, self.chunk)) if self.chunk is not None else 1
+        if self.route == "structure":
             lines.append(f"  route       structure: {len(self.terms)} terms")
             lines += [f"                {term}" for term in self.terms]
+            if self.chunk is not None:
+                lines.append(f"  rows        {chunks} x {self.chunk}")
         else:
-            chunks = -(-self.n // max(1, self.chunk))
             lines.append(f"  route       columns: {chunks} x {self.chunk} Hessian-vector products")
             lines.append(f"  residuals   {'stored once' if self.stored else 'computed in each chunk, to fit the budget'}")
         lines.append(f"  because     {self.reason}")
@@ -172,6 +221,8 @@ class Plan:
             f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
             + ("as the compiler says" if self.measured else "an upper estimate from shapes")
         )
+        lines.append(f"  products    one at a time: {self.products[0]}")
+        lines.append(f"              of lineax.linearise: {self.products[1]}")
         lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")

@@ -95,6 +95,10 @@ class HessianProgram:
         # An output may be a literal: fn is affine in that leaf.
         return [jnp.asarray(out) for out in evaluate(self.linear, [*residuals, *tangents])]
 
+    def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H T for k tangents at once: leaves with a leading axis k."""
+        return jax.vmap(lambda *t: self.product(residuals, t))(*tangents)
+
     def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """What `build()` returned the first time that `key` was asked for: jitted functions live with their program."""
         if key not in self.executables:

@@ -27,38 +27,47 @@ def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tup
         value, gradient, _ = program.linearize(source)
         return [value, *gradient]
 
-    tiled = program.executable("tiled gradient", lambda: _worthwhile(traced, primals))
+    tiled = program.executable("tiled gradient", lambda: _by_tiles(traced, primals, dear=False))
     value, *gradient = traced(*primals) if tiled is None else tiled(*primals)
     return value, gradient
 
 
-def recomputed_product(program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-    """H t, leaf by leaf, from the point: residuals are made where they are read."""
-    tiled = _tiled_product(program)
+def recomputed_product(
+    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, dear: bool = False
+) -> list[Array]:
+    """H t, leaf by leaf, from the point: residuals are made where they are read.
+
+    Args:
+        program: the program.
+        primals: the point, [*consts, *x, *args].
+        tangents: t, leaf by leaf.
+        dear: whether that is wanted also of what is dear to make again.
+    """
+    tiled = _tiled_product(program, dear)
     return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
 
 
-def recomputes(program: HessianProgram) -> bool:
-    """Whether products are cheaper from the point than from stored residuals."""
-    return _tiled_product(program) is not None
+def recomputes(program: HessianProgram, *, dear: bool = False) -> bool:
+    """Whether products from the point make residuals where they are read, rather than store them."""
+    return _tiled_product(program, dear) is not None
 
 
-def _tiled_product(program: HessianProgram) -> Tiled | None:
+def _tiled_product(program: HessianProgram, dear: bool) -> Tiled | None:
     count = len(program.primal.invars)
 
     def traced(*source: Array) -> list[Array]:
         return program.product(program.residuals(source[:count]), source[count:])
 
     avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
-    return program.executable("tiled product", lambda: _worthwhile(traced, avals))
+    return program.executable(("tiled product", dear), lambda: _by_tiles(traced, avals, dear))
 
 
-def _worthwhile(function: Any, values: Sequence[Any]) -> Tiled | None:
-    """The function by tiles, if it has large values and none of them is dear to make again."""
+def _by_tiles(function: Any, values: Sequence[Any], dear: bool) -> Tiled | None:
+    """The function by tiles, if it has large values and none of them is dear to make again, unless these are wanted too."""
     tiled, consts = trace_tiled(function, [_aval(v) for v in values], _OPTIONS)
     assert not consts
     plan = schedule_of(tiled.final(), _OPTIONS)
-    return tiled if plan.large and not any(_is_dear(plan.virtual[v]) for v in plan.large) else None
+    return tiled if plan.large and (dear or not any(_is_dear(plan.virtual[v]) for v in plan.large)) else None
 
 
 def _aval(value: Any) -> jax.ShapeDtypeStruct:

@@ -3,28 +3,28 @@
 Depends on the structure engine, the program and what a `Take` is. Must never know operators, lineax or how a route is chosen.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.extend import core as jex
 
 from hessop._budget import executable_bytes
-from hessop._columns import Blocks, Offset, Point, Row, Take, shapes_of
+from hessop._columns import Blocks, Offset, Point, Row, RowMaker, Take, shapes_of
 from hessop._jaxpr import Equations, open_jaxpr
 from hessop._price import Price, price
+from hessop._terms_program import TERMS_OPTIONS, TermsProgram
 from hessop.structure import StructuredHessian, propagate
-from hessop.tiles import Options, trace_tiled
-
-# Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
-# length 3 long before memory matters.
-_OPTIONS = Options(threshold=2**10, regroup=True)
+from hessop.tiles import trace_tiled
 
 
 def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
     """The Hessian at `point` as a sum of terms, without the shift."""
+    if isinstance(point.program, TermsProgram):
+        return point.program.terms(residuals)
     return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit)
 
 
@@ -66,6 +66,39 @@ def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
     return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes_of(point, stored), shift).compile()))
 
 
+def terms_by_rows(limit: int | None) -> RowMaker:
+    """Some rows of the matrix at a time from the terms, where the whole of it does not fit."""
+
+    def make(point: Point, take: Take, chunk: int, stored: bool) -> Any:
+        assert isinstance(take, Row)
+
+        def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
+            def taken(start: Array, *source: Array) -> list[Array]:
+                residuals = source if stored else point.program.residuals(source)
+                return [terms_of(point, residuals, limit).rows(start, chunk)]
+
+            shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
+            tiled, consts = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, memory=limit))
+            (found,) = tiled(*consts, start, *source)
+            if shift is None:
+                return found
+            row = lax.iota(start.dtype, chunk)
+            return found.at[row, start + row].add(shift)
+
+        return rows
+
+    # Each row of a factor is read, multiplied and written by itself: some dozens of them for the terms of any potential.
+    per_row = lambda point: 64 * point.layout.n * point.layout.dtype.itemsize
+    return RowMaker(("terms", limit), make, lambda point: structure_fixed(point), per_row, reads_residuals=False)
+
+
+def structure_fixed(point: Point) -> int:
+    """Bytes of the point, and of sums that every row needs."""
+    return 64 * point.layout.n * point.layout.dtype.itemsize + sum(
+        v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars
+    )
+
+
 def _executable(point: Point, take: Take, limit: int | None) -> Any:
     """(residuals or primals, shift) -> what is taken, in one computation that stores no pair values.
 
@@ -80,7 +113,7 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
         def taken(*source: Array) -> Sequence[Array]:
             return terms(*(source if stored else program.residuals(source)))
 
-        tiled, consts = trace_tiled(taken, shapes_of(point, stored), _OPTIONS)
+        tiled, consts = trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
 
         def run(source: Sequence[Array], shift: Array | None) -> Array:
             (found,) = tiled(*consts, *source)

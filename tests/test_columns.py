@@ -71,8 +71,8 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
     compiled = _columns._compiled_rows
     calls = []
 
-    def failing(point, take, chunk, stored):
-        real = compiled(point, take, chunk, stored)
+    def failing(point, take, chunk, *rest):
+        real = compiled(point, take, chunk, *rest)
 
         def run(*arguments):
             calls.append(chunk)

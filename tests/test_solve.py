@@ -33,6 +33,7 @@ def setup(seed=0):
 PSD = lx.positive_semidefinite_tag
 CASES = {
     "CG": (energy, PSD, lx.CG(1e-12, 1e-12)),
+    "CG on terms": (energy, PSD, lx.CG(1e-12, 1e-12)),
     "GMRES": (indefinite, (), lx.GMRES(1e-12, 1e-12)),
     "LU": (indefinite, (), lx.LU()),
     "Cholesky": (energy, PSD, lx.Cholesky()),
@@ -76,7 +77,8 @@ def test_solution_equals_dense(name):
     fn, tags, solver = CASES[name]
 
     def solve(x, params, b):
-        H = hessop.HessianOperator(fn, x, (params,), tags=tags)
+        route = "structure" if "terms" in name else "auto"
+        H = hessop.HessianOperator(fn, x, (params,), tags=tags, route=route)
         return lx.linear_solve(H, b, solver).value
 
     expected, batch, slopes = by_dense_algebra(fn)

@@ -32,15 +32,24 @@ SMALL = 4
 _MAX_PLANES = 16
 
 
+class TooLarge(Exception):
+    """More elements were made than allowed. It never leaves hessop."""
+
+
 class Algebra:
     """The arithmetic of one propagation.
 
     Attributes:
         eager: number of elements up to which a product may be multiplied out although it grows.
+        most: number of elements that may be made in all; None for no limit.
+        by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
     """
 
-    def __init__(self, eager: int):
+    def __init__(self, eager: int, most: float | None = None, *, by_tiles: bool = False):
         self.eager = eager
+        self.most = most
+        self.by_tiles = by_tiles
+        self._made = 0
         self._serials: dict[int, int] = {}
         self._kept: list[Any] = []
         self._memo: dict[Hashable, Any] = {}
@@ -58,7 +67,10 @@ class Algebra:
         """make(), or what it gave the last time for these operand objects."""
         key = (what, tuple(self.serial(a) for a in operands))
         if key not in self._memo:
-            self._memo[key] = make()
+            self._memo[key] = made = make()
+            self._made += sum(getattr(a, "size", 0) for a in (made if isinstance(made, tuple) else (made,)))
+            if self.most is not None and self._made > self.most:
+                raise TooLarge
         return self._memo[key]
 
     def numbered(self, exprs: Sequence[Expr]) -> tuple[Hashable, tuple[Id, ...], list[Any]]:

@@ -106,6 +106,11 @@ class _Box:
     unrolled: tuple[Id, ...]
 
 
+def is_box(term: Term, sizes: Sequence[int]) -> bool:
+    """Whether a term is one broadcast expression over the whole result."""
+    return _as_box(term, sizes) is not None
+
+
 def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
     """The box of a term, if there is one."""
     axes = list(term.axes)

@@ -4,27 +4,34 @@ A pytree: the arrays of the factors are its leaves, how they are placed is stati
 passes through `jax.jit` and new values never recompile. Everything is computed from the terms without anything else that
 can be computed from them: the diagonal never makes the matrix.
 
-Depends on assembly and the layout of pytrees. Must never know functions, operators or lineax.
+Depends on assembly, products, prices and the layout of pytrees. Must never know functions, operators or lineax.
 """
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hessop._jaxpr import open_jaxpr
+from hessop._price import matrix_product_work, work_of
 from hessop._tree import Layout
 from hessop.structure.algebra import Algebra
 from hessop.structure.assemble import assemble
 from hessop.structure.describe import describe_terms
 from hessop.structure.merge import merge
-from hessop.structure.moves import divides, join, replace_axes, restrict, split
+from hessop.structure.moves import divides, join, restrict, split
 from hessop.structure.pack import Packed, pack, unpack
-from hessop.structure.take import take
+from hessop.structure.products import fills, is_summed, parted, times_block, times_vector
 from hessop.structure.terms import (
     Expr,
+    Factor,
     Id,
     Lookup,
     Product,
@@ -48,13 +55,13 @@ class StructuredHessian(eqx.Module):
     """A Hessian as a sum of terms. Terms have a flat row axis and a flat column axis, of one leaf of x each.
 
     Attributes:
-        arrays: what the factors and lookups read.
+        arrays: what the factors and lookups read; shapes in their place are enough to price a product.
         leaves: shape and dtype of each leaf of x.
         packed: per leaf of the rows, its terms without their arrays.
         fallbacks: the primitives that no rule covered, in order of appearance.
     """
 
-    arrays: tuple[Array, ...]
+    arrays: tuple[Any, ...]
     leaves: tuple[Leaf, ...] = eqx.field(static=True)
     packed: tuple[tuple[Packed, ...], ...] = eqx.field(static=True)
     fallbacks: tuple[str, ...] = eqx.field(static=True)
@@ -110,19 +117,24 @@ class StructuredHessian(eqx.Module):
         return jnp.concatenate(rows) if rows else jnp.zeros((0, 0), layout.dtype)
 
     def _block(self, i: int, j: int) -> Array:
+        if not self._layout.sizes[i] or not self._layout.sizes[j]:
+            return jnp.zeros((self._layout.sizes[i], self._layout.sizes[j]), self.leaves[i].dtype)
+        return self._assembled(i, j, [t for t in self._rows(i) if t.leaf == j])
+
+    def _assembled(self, i: int, j: int, terms: Sequence[Term]) -> Array:
+        """Terms of the block of leaves i and j as a matrix."""
         algebra = self._algebra()
-        rows, columns = self._layout.sizes[i], self._layout.sizes[j]
-        if not rows or not columns:
-            return jnp.zeros((rows, columns), self.leaves[i].dtype)
-        terms = [t for t in self._rows(i) if t.leaf == j]
-        row_sizes = _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
-        column_sizes = _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
-        opened = []
-        for term in terms:
-            term = split(algebra, term, 1, column_sizes)
-            opened.append(split(algebra, term, 0, row_sizes))
-        block = assemble(algebra, merge(algebra, opened), [*row_sizes, *column_sizes], self.leaves[i].dtype)
-        return block.reshape(rows, columns)
+        opened, sizes = self._opened(algebra, i, j, terms)
+        block = assemble(algebra, merge(algebra, opened), [*sizes[0], *sizes[1]], self.leaves[i].dtype)
+        return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
+
+    def _opened(
+        self, algebra: Algebra, i: int, j: int, terms: Sequence[Term], rows: tuple[int, ...] | None = None
+    ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Terms of a block over axes of their own for rows and columns where possible; the sizes of those axes."""
+        rows = rows or _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
+        columns = _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
+        return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
 
     def rows(self, start: Any, count: int) -> Array:
         """Rows start to start + count of the matrix, [count, n]; `start` may be traced and is clamped to n - count."""
@@ -186,28 +198,81 @@ class StructuredHessian(eqx.Module):
 
     # --- products ---
 
+    def for_products(self, room: int, *, sums: bool) -> "StructuredHessian":
+        """The same Hessian in the form whose products with vectors take least.
+
+        Where a product of the terms of two leaves takes as long as one of their block of the matrix (all pairs need two
+        passes over the pairs), they are made that block, unless it has more than `room` bytes.
+
+        Args:
+            room: bytes that a block may have.
+            sums: whether terms that have to be summed first are made part of it, which may take many products' time.
+        """
+        rows: list[list[Term]] = [[] for _ in self.leaves]
+        for i, leaf in enumerate(self.leaves):
+            for j, columns in enumerate(self._layout.sizes):
+                terms = [t for t in self._rows(i) if t.leaf == j]
+                shape = (self._layout.sizes[i], columns)
+                outside, inside = ([], terms) if sums else parted(terms, is_summed)
+                if inside and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, inside, shape):
+                    rows[i].append(_matrix(self._assembled(i, j, inside), j))
+                    terms = outside
+                rows[i] += terms
+        return _packed(rows, self.leaves, self.fallbacks)
+
+    def has_sums(self) -> bool:
+        """Whether some term has to be summed before its entries can be read."""
+        return any(is_summed(t, p) for _, t in self._all() for p in t.products)
+
+    def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
+        own = _packed([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
+        return own.product_work() >= matrix_product_work(shape[0], shape[1], 1)
+
+    def product_work(self) -> float:
+        """What one product with a vector takes (see `hessop._price`), from shapes alone."""
+        shapes = [[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in group] for group in (self.arrays, self.leaves)]
+        jaxpr, _ = open_jaxpr(jax.make_jaxpr(lambda arrays, v: dataclasses.replace(self, arrays=tuple(arrays)).mv(v))(*shapes))
+        return work_of(jaxpr.eqns)
+
     def mv(self, vector: Sequence[Array]) -> list[Array]:
         """H v, leaf by leaf."""
-        return [a[0] for a in self.mm([v[None] for v in vector])]
+        return self._times(vector, ())
 
     def mm(self, vectors: Sequence[Array]) -> list[Array]:
         """H V for k vectors: leaves with a leading axis k."""
-        algebra = self._algebra()
-        k = vectors[0].shape[0] if vectors else 0
-        flat = [v.reshape(k, size) for v, size in zip(vectors, self._layout.sizes, strict=True)]
+        return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]))
+
+    def mm_by_tiles(self, vectors: Sequence[Array]) -> list[Array]:
+        """H V for k vectors, written for an evaluation that does not store what is as large as all pairs.
+
+        What has entries for all rows and columns is added up to one matrix before it meets the vectors: then a product takes
+        the time of a matrix product, and how many terms there are does not matter.
+        """
+        return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]), by_tiles=True)
+
+    def _times(self, vectors: Sequence[Array], count: tuple[int, ...], *, by_tiles: bool = False) -> list[Array]:
+        algebra = Algebra(eager=0, by_tiles=by_tiles)
+        counted = tuple(identity(k) for k in count)
         out = []
         for i, leaf in enumerate(self.leaves):
-            terms = []
-            for term in self._rows(i):
-                number = identity(k)
-                factor = algebra.convert(take(algebra, flat[term.leaf], [number, term.axes[1]]), leaf.dtype)
-                products = [
-                    Product(p.coef, (*(algebra.convert(f, leaf.dtype) for f in p.factors), factor)) for p in term.products
-                ]
-                product = Term((*term.axes, number), tuple(products), term.leaf, leaf.dtype)
-                terms.append(replace_axes(product, (number, term.axes[0])))
-            size = self._layout.sizes[i]
-            out.append(assemble(algebra, terms, (k, size), leaf.dtype).reshape(k, *leaf.shape))
+            if not self._layout.sizes[i]:
+                out.append(jnp.zeros((*count, *leaf.shape), leaf.dtype))
+                continue
+            products, sums = [], []
+            rows = _digits(leaf.shape, [t.axes[0] for t in self._rows(i)])
+            for j in range(len(self.leaves)):
+                terms, (_, columns) = self._opened(algebra, i, j, [t for t in self._rows(i) if t.leaf == j], rows)
+                vector = vectors[j].reshape(*count, *columns) if terms else vectors[j]
+                if by_tiles:
+                    shape = (*rows, *columns)
+                    full, terms = parted(merge(algebra, terms), lambda t, p, shape=shape: fills(t, p, shape))
+                    if full:
+                        block = assemble(algebra, full, shape, leaf.dtype)
+                        sums.append(times_block(block, vector.astype(leaf.dtype), len(count)))
+                products += [times_vector(algebra, t, vector, counted, len(rows), leaf.dtype) for t in terms]
+            # What lands at the same places is added up before it is put there.
+            total = assemble(algebra, merge(algebra, products), (*count, *rows), leaf.dtype)
+            out.append(functools.reduce(operator.add, [*sums, total]).reshape(*count, *leaf.shape))
         return out
 
 
@@ -232,14 +297,23 @@ def _digits(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
 
 def structured(outputs: Sequence[Tangent], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
     """The result of a propagation: one tangent per leaf of x, with its axes made one flat row axis."""
+    return _packed([[join(t, 0, tangent.shape) for t in tangent.terms] for tangent in outputs], leaves, fallbacks)
+
+
+def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
+    """The Hessian of these terms, one group per leaf of the rows."""
     arrays: dict[int, tuple[int, Any]] = {}
-    packed = []
-    for tangent in outputs:
-        flat = [join(t, 0, tangent.shape) for t in tangent.terms]
-        packed.append(tuple(pack(t, arrays) for t in flat))
+    packed = tuple(tuple(pack(t, arrays) for t in terms) for terms in rows)
     return StructuredHessian(
         arrays=tuple(a for _, a in sorted(arrays.values(), key=lambda pair: pair[0])),
         leaves=tuple(leaves),
-        packed=tuple(packed),
+        packed=packed,
         fallbacks=tuple(fallbacks),
     )
+
+
+def _matrix(array: Array, leaf: int) -> Term:
+    """A matrix as a term."""
+    axes = tuple(map(identity, array.shape))
+    ids = tuple(i for e in axes for i in e.ids)  # none for an axis of one position
+    return Term(axes, (Product(1.0, (Factor(array.reshape([i.size for i in ids]), ids),)),), leaf, array.dtype)

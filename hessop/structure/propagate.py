@@ -31,7 +31,15 @@ from hessop.structure.restack import restack
 from hessop.structure.terms import Factor, Product, Tangent, Term, expr, identity, row_major
 
 
-def propagate(linear: Equations, residuals: Sequence[Array], n_x: int, *, limit: int | None = None) -> StructuredHessian:
+def propagate(
+    linear: Equations,
+    residuals: Sequence[Array],
+    n_x: int,
+    *,
+    limit: int | None = None,
+    most: float | None = None,
+    lazy: bool = False,
+) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
 
     Args:
@@ -39,15 +47,20 @@ def propagate(linear: Equations, residuals: Sequence[Array], n_x: int, *, limit:
         residuals: values of all invars but the last `n_x`; arrays or tracers.
         n_x: number of tangents, one for each leaf of x.
         limit: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
+        most: number of elements that the rules may make in all; None for no limit.
+        lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
 
     Returns:
         The Hessian as a sum of terms.
+
+    Raises:
+        TooLarge: it would take more elements than `most`.
     """
     count = len(linear.invars) - n_x
     leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
-    algebra = Algebra(eager=_eager(n, sum(v.size for v in values)))
+    algebra = Algebra(0 if lazy else _eager(n, sum(v.size for v in values)), most)
     starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
     run = _Run(algebra, leaves, limit)
     outputs = run(linear, [*values, *starts])

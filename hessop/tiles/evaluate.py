@@ -38,7 +38,7 @@ class Options:
     """
 
     tile: int | None = None
-    threshold: int = 2**17
+    threshold: int = 2**13
     limit: int = 2**18
     memory: int | None = None
     planes: bool = True

@@ -166,6 +166,9 @@ RULES.update({name: Rule(_reduce_follows, through) for name in ("argmax", "argmi
 
 # --- products ---
 
+# A sum over planes takes at most so many products of two.
+_MOST_PRODUCTS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
@@ -199,20 +202,53 @@ def _dot_follows(eqn: Any) -> list[Follows]:
 
 
 def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    frame, axes = tools.frame(out_shape(eqn), window), dot_axes(eqn)
-    same = all(p.dtype == eqn.outvars[0].aval.dtype for p in ins)
-    few = all(n <= tools.short for n in axes.summed) and math.prod(axes.summed) * math.prod(frame.table_shape) <= 64
-    if not (same and few and frame.order):
-        return through(tools, eqn, ins, window)
+    """A sum over planes of products of two planes: elementwise, or of matrices where a long axis is summed."""
+    frame, axes, cells = tools.frame(out_shape(eqn), window), dot_axes(eqn), tools.cells
     rank = len(frame.shape)
-    extra = tuple(range(rank, rank + len(axes.summed)))
-    wide = Frame((*frame.shape, *axes.summed), (*frame.short, *extra), frame.order)
-    left, right = (tools.cells.relabel(p, to, wide) for p, to in zip(ins, axes.to, strict=True))
+    summed = range(rank, rank + len(axes.summed))
+    short = tuple(a for a, n in zip(summed, axes.summed, strict=True) if n <= tools.short)
+    long = tuple(a for a in summed if a not in short)
+    wide = Frame((*frame.shape, *axes.summed), (*frame.short, *short), (*frame.order, *long))
+    same = all(p.dtype == eqn.outvars[0].aval.dtype for p in ins)
+    if not (same and frame.order and math.prod(wide.table_shape) <= _MOST_PRODUCTS):
+        return through(tools, eqn, ins, window)
+    left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, axes.to, strict=True))
+    multiply = cells.times if not long else functools.partial(_matrix_product, cells, eqn, wide.plane_shape, len(long))
     table = np.empty(frame.table_shape, object)
     for index in frame.indices():
-        sums = [(*index, *inner) for inner in np.ndindex(*axes.summed)]
-        table[index] = functools.reduce(tools.cells.plus, [tools.cells.times(left.table[k], right.table[k]) for k in sums])
+        sums = [(*index, *inner) for inner in np.ndindex(*wide.table_shape[len(index) :])]
+        table[index] = functools.reduce(cells.plus, [multiply(left.table[k], right.table[k]) for k in sums])
     return Planes(frame, table, eqn.outvars[0].aval.dtype)
+
+
+def _matrix_product(cells: Cells, eqn: Any, sizes: tuple[int, ...], count: int, a: Cell, b: Cell) -> Cell:
+    """The product of two planes over axes of these lengths, summed over the last `count` of them."""
+    precision = eqn.params["precision"]
+    make = lambda: _dot_of_planes(a.array, b.array, sizes, count, precision)
+    return Cell(cells.once(("dot", sizes, count, str(precision)), [a.array, b.array], make), a.negative != b.negative)
+
+
+def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision: Any) -> Array:
+    """As `_matrix_product`, of arrays that have length 1 along axes that they lack."""
+    free, summed = range(len(sizes) - count), range(len(sizes) - count, len(sizes))
+    whole = [
+        jnp.broadcast_to(x, [n if k in summed else m for k, (m, n) in enumerate(zip(x.shape, sizes, strict=True))])
+        for x in (a, b)
+    ]
+    # Axes of the result: those of both, of the first, of the second.
+    groups: tuple[list[int], ...] = ([], [], [])
+    for k in free:
+        held = [x.shape[k] != 1 for x in whole]
+        groups[0 if all(held) else 2 if held[1] else 1].append(k)
+    lacks = (groups[2], groups[1])
+    left, right = (lax.squeeze(x, lack) for x, lack in zip(whole, lacks, strict=True))
+    at = lambda lack, axes: tuple(k - sum(gone < k for gone in lack) for k in axes)
+    batch = groups[0]
+    dims = ((at(lacks[0], summed), at(lacks[1], summed)), (at(lacks[0], batch), at(lacks[1], batch)))
+    made = lax.dot_general(left, right, dims, precision=precision, preferred_element_type=left.dtype)
+    order = [k for group in groups for k in group]
+    back = [order.index(k) for k in free]
+    return made if back == sorted(back) else lax.transpose(made, back)
 
 
 RULES["dot_general"] = Rule(_dot_follows, _dot)

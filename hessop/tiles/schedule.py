@@ -83,6 +83,10 @@ def schedule(equations: Equations, threshold: int, shortest: int) -> Schedule:
     return planner.finish()
 
 
+# A product is stored if it has at most so many times the elements of what is multiplied.
+_PRODUCT_ROOM = 4
+
+
 class _Planner:
     def __init__(self, equations: Equations, threshold: int, shortest: int):
         self.threshold, self.shortest = threshold, shortest
@@ -97,7 +101,7 @@ class _Planner:
 
     def add(self, eqn: Any) -> None:
         level = max((self.level[v] for v in _vars(eqn.invars)), default=0)
-        large = any(self.is_large(v.aval.shape) for v in eqn.outvars)
+        large = any(self.is_large(v.aval.shape) for v in eqn.outvars) and not (self.is_product(eqn) or self.is_part(eqn))
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
         reads = any(v in self.virtual for v in _vars(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
@@ -121,6 +125,21 @@ class _Planner:
         """Whether a value is worth not storing: its planes are large, and have more axes than what it was made of."""
         long = [n for n in shape if n > self.shortest]
         return len(long) > 1 and math.prod(long) > self.threshold
+
+    def is_part(self, eqn: Any) -> bool:
+        """Whether this only puts entries of a stored value at other places: nothing is saved by not storing it."""
+        (size, *_) = [*(v.aval.size for v in _vars(eqn.invars)), 0]
+        stored = not any(v in self.virtual for v in _vars(eqn.invars))
+        return eqn.primitive.name in MOVES and stored and eqn.outvars[0].aval.size <= size
+
+    def is_product(self, eqn: Any) -> bool:
+        """Whether this multiplies a virtual matrix with stored vectors: the result is no larger than they are, and dear."""
+        if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in _vars(eqn.invars)):
+            return False
+        (axes, _), _ = eqn.params["dimension_numbers"]
+        long = any(eqn.invars[0].aval.shape[a] > self.shortest for a in axes)
+        stored = max((v.aval.size for v in _vars(eqn.invars) if v not in self.virtual), default=0)
+        return long and eqn.outvars[0].aval.size <= _PRODUCT_ROOM * stored
 
     def tileable(self, eqn: Any, rule: Rule) -> frozenset[int]:
         """The output axes along which tiles of the output can be made from tiles of every virtual input."""

@@ -131,7 +131,7 @@ FUNCTIONS = st.tuples(
 )
 
 
-def check(shape, steps):
+def check(shape, steps, falls_back=False):
     fn = compose(steps)
     rng = np.random.RandomState(len(steps))
     size = int(np.prod(shape))
@@ -143,12 +143,14 @@ def check(shape, steps):
         return terms.dense(), terms.diagonal(), terms.mv([x])[0].ravel(), terms.rows(jnp.asarray(1), 2)
 
     dense, diagonal, product, rows = jax.jit(read)(x)
+    if falls_back:
+        assert jax.eval_shape(terms_of(fn, x), x).fallbacks
     scale = max(1.0, np.abs(expected).max())
     v = np.asarray(x).ravel()
     found = (dense, diagonal, product, rows)
     wanted = (expected, np.diag(expected), expected @ v, expected[1:3])
-    for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=10 * size * TOLERANCE * scale)
+    for a, b, sums in zip(found, wanted, (1, 1, size, 1), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=sums * TOLERANCE * scale)
 
 
 # Each example compiles: a few here, more with `make slow`, as many as the profile says with `make soak`.
@@ -156,6 +158,31 @@ def check(shape, steps):
 @given(FUNCTIONS)
 def test_random_compositions(case):
     check(*case)
+
+
+# What has no rule, in the middle: structure has to come out of it and go on.
+WITHOUT_RULE = ("scan", "fft")
+AROUND = st.lists(
+    st.tuples(st.sampled_from(sorted(set(STEPS) - set(WITHOUT_RULE))), st.integers(0, 50)), min_size=1, max_size=3
+)
+INTERRUPTED = st.tuples(st.sampled_from(SHAPES), AROUND, st.sampled_from(WITHOUT_RULE), AROUND)
+
+
+def check_interrupted(shape, before, name, after):
+    check(shape, [("square", 0), *before, (name, 1), *after], falls_back=True)
+
+
+@settings(max_examples=3)
+@given(INTERRUPTED)
+def test_a_primitive_without_rule_in_the_middle(case):
+    check_interrupted(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(INTERRUPTED)
+def test_many_with_a_primitive_without_rule_in_the_middle(case):
+    check_interrupted(*case)
 
 
 @pytest.mark.slow

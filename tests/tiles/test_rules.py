@@ -23,6 +23,10 @@ def pair(a):
     return a[:, None] - a[None]
 
 
+def multiples(a):
+    return jnp.arange(1, 11, dtype=a.dtype)[:, None, None] * a
+
+
 def fold(a, start, operation, axis):
     return lax.reduce(a, np.asarray(start, a.dtype), operation, (axis,))
 
@@ -71,6 +75,20 @@ FLOATS = {
     "outer product": (lambda a: jnp.sum(jnp.outer(a, a), axis=1), X),
     "chain of products": (lambda p, a: jnp.einsum("ij,jk,ki->i", jnp.tanh(p), p * p, pair(a)), P, X),
     "batched product": (lambda y: jnp.einsum("ijc,ijd->icd", pair(y), pair(y) ** 2), Y),
+    "planes times vectors": (
+        lambda y: jnp.einsum("iajb,kjb->kia", pair(y)[..., :, None].swapaxes(1, 2) * pair(y)[:, None], multiples(y)),
+        Y,
+    ),
+    "matrices of a long batch": (
+        lambda a, p: jnp.einsum("ijk,ikl->il", jnp.tanh(a[:, None, None] * p), pair(a)[:, :, None] - a),
+        X,
+        P,
+    ),
+    "constant along what is summed": (
+        lambda a: jnp.einsum("ij,kj->ik", 2 * jnp.broadcast_to(a[:, None], (N, N)), pair(a)).sum(0),
+        X,
+    ),
+    "all constant": (lambda a: (jnp.broadcast_to(a[0], (N, N)) * 2 @ (jnp.broadcast_to(a[:, None], (N, N)) + a[0])).sum(1), X),
     "triples": (lambda y: jnp.sum(jnp.einsum("ijc,ikc->ijk", pair(y), pair(y)) ** 2, axis=(1, 2)), Y),
     "triples of one axis": (lambda a: jnp.max(jnp.tanh(pair(a)[:, :, None] * pair(a)[:, None]), axis=(0, 2)), X),
     "many planes": (lambda y: jnp.sum(y[:, None, :, None, None] * ones((5, 6), y) * y[:, :, None, None], 1), Y),

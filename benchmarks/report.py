@@ -1,0 +1,175 @@
+"""What becomes of the rows: a JSON file to which each part is added, tables for the reader, and what was promised.
+
+A row is a dict with a case (energy, dtype, N), a route and figures, or the reason why it was `skipped`. A claim compares a
+figure with the one that was promised.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from measuring import in_bytes, in_seconds
+
+FLOOR = (
+    "Times are medians of rounds in which all routes take turns. A fresh array costs page faults, which no dense Hessian can "
+    "avoid: jnp.full of the same size is the floor. ~ marks what was timed on some columns and multiplied up."
+)
+
+
+class Report:
+    """Parts of a benchmark, in a JSON file and in a markdown file beside it."""
+
+    def __init__(self, title, out):
+        self.title, self.out = title, pathlib.Path(out)
+        self.parts = json.loads(self.out.read_text())["parts"] if self.out.exists() else {}
+
+    def add(self, name, rows, claims, seconds, command):
+        """A part replaces what an earlier run found for it."""
+        self.parts[name] = {
+            "rows": rows,
+            "claims": claims,
+            "seconds": round(seconds),
+            "command": command,
+            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+        }
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps({"title": self.title, "parts": self.parts}, indent=1) + "\n")
+        self.out.with_suffix(".md").write_text(self.markdown())
+
+    def markdown(self):
+        """All parts as a page."""
+        pages = [f"# {self.title}\n\n{FLOOR}"]
+        pages += [part_markdown(name, part) for name, part in self.parts.items()]
+        claims = [c for part in self.parts.values() for c in part["claims"]]
+        return "\n\n".join([*pages, "## Summary", claims_table(claims)]) + "\n"
+
+
+def part_markdown(name, part):
+    """Tables of one part."""
+    head = f"## {name}\n\n{part['machine']['cores']} cores, {part['seconds']} s in all, {part['at']}: `{part['command']}`"
+    return "\n\n".join([head, *tables(part["rows"]), claims_table(part["claims"])])
+
+
+def machine():
+    """Where it ran."""
+    packages = {}
+    for name in ("hessop", "jax", "jaxlib", "lineax", "numpy", "numba", "folx", "asdex", "pykeops"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"cores": os.cpu_count(), "load": load, "platform": platform.platform(), "packages": packages}
+
+
+# --- claims ---
+
+
+def claim(what, wanted, found, kept):
+    """A promise: `found` is text; `kept` True or False, or None where it was not measured."""
+    return {"what": what, "wanted": wanted, "found": found, "kept": kept}
+
+
+def at_most(what, limit, value, show="{:.3g}x"):
+    """Claim that a value is at most a limit."""
+    found = "not measured" if value is None else show.format(value)
+    return claim(what, "at most " + show.format(limit), found, None if value is None else value <= limit)
+
+
+def at_least(what, limit, value, show="{:.3g}x"):
+    """Claim that a value is at least a limit."""
+    found = "not measured" if value is None else show.format(value)
+    return claim(what, "at least " + show.format(limit), found, None if value is None else value >= limit)
+
+
+def claims_table(claims):
+    """Markdown."""
+    if not claims:
+        return "No figure was promised here."
+    verdict = {True: "pass", False: "MISS", None: "?"}
+    rows = [[c["what"], c["wanted"], c["found"], verdict[c["kept"]]] for c in claims]
+    return grid(["claim", "promised", "measured", ""], rows)
+
+
+def find(rows, figure="seconds", **case):
+    """A figure of the row of a case, or None."""
+    found = [r for r in rows if all(r.get(k) == v for k, v in case.items()) and figure in r]
+    return found[-1][figure] if found else None
+
+
+def ratio(rows, of, to, figure="seconds", **case):
+    """A figure of route `of` over that of route `to`, or None."""
+    above, below = (find(rows, figure, route=route, **case) for route in (of, to))
+    return None if above is None or not below else above / below
+
+
+# --- tables ---
+
+
+def tables(rows):
+    """Markdown tables: for each kind of figure a line for each case and a column for each route."""
+    made = []
+    for title, figure, show in _FIGURES:
+        own = [r for r in rows if figure in r or (figure == "seconds" and "skipped" in r)]
+        if any(figure in r for r in own):
+            made.append(f"**{title}**\n\n{_pivot(own, figure, show)}")
+    return made
+
+
+def _pivot(rows, figure, show):
+    rows = [
+        {**r, "quantity": r["route"].split(": ")[0], "route": r["route"].split(": ")[1]} if ": " in r["route"] else r
+        for r in rows
+    ]
+    routes = list(dict.fromkeys(r["route"] for r in rows))
+    keys = [k for k in ("quantity", "energy", "dtype", "N") if any(k in r for r in rows)]
+    cases = list(dict.fromkeys(tuple(r.get(k, "") for k in keys) for r in rows))
+    lines = []
+    for case in cases:
+        own = {r["route"]: r for r in rows if tuple(r.get(k, "") for k in keys) == case}
+        first = next((r for r in own.values() if "seconds" in r), None)
+        cells = [_cell(own.get(route), figure, show, first) for route in routes]
+        lines.append([*map(str, case), *cells])
+    return grid([*keys, *routes], lines)
+
+
+def _cell(row, figure, show, first):
+    if row is None:
+        return ""
+    if figure not in row:
+        return row.get("skipped", "")
+    text = show(row[figure]) if row[figure] is not None else "?"
+    if figure == "seconds":
+        mark = "~" if row.get("extrapolated") else ""
+        times = f" ({row['seconds'] / first['seconds']:.3g}x)" if first is not None and row is not first else ""
+        return mark + text + times
+    return text
+
+
+_FIGURES = [
+    ("Time (and how many times that of the first column)", "seconds", in_seconds),
+    ("Temporaries that the compiler asks for", "temporaries", in_bytes),
+    ("Peak of the process during a call, over what it held before", "peak", in_bytes),
+    ("Peak of the process during the first call, tracing and compilation included", "first_peak", in_bytes),
+    ("Peak of the whole process", "process", in_bytes),
+    ("Tracing", "trace", in_seconds),
+    ("Compilation", "compile", in_seconds),
+    ("Large values", "virtual", str),
+    ("Steps of a solver", "steps", str),
+    ("Largest residual of the sampled rows, relative to the right-hand side", "residual", "{:.1e}".format),
+    ("Largest difference, relative to the largest entry", "error", "{:.1e}".format),
+    ("Exponent of the time in N", "exponent", "{:.2f}".format),
+]
+
+
+def grid(head, rows):
+    """A markdown table, aligned so that it reads well as plain text."""
+    cells = [head, *rows]
+    widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""The command line of a benchmark: parts that are run one by one, each over its cases, and their report."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from cases import KEY, sizes_compared
+from energies import ENERGIES, LARGEST
+from measuring import in_child
+from report import Report, claims_table, tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is measured over which cases by default, and what was promised of it.
+
+    Attributes:
+        about: what it shows, in a line.
+        claims: function of the rows.
+        task: what a child process does: a name among the script's tasks. "compare" times routes in turns.
+        patience: seconds after which a route leaves the rounds.
+        reference: routes whose time never keeps them from a larger size.
+        timeout: seconds for one child process.
+        growth: the power of N by which a rival's time is foretold.
+    """
+
+    about: str
+    claims: Callable
+    task: str = "compare"
+    energies: Sequence[str] = ()
+    dtypes: Sequence[str] = ("float32",)
+    sizes: Sequence[int] = ()
+    routes: Sequence[str] = ()
+    patience: float = 3.0
+    rounds: int = 15
+    reference: Sequence[str] = ()
+    growth: int = 3
+    timeout: float = 300.0
+
+
+def main(title, about, script, parts, tasks, out):
+    """Run parts as the command line says, or one task if this is a child process."""
+    if sys.argv[1:2] == ["--child"]:
+        task = json.loads(sys.argv[2])
+        tasks()[task["task"]](task)
+        return
+    options = _options(about, parts, out)
+    report = Report(title, options.out)
+    command = " ".join(["python", *sys.argv])
+    claims = []
+    for name in options.parts:
+        print(f"\n=== {name}: {parts[name].about}\n", flush=True)
+        start = time.perf_counter()
+        rows = _rows(parts[name], script, options)
+        found = parts[name].claims(rows)
+        claims += found
+        print("\n\n".join([*tables(rows), claims_table(found)]), flush=True)
+        report.add(name, rows, found, time.perf_counter() - start, command)
+    print(f"\n=== summary (in {options.out} and the .md beside it)\n\n{claims_table(claims)}")
+
+
+def _options(about, parts, out):
+    listed = "\n".join(f"  {name:<10} {part.about}" for name, part in parts.items())
+    parser = argparse.ArgumentParser(description=f"{about}\n\nparts:\n{listed}", formatter_class=argparse.RawTextHelpFormatter)
+    routes = dict.fromkeys(route for part in parts.values() for route in part.routes)
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts), metavar="PART")
+    parser.add_argument("--energies", nargs="+", choices=list(ENERGIES), metavar="ENERGY", help=", ".join(ENERGIES))
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "float64"], metavar="DTYPE", help="float32, float64")
+    parser.add_argument("--routes", nargs="+", choices=list(routes), metavar="ROUTE", help=", ".join(routes))
+    parser.add_argument("--memory", type=float, default=4e9, help="bytes that a rival may need")
+    parser.add_argument("--patience", type=float, help="seconds for the rounds of one route")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--timeout", type=float, help="seconds for one child process")
+    parser.add_argument("--out", default=out)
+    return parser.parse_args()
+
+
+def _rows(part, script, options):
+    """All cases of a part; what the command line asks for comes before the part's own choice."""
+    rows = []
+    for energy in options.energies or part.energies:
+        for dtype in options.dtypes or part.dtypes:
+            task = {"task": part.task, "energy": energy, "dtype": dtype, "memory": options.memory}
+            task |= {"timeout": options.timeout or part.timeout, "growth": part.growth}
+            task["routes"] = [r for r in options.routes or part.routes if r in part.routes]
+            task["patience"] = options.patience or part.patience
+            task["rounds"] = options.rounds or part.rounds
+            sizes = [N for N in options.sizes or part.sizes if LARGEST.get(energy, N) >= N]
+            print(f"{energy} {dtype} {sizes}", file=sys.stderr, flush=True)
+            if part.task == "compare":
+                rows += sizes_compared(script, task, sizes, part.reference)
+            else:
+                rows += [row for N in sizes for row in _of_child(script, {**task, "N": N})]
+    return rows
+
+
+def _of_child(script, task):
+    found, why = in_child(script, task, task["timeout"])
+    rows = [row for row in found if "route" in row]
+    if why is not None:
+        rows.append({**{name: task[name] for name in KEY}, "route": task["task"], "skipped": why})
+    return rows

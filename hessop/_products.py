@@ -1,0 +1,159 @@
+"""Choose how products are computed: from the point, from its residuals, or from the terms of the Hessian.
+
+Terms cost something to make and then least to multiply with (all pairs: one read of the matrix). What is cheapest depends on
+how many products there will be, which the caller knows or `EXPECTED` guesses. Depends on the routes and prices. Must never
+know operators or lineax, and never computes a product.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from hessop._budget import executable_bytes, format_bytes
+from hessop._columns import Point, shapes_of
+from hessop._errors import MemoryBudgetError
+from hessop._jaxpr import peak_bytes
+from hessop._plan import bytes_without_rule, elements
+from hessop._price import LEAST_WORK, work_of
+from hessop._program import HessianProgram
+from hessop._recompute import recomputes
+from hessop._terms_program import TermsProgram, products_by_tiles, terms_program
+from hessop.tiles import Tiled
+
+# Terms must win by this factor: prices are crude, and a plain product stores nothing and compiles sooner.
+_MARGIN = 2
+# Terms whose making takes this many budgets in all are not tried.
+_TURNS = 8
+
+
+def expected(n: int) -> int:
+    """Products that a linearization may expect: conjugate gradients take about as many on a lattice of n points, or ten.
+
+    Terms that need more to pay for themselves are not made: a solve that stops early would be slower for them.
+    """
+    return max(min(n, 10), math.isqrt(n))
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductChoice:
+    """How products are computed, and why.
+
+    Attributes:
+        program: what computes them: the program of the function, or a `TermsProgram`.
+        stored: whether what the program keeps of a point is computed once; otherwise anew with each product.
+        reason: why the other ways lost.
+    """
+
+    program: HessianProgram
+    stored: bool
+    reason: str
+
+    def __str__(self) -> str:
+        kind = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
+        return f"from {kind}: {self.reason}"
+
+
+def choose_product(point: Point, *, route: str, budget: int, count: int, compile: bool = True) -> ProductChoice:
+    """The cheapest way to `count` products that fits the budget.
+
+    Args:
+        point: the Hessian; its program is that of the function.
+        route: the user's choice: "structure" always makes terms, "columns" never, "tiles" keeps nothing but the point,
+            "auto" takes what is cheapest.
+        budget: bytes.
+        count: number of products.
+        compile: whether a candidate may be compiled to ask what it takes.
+
+    Raises:
+        MemoryBudgetError: route="structure" does not fit.
+    """
+    if route == "tiles":
+        return ProductChoice(point.program, False, "route='tiles' keeps nothing else")
+    plain = _without_terms(point, budget)
+    work = _work(plain)
+    if route == "columns":
+        return dataclasses.replace(plain, reason="route='columns' makes no terms")
+    if point.layout.n == 0:
+        return plain
+    limit = bytes_without_rule(point.program, budget)
+    # Each element that is made takes at least the time of one in a cache; and what is made fits, at least in turns.
+    most = min(count * work / (_MARGIN * LEAST_WORK), _TURNS * budget / point.layout.dtype.itemsize)
+    needed = 0
+    for terms, once, each in _forms(point.program, limit, most if route == "auto" else None, count):
+        figures = f"{elements(once)} elements touched once and {elements(each)} a product, otherwise {elements(work)}"
+        if route == "auto" and _MARGIN * (once + count * each) >= count * work:
+            return dataclasses.replace(plain, reason=f"terms would take {figures}")
+        needed = _peak(point, terms, budget, compile)
+        if needed <= budget:
+            return ProductChoice(terms, True, figures)
+    if not needed:
+        return dataclasses.replace(plain, reason=f"terms would take more than {elements(most)} elements")
+    if route == "structure":
+        raise MemoryBudgetError(
+            f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
+            f"{format_bytes(needed)}; the smallest budget that would do is memory={needed}, and route='auto' may do with less",
+            needed=needed,
+            budget=budget,
+        )
+    return dataclasses.replace(plain, reason=f"terms need {format_bytes(needed)}")
+
+
+def choose_products(point: Point, *, route: str, budget: int, count: int) -> tuple[Tiled, tuple[Any, ...]] | None:
+    """How `count` products at once are computed from the point: by tiles of the terms, or by `count` products (None).
+
+    Tiles take (what stands beside them, point, vectors).
+    """
+    if route == "columns" or point.layout.n == 0 or point.residuals is not None:
+        return None
+    work = count * _work(_without_terms(point, budget))
+    asked = route in ("structure", "tiles")
+    most = None if asked else work / (_MARGIN * LEAST_WORK)
+    found = products_by_tiles(point.program, bytes_without_rule(point.program, budget), count, most)
+    if found is None or asked:
+        return found
+    return found if _MARGIN * work_of(found[0].final().eqns, tiled=True) < work else None
+
+
+def _forms(program: HessianProgram, limit: int, most: float | None, count: int) -> list[tuple[TermsProgram, float, float]]:
+    """The forms in which terms can be kept, with the work of making each and of a product; the cheapest first."""
+    found: list[tuple[TermsProgram, float, float]] = []
+    # Half of the budget for what is made a matrix, with all that is in it or only what needs no sums; or nothing.
+    for room, sums in ((4 * limit, True), (4 * limit, False), (0, False)):
+        if room and not sums and not found[0][0].summed:
+            continue  # the same as the one before
+        terms = terms_program(program, limit, room, sums=sums, most=most)
+        if terms is None:
+            return found
+        found.append((terms, work_of(terms.make.equations.eqns, tiled=True), work_of(terms.linear.eqns)))
+    return sorted(found, key=lambda form: form[1] + count * form[2])
+
+
+def _without_terms(point: Point, budget: int) -> ProductChoice:
+    """From residuals or from the point, whichever is cheaper; from the point also where residuals do not fit."""
+    program = point.program
+    stored = ProductChoice(program, True, "")
+    if not recomputes(program):
+        return stored
+    residuals = program.linear.invars[: program.n_residuals]
+    fits = sum(v.aval.size * v.aval.dtype.itemsize for v in residuals) <= budget
+    anew = ProductChoice(program, False, "")
+    return stored if fits and _work(stored) <= _work(anew) else anew
+
+
+def _work(choice: ProductChoice) -> float:
+    program = choice.program
+    linear = program.linear.eqns
+    return work_of(linear) if choice.stored else work_of((*program.primal.eqns, *linear), tiled=True)
+
+
+def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> int:
+    """Bytes at the worst moment of making the terms, by the compiler's word where an upper estimate does not fit."""
+    equations = terms.make.equations
+    estimate = peak_bytes(equations, equations.invars)
+    if estimate <= budget or not compile:
+        return estimate
+    lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
+    told = terms.executable("bytes", lambda: executable_bytes(lowered.compile()))
+    return estimate if told is None else told

@@ -1,0 +1,279 @@
+"""How products are computed: the choice, and products from terms against those of jax.hessian."""
+
+import functools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import hessop
+from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessian
+
+FLOAT = jnp.result_type(float)
+TOLERANCE = 1e-12 if jnp.float64 == FLOAT else 5e-5
+# A matrix; lookups; an outer product.
+QUICK = {"pair_distances": "nested", "neighbor_list": "dict", "matrix_factorization": "array"}
+
+
+def pairs(x, width=1.0):
+    """All pairs of (N, 3): the terms are one matrix."""
+    return jnp.sum(jnp.exp(-width * jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
+
+
+def many_body(x):
+    """Embedded atoms: the terms are a sum over atoms of outer products, which vectors meet factor by factor."""
+    density = jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)), axis=1)
+    return -jnp.sum(jnp.sqrt(density))
+
+
+def chain(x, width=1.0):
+    """Neighbors on a line: the terms have O(n) entries, far fewer than the matrix."""
+    return jnp.sum(jnp.cos(width * x[1:] * x[:-1]))
+
+
+def points(n, seed=0):
+    return jnp.asarray(np.random.RandomState(seed).rand(n, 3), FLOAT)
+
+
+def random_like(x, seed=1, count=()):
+    rng = np.random.RandomState(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal((*count, *a.shape)), a.dtype), x)
+
+
+def flat(tree, batch=()):
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate([np.asarray(leaf).reshape(*batch, leaf.size // math.prod(batch)) for leaf in leaves], axis=-1)
+
+
+def close(a, b, scale=1.0):
+    np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * max(1.0, np.abs(b).max(initial=0)) * scale)
+
+
+def kept(fn, x, *args, **options):
+    """lineax's linearization that keeps terms."""
+    linearized = lx.linearise(hessop.HessianOperator(fn, x, args, route="structure", **options))
+    assert linearized.terms is not None
+    return linearized
+
+
+# --- against jax.hessian ---
+
+
+def cases():
+    for o in OBJECTIVES:
+        for kind in KINDS:
+            yield pytest.param(o, kind, id=f"{o.name}-{kind}", marks=[] if QUICK.get(o.name) == kind else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("objective", "kind"), list(cases()))
+def test_all_that_terms_give_equals_jax_hessian(objective, kind):
+    x = as_pytree(kind, 12, FLOAT, jax.random.key(2))
+    expected = np.asarray(jax.jit(lambda v: reference_hessian(objective, v))(jnp.asarray(flat(x))))
+    v, V = random_like(x), random_like(x, count=(3,))
+
+    @eqx.filter_jit
+    def everything(x):
+        H = kept(lift(objective.fn), x)
+        return H.mv(v), H.mm(V), H.materialize(), H.diagonal(), H.trace(), lx.tridiagonal(H)
+
+    product, products, dense, diagonal, trace, (_, lower, upper) = everything(x)
+    n = expected.shape[0]
+    scale = max(1.0, np.abs(expected).max()) * n
+    assert jax.tree.structure(product) == jax.tree.structure(x)
+    close(flat(product), expected @ flat(v), scale)
+    close(flat(products, (3,)), flat(V, (3,)) @ expected, scale)
+    close(dense, expected, scale)
+    close(flat(diagonal), np.diag(expected), scale)
+    close(trace, np.trace(expected), scale)
+    close(lower, np.diag(expected, -1), scale)
+    close(upper, np.diag(expected, 1), scale)
+
+
+@pytest.mark.parametrize("fn", [pairs, lambda x, w: chain(x.ravel(), w)], ids=["matrix", "diagonals"])
+def test_jit_vmap_and_derivatives(fn):
+    x, v, width = points(4), random_like(points(4)), jnp.asarray(0.7, FLOAT)
+    ours = lambda x, width: kept(fn, x, width).mv(v)
+    theirs = lambda x, width: jax.jvp(jax.grad(lambda x: fn(x, width)), (x,), (v,))[1]
+    close(jax.jit(ours)(x, width), theirs(x, width), 10)
+    batch = jnp.stack([x, points(4, 5)])
+    close(jax.vmap(ours, (0, None))(batch, width)[1], theirs(batch[1], width), 10)
+    weigh = lambda f: lambda *a: jnp.sum(jnp.sin(f(*a)))
+    found, expected = (jax.jit(jax.grad(weigh(f), (0, 1)))(x, width) for f in (ours, theirs))
+    close(found[0], expected[0], 100)
+    close(found[1], expected[1], 100)
+    forward = [jax.jit(lambda x, f=f: jax.jvp(functools.partial(f, width=width), (x,), (v,))[1])(x) for f in (ours, theirs)]
+    close(forward[0], forward[1], 100)
+
+
+def test_damping_and_dtypes():
+    x = {"a": points(4).astype(jnp.float32), "b": jnp.asarray([0.3, 0.4], FLOAT)}
+    fn = lambda x: pairs(x["a"]).astype(FLOAT) * jnp.prod(x["b"])
+    H = hessop.HessianOperator(fn, x, route="structure").damped(2.0)
+    linearized = lx.linearise(H)
+    assert linearized.terms is not None
+    v = random_like(x)
+    for product, leaf in zip(jax.tree.leaves(linearized.mv(v)), jax.tree.leaves(x), strict=True):
+        assert product.dtype == leaf.dtype
+    for product, expected in zip(jax.tree.leaves(linearized.mv(v)), jax.tree.leaves(H.mv(v)), strict=True):
+        np.testing.assert_allclose(product, expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(linearized.materialize(), H.materialize(), rtol=2e-4, atol=2e-5)
+
+
+def test_rows_in_chunks_from_terms():
+    x = points(30)
+    H = hessop.HessianOperator(pairs, x)
+    linearized = lx.linearise(H)
+    assert linearized.terms is not None
+    close(linearized.materialize(chunk=7), jax.hessian(pairs)(x).reshape(90, 90), 10)
+    out = np.zeros((90, 90), FLOAT)
+    assert linearized.materialize(out=out) is out
+    close(out, jax.hessian(pairs)(x).reshape(90, 90), 10)
+
+
+# --- the contract of lineax ---
+
+
+def test_it_is_an_operator_as_before():
+    x = points(4)
+    H = hessop.HessianOperator(pairs, x, route="structure", tags=lx.positive_semidefinite_tag)
+    linearized = lx.linearise(H)
+    assert lx.linearise(linearized) is linearized
+    assert linearized.tags == H.tags
+    assert lx.is_positive_semidefinite(linearized)
+    assert lx.is_symmetric(linearized)
+    again = eqx.filter_jit(lambda op: op)(linearized)
+    assert again.tags == H.tags
+    close(again.mv(x), H.mv(x), 10)
+    close((linearized + lx.IdentityLinearOperator(H.in_structure())).mv(x), H.mv(x) + x, 10)
+    close(lx.diagonal(linearized), np.diag(H.materialize()), 10)
+
+
+def test_new_points_do_not_compile(caplog):
+    product = jax.jit(lambda op, v: op.mv(v))
+
+    def everything(x):
+        linearized = kept(pairs, x)
+        return jax.block_until_ready(
+            (linearized.mv(x), product(linearized, x), linearized.mm(x[None]), linearized.materialize(), linearized.diagonal())
+        )
+
+    everything(points(4))
+    other = points(4, 7)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        everything(other)
+    assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
+
+
+def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, caplog):
+    def everything(free):
+        monkeypatch.setattr("hessop._abstract.free_memory", lambda device: free)
+        H = hessop.HessianOperator(pairs, points(4))
+        linearized = lx.linearise(H)
+        return jax.block_until_ready((linearized.mv(points(4)), H.mm(points(4)[None]), H.materialize(), H.diagonal()))
+
+    everything(2**33 - 1)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        everything(2**33 + 1)
+    assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
+    everything(2**36)  # but eight times as much is used
+
+
+# --- the choice ---
+
+
+def linearized(fn, x, **options):
+    return lx.linearise(hessop.HessianOperator(fn, x, **options))
+
+
+def test_terms_are_kept_where_they_pay():
+    assert linearized(pairs, points(30)).terms is not None
+    assert linearized(pairs, points(30), route="columns").terms is None
+    # One product from the point costs less than making terms first.
+    H = hessop.HessianOperator(pairs, points(30))
+    assert H._linearized(1).terms is None
+    # A matrix that costs n^3 to make is not paid back by n / 10 products of n^2.
+    data = jnp.asarray(np.random.RandomState(0).standard_normal((200, 90)), FLOAT)
+    logistic = lambda x: jnp.sum(jax.nn.softplus(data @ x))
+    assert linearized(logistic, data[0]).terms is None
+    assert linearized(logistic, data[0], route="structure").terms is not None
+
+
+def kinds_of_mm(H):
+    """Whether products of many vectors ran by tiles of terms, or as so many products."""
+    keys = [key[0] for key in H._point().program.executables if isinstance(key[0], tuple | str)]
+    return {"tiles" if isinstance(key, tuple) else "vmap" for key in keys if key == "mm" or key[0] == "mm"}
+
+
+@pytest.mark.parametrize("n", [20, 60])
+def test_many_products_at_once_are_made_from_terms(n):
+    x = points(n)
+    H = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x)
+    V = random_like(x, count=(50,))
+    dense = np.asarray(H.materialize())
+    close(flat(H.mm(V), (50,)), flat(V, (50,)) @ dense, 100)
+    assert kinds_of_mm(H) == {"tiles"}
+    columns = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x, route="columns")
+    close(flat(columns.mm(V), (50,)), flat(V, (50,)) @ dense, 100)
+    assert kinds_of_mm(columns) == {"vmap"}
+    close(flat(H.damped(2.0).mm(V), (50,)), flat(V, (50,)) @ (dense + 2 * np.eye(3 * n)), 100)
+
+
+FEATURES = np.random.RandomState(0).rand(2, 100, 450)
+
+
+def dear_product(x):
+    """A matrix of all pairs that is dear to make again: with "auto" its residuals are stored."""
+    features, weights = jnp.asarray(FEATURES, FLOAT)
+    return jnp.sum(jnp.tanh(jnp.sin(x[:, None] * features[:, 0][None]) @ weights / 100) ** 2)
+
+
+def test_the_tiles_route_keeps_nothing_but_the_point():
+    x = points(450)[:, 0]
+    v = random_like(x)
+    dense = np.asarray(jax.hessian(dear_product)(x))
+    for route in ("auto", "tiles"):
+        H = hessop.HessianOperator(dear_product, x, route=route)
+        linearized = lx.linearise(H)
+        assert linearized.stored == (route == "auto")
+        for product in (H.mv(v), linearized.mv(v), H.mm(v[None])[0], linearized.mm(v[None])[0]):
+            close(product, dense @ v, 1e3)
+        close(H.materialize(), dense, 1e3)
+        said = "by tiles" if route == "tiles" else "with residuals made for it"
+        assert f"one at a time: {said}" in str(H.plan())
+    assert "route='tiles' keeps nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
+
+
+def test_a_small_budget_keeps_no_terms():
+    x = points(60)
+    plain = linearized(pairs, x, memory="200kB")
+    assert plain.terms is None
+    close(plain.mv(x), hessop.HessianOperator(pairs, x).mv(x), 10)
+    with pytest.raises(hessop.MemoryBudgetError, match=r"route='structure' multiplies with.*smallest budget .* memory=\d+"):
+        linearized(pairs, x, memory="200kB", route="structure")
+
+
+def test_terms_of_few_entries_are_never_made_a_matrix():
+    x = points(400).ravel()
+    terms = kept(chain, x).terms
+    assert terms.nnz() < 6 * x.size
+    v = random_like(x)
+    close(kept(chain, x).mv(v), jax.jvp(jax.grad(chain), (x,), (v,))[1], 10)
+
+
+def test_the_plan_says_how():
+    text = lambda fn, x, **options: str(hessop.HessianOperator(fn, x, **options).plan())
+    assert "of lineax.linearise: from terms" in text(pairs, points(30))
+    assert "from residuals: terms would take" in text(lambda x: jnp.sum(jnp.sin(x) * x[:1]), points(30))
+    assert "route='columns' makes no terms" in text(pairs, points(30), route="columns")
+
+
+def test_what_has_no_terms_or_no_elements():
+    x = points(2)
+    affine = linearized(lambda x: jnp.sum(3.0 * x), x, route="structure")
+    close(affine.mv(x), np.zeros((2, 3)))
+    empty = jnp.zeros((0, 3), FLOAT)
+    assert linearized(lambda x: jnp.sum(x**2), empty).mv(empty).shape == (0, 3)
