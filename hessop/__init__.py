@@ -1,6 +1,8 @@
 """hessop: Hessians in JAX, from unmodified Python functions."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from hessop._check import check_hessian as check_hessian
 
@@ -29,4 +31,14 @@ from hessop.krylov._results import StopReason as StopReason
 from hessop.krylov.minres import MINRES as MINRES
 from hessop.krylov.truncated_cg import TruncatedCG as TruncatedCG
 
+if _TYPE_CHECKING:
+    from hessop import optax as optax, scipy as scipy
+
 __version__ = _version("hessop")
+
+
+def __getattr__(name: str) -> _Any:
+    """Modules that need a library which the rest does without, loaded when they are first asked for."""
+    if name in ("optax", "scipy"):
+        return _importlib.import_module(f"hessop.{name}")
+    raise AttributeError(f"module 'hessop' has no attribute {name!r}")

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import Array
 
 from hessop._abstract import AbstractHessian
@@ -149,9 +150,11 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         "block_jacobi: the diagonal blocks of H are not finite at this point; H.plan() says what to look at",
     )
     # LAPACK knows no half precision.
-    wide = [b.astype(jnp.promote_types(b.dtype, jnp.float32)) for b in blocks]
+    wide = [b.astype(jnp.float32) if jnp.finfo(b.dtype).bits < 32 else b for b in blocks]
     spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(jnp.result_type(*wide)) for w, _ in spectra]))
+    largest = jnp.max(
+        jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(np.result_type(*(b.dtype for b in wide))) for w, _ in spectra])
+    )
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
         relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if smallest is None else smallest

@@ -43,6 +43,12 @@ def test_loads_no_optional_library():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_modules_of_other_libraries_are_loaded_when_asked_for():
+    code = "import hessop; hessop.optax.newton_cg(); hessop.scipy.linear_operator; hessop.nothing"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "AttributeError: module 'hessop' has no attribute 'nothing'", done.stderr
+
+
 def test_leaves_the_settings_of_jax_alone():
     code = "import jax; before = dict(jax.config.values); import hessop;print(before == dict(jax.config.values))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

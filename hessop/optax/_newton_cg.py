@@ -174,16 +174,18 @@ def newton_cg(
         TypeError, ValueError: an argument is of the wrong kind.
 
     Example:
-        >>> import jax.numpy as jnp, hessop.optax, optax
+        >>> import jax, jax.numpy as jnp, hessop.optax, optax
         >>> fn = lambda x: 100.0 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2
         >>> solver = hessop.optax.newton_cg()
+        >>> @jax.jit
+        ... def step(x, state):
+        ...     value, grad = optax.value_and_grad_from_state(fn)(x, state=state)
+        ...     updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=fn)
+        ...     return optax.apply_updates(x, updates), state
         >>> x = jnp.array([-1.2, 1.0])
         >>> state = solver.init(x)
-        >>> value_and_grad = optax.value_and_grad_from_state(fn)
         >>> for _ in range(30):
-        ...     value, grad = value_and_grad(x, state=state)
-        ...     updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=fn)
-        ...     x = optax.apply_updates(x, updates)
+        ...     x, state = step(x, state)
         >>> print(x)
         [1. 1.]
     """

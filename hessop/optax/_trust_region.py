@@ -118,12 +118,15 @@ def newton_trust_region(
     Example:
         >>> import jax, jax.numpy as jnp, hessop.optax, optax
         >>> fn = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4  # a saddle point at zero
-        >>> solver = hessop.optax.newton_trust_region(subproblem="exact")
+        >>> solver = hessop.optax.newton_trust_region(subproblem="exact", max_cg_steps=2)
+        >>> @jax.jit
+        ... def step(x, state):
+        ...     updates, state = solver.update(jax.grad(fn)(x), state, x, value_fn=fn)
+        ...     return optax.apply_updates(x, updates), state
         >>> x = jnp.array([1.0, 0.0])
         >>> state = solver.init(x)
         >>> for _ in range(20):
-        ...     updates, state = solver.update(jax.grad(fn)(x), state, x, value_fn=fn)
-        ...     x = optax.apply_updates(x, updates)
+        ...     x, state = step(x, state)
         >>> print(f"{fn(x):.3f}")
         -1.000
 

@@ -1,0 +1,82 @@
+"""Where the solvers end, in the loop of optax's users: minima, quadratically, and never uphill on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hessop
+from hessop.optax import newton_cg, newton_trust_region, scale_by_newton_cg
+
+from .support import lennard_jones, minimize, quartic_saddle, rosenbrock
+
+TOLERANCE = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-3
+
+
+def cluster():
+    """Thirteen atoms near an icosahedron, whose energy as a global minimum is known: -44.326801 (Hoare and Pal, 1971)."""
+    golden = (1 + 5**0.5) / 2
+    corners = [(0, a, b * golden) for a in (1, -1) for b in (1, -1)]
+    corners = np.asarray([np.roll(corner, k) for corner in corners for k in range(3)])
+    shaken = 0.03 * np.random.RandomState(0).standard_normal((13, 3))
+    return jnp.asarray(np.concatenate([np.zeros((1, 3)), 0.57 * corners]) + shaken, float)
+
+
+@pytest.mark.parametrize("make", [newton_cg, newton_trust_region])
+def test_rosenbrock_chain(make):
+    start = jnp.asarray([-1.2, 1.0] * 4)
+    final, state = minimize(rosenbrock, start, make(), steps=80, tol=TOLERANCE)
+    np.testing.assert_allclose(jax.grad(rosenbrock)(final), 0, atol=10 * TOLERANCE)
+    assert int(optax.tree.get(state, "count")) < 80
+    assert rosenbrock(final) < 4.1  # the other minimum of the chain has 3.99
+
+
+def test_a_cluster_of_atoms():
+    solver = newton_trust_region(preconditioner="block_jacobi")
+    final, state = minimize(lennard_jones, cluster(), solver, steps=40, tol=100 * TOLERANCE)
+    np.testing.assert_allclose(lennard_jones(final), -44.326801, rtol=1e-6)
+    # A minimum: six zero modes, and the rest is positive.
+    spectrum = np.linalg.eigvalsh(hessop.HessianOperator(lennard_jones, final).materialize())
+    assert np.sum(spectrum > 1) == 13 * 3 - 6
+    assert spectrum.min() > -0.05
+    assert int(optax.tree.get(state, "count")) < 15
+
+
+def test_the_exact_subproblem_leaves_a_saddle_point():
+    start = jnp.asarray([0.0, 0.0])
+    solver = newton_trust_region(subproblem="exact", initial_radius=0.5)
+    state = solver.init(start)
+
+    @jax.jit
+    def step(x, state):
+        updates, state = solver.update(jax.grad(quartic_saddle)(x), state, x, value_fn=quartic_saddle)
+        return optax.apply_updates(x, updates), state
+
+    x = start
+    for _ in range(20):
+        x, state = step(x, state)
+    np.testing.assert_allclose(quartic_saddle(x), -1, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_direction_is_uphill(count):
+    """Random quadratics of every signature and many scales."""
+    solver, n = scale_by_newton_cg(), 6
+
+    def objective(x, matrix, vector):
+        return 0.5 * jnp.vdot(x, matrix @ x) + jnp.vdot(vector, x)
+
+    @jax.jit
+    @jax.vmap
+    def slope(matrix, vector, x):
+        grad = matrix @ x + vector
+        updates, _ = solver.update(grad, solver.init(x), x, value_fn=objective, matrix=matrix, vector=vector)
+        return jnp.vdot(updates, grad)
+
+    rng = np.random.RandomState(0)
+    basis = np.linalg.qr(rng.standard_normal((count, n, n)))[0]
+    spectra = rng.choice([-1, 1], (count, n)) * 10 ** rng.uniform(-3, 3, (count, n))
+    matrices = jnp.asarray(np.einsum("kia,ka,kja->kij", basis, spectra, basis), float)
+    vectors, points = (jnp.asarray(rng.standard_normal((count, n)), float) for _ in range(2))
+    assert int(jnp.sum(~(slope(matrices, vectors, points) > 0))) == 0
