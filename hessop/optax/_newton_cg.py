@@ -13,7 +13,7 @@ import lineax as lx
 import optax
 from jax import Array, lax
 
-from hessop._annotations import Scalar
+from hessop._annotations import Function, Scalar
 from hessop.krylov import _vectors as vec
 from hessop.krylov._results import StopReason
 from hessop.krylov.truncated_cg import TruncatedCG
@@ -56,7 +56,7 @@ def scale_by_newton_cg(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
-    curvature_fn: Callable[..., Any] | None = None,
+    curvature_fn: Function | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by the inverse of the Hessian: the Newton direction, where there is one.
 
@@ -148,7 +148,7 @@ def newton_cg(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
-    curvature_fn: Callable[..., Any] | None = None,
+    curvature_fn: Function | None = None,
     linesearch: Any = _ZOOM,
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method with truncated conjugate gradients and a line search: `optax.lbfgs` with the Hessian in its place.

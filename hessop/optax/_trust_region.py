@@ -13,7 +13,7 @@ import lineax as lx
 import optax
 from jax import Array
 
-from hessop._annotations import Scalar
+from hessop._annotations import Function, Scalar
 from hessop.krylov import _vectors as vec
 from hessop.krylov._options import positive
 from hessop.krylov._results import StopReason
@@ -36,7 +36,7 @@ class TrustRegionInfo(NamedTuple):
         residual: |g + H p| of the step p.
         curvature: d.Hd / d.d of the direction in which curvature was not positive, NaN where none was met.
         stop_reason: a `hessop.StopReason` of the linear solve.
-        ratio: actual decrease by that of the model, NaN where the objective was not finite.
+        ratio: actual decrease by that of the model, NaN where the objective was not finite or the model promised nothing.
         accepted: whether the step was taken.
     """
 
@@ -85,7 +85,7 @@ def newton_trust_region(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
-    curvature_fn: Callable[..., Any] | None = None,
+    curvature_fn: Function | None = None,
     subproblem: Any = "truncated",
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method in a trust region: minimize the quadratic model within a radius, and take the step if it is worth it.
@@ -239,7 +239,9 @@ def _try(
     by_gradients = -vec.dot(mean, vec.cast(step, dtype))
     blurred = (promised <= _BLURRED_ULPS * ulp) & (new <= old + _NOISE_ULPS * ulp)
     ratio = jnp.where(blurred, by_gradients, old - new) / promised
-    ratio = jnp.where(jnp.isfinite(new) & finite(grad) & finite(at), ratio, jnp.nan)
+    # Along the zero modes of a Hessian the model is rounding, and may come out as a rise.
+    judged = jnp.isfinite(new) & finite(grad) & finite(at) & (promised > 0)
+    ratio = jnp.where(judged, ratio, jnp.nan)
     moved = jnp.any(jnp.stack([jnp.any(a != p) for a, p in zip(jax.tree.leaves(at), jax.tree.leaves(params), strict=True)]))
     length = stats["step_norm"]
     shrunk = jnp.where(ratio >= _POOR, radius, _SHRINK * jnp.minimum(length, radius))

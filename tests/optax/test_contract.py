@@ -17,7 +17,7 @@ SOLVERS = {"newton_cg": newton_cg, "newton_trust_region": newton_trust_region}
 STEPS = {"newton_cg": functools.partial(newton_cg, linesearch=None), "newton_trust_region": newton_trust_region}
 # What optax computes itself mixes dtypes here; the other tests are strict.
 standard_promotion = pytest.mark.usefixtures("standard")
-DTYPES = ["float16", "float64", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float32"))]
+DTYPES = ["float16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float32", "float64"))]
 
 
 @pytest.fixture
@@ -130,7 +130,8 @@ def test_objectives_that_close_over_traced_arrays(name):
     np.testing.assert_allclose(moved, centres, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param("newton_cg", marks=pytest.mark.slow), "newton_trust_region"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS)
 def test_pytrees(name):
     loss = lambda p: jnp.sum((p["a"] - 1) ** 2) + jnp.sum((p["b"][0] + 2) ** 4) + (p["a"][0] * p["b"][0][0, 0]) ** 2
     params = {"a": jnp.zeros(3), "b": (jnp.zeros((2, 2)),)}
@@ -143,6 +144,7 @@ def test_pytrees(name):
 # --- optax's wrappers ---
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("name", SOLVERS)
 def test_inject_hyperparams(name):
     hyperparams = {"damping": 0.3, "rtol": 1e-3}

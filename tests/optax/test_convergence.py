@@ -23,7 +23,7 @@ def cluster():
     return jnp.asarray(np.concatenate([np.zeros((1, 3)), 0.57 * corners]) + shaken, float)
 
 
-@pytest.mark.parametrize("make", [newton_cg, newton_trust_region])
+@pytest.mark.parametrize("make", [pytest.param(newton_cg, marks=pytest.mark.x64), newton_trust_region])
 def test_rosenbrock_chain(make):
     start = jnp.asarray([-1.2, 1.0] * 4)
     final, state = minimize(rosenbrock, start, make(), steps=80, tol=TOLERANCE)
@@ -32,6 +32,7 @@ def test_rosenbrock_chain(make):
     assert rosenbrock(final) < 4.1  # the other minimum of the chain has 3.99
 
 
+@pytest.mark.x64  # one lane is enough for what takes long to compile
 def test_a_cluster_of_atoms():
     solver = newton_trust_region(preconditioner="block_jacobi")
     final, state = minimize(lennard_jones, cluster(), solver, steps=40, tol=100 * TOLERANCE)

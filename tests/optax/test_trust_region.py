@@ -1,0 +1,115 @@
+"""The trust region: what it takes and refuses, its radius, and the corners in which a comparison of values says nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hessop import StopReason
+from hessop.optax import newton_trust_region
+
+from .support import lennard_jones, rosenbrock
+
+EPS = float(jnp.finfo(jnp.result_type(float)).eps)
+
+
+def trace(fn, x, solver, steps):
+    """The point and state after each step, and values and norms of gradients before it."""
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = jax.value_and_grad(fn)(x)
+        updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=fn)
+        x = optax.apply_updates(x, updates)
+        return (x, state), ((x, state), value, optax.tree.norm(grad))
+
+    return jax.jit(lambda x: jax.lax.scan(step, (x, solver.init(x)), length=steps)[1])(jnp.asarray(x, float))
+
+
+def barrier(x):
+    """Finite inside of a simplex only, with a minimum near one of its sides."""
+    return 50 * x[0] - jnp.sum(jnp.log(x)) - jnp.log(1 - jnp.sum(x))
+
+
+def test_a_step_out_of_the_domain_is_not_taken():
+    solver, x = newton_trust_region(initial_radius=10.0), jnp.asarray([0.3, 0.3, 0.3])
+    value, grad = jax.value_and_grad(barrier)(x)
+    updates, state = solver.update(grad, solver.init(x), x, value=value, grad=grad, value_fn=barrier)
+    assert not np.any(updates)
+    assert not bool(state.info.accepted)
+    assert np.isnan(state.info.ratio)
+    assert state.radius < 10
+    # What the state says of the point is still true, so nothing is evaluated again.
+    np.testing.assert_array_equal(state.value, value)
+    np.testing.assert_array_equal(state.grad, grad)
+    (x, _), values, norms = trace(barrier, x, solver, 20)
+    x = x[-1]
+    assert np.all(np.diff(values) <= 10 * EPS * np.abs(values[1:]))
+    assert norms[-1] < 1e-3
+    np.testing.assert_allclose(jnp.sum(1 / x), 50 + 3 / (1 - jnp.sum(x)), rtol=1e-4)
+
+
+def test_what_is_not_finite_where_one_stands_is_said():
+    solver, x = newton_trust_region(), jnp.ones(2)
+    broken = lambda x: jnp.sum(x) * jnp.nan
+    updates, state = solver.update(jax.grad(broken)(x), solver.init(x), x, value_fn=broken)
+    assert not np.any(updates)
+    assert bool(state.info.stop_reason == StopReason.not_finite)
+    assert np.isfinite(state.radius)
+
+
+def test_the_radius_follows_the_model():
+    # The model of a quadratic is exact, so that the region grows until the minimum is inside.
+    quadratic = lambda x: jnp.sum(jnp.asarray([1.0, 10.0, 100.0]) * (x - 100) ** 2)
+    (_, state), _, norms = trace(quadratic, [0.0, 0.0, 0.0], newton_trust_region(initial_radius=1.0), 14)
+    np.testing.assert_allclose(state.radius[:6], 2.0 ** np.arange(1, 7))
+    assert norms[-1] <= 1e-5 * norms[0]
+    # One that the model is wrong about shrinks it to a quarter of the step.
+    cliff = lambda x: jnp.sum(x) + jnp.sum(jnp.maximum(-x - 0.5, 0) ** 2) * 1e3
+    (_, state), _, _ = trace(cliff, [0.0, 0.0, 0.0], newton_trust_region(initial_radius=8.0), 1)
+    np.testing.assert_allclose(state.radius, 2, rtol=1e-6)
+    assert not np.any(state.info.accepted)
+
+
+def test_the_gradient_falls_to_its_own_rounding():
+    # A thousand added to the objective hides the last six decades of its decrease in float64, and all but one in float32.
+    (x, _), _, norms = trace(lambda x: rosenbrock(x) + 1000, [0.0] * 4, newton_trust_region(), 50)
+    assert norms[-1] <= 1e4 * EPS
+    np.testing.assert_allclose(x[-1], 1, rtol=1e4 * EPS)
+
+
+def test_zero_modes_do_not_lead_away_from_a_minimum():
+    # At the minimum the exact subproblem steps along rotations of the cluster as far as the radius goes, for a gain of
+    # rounding: these starts ended above the minimum once.
+    starts = np.random.RandomState(0).uniform(0, 2.2, (50, 7, 3))[[4, 7, 11]]
+    solver = newton_trust_region(subproblem="exact", max_cg_steps=21)
+    _, values, norms = jax.vmap(lambda x: trace(lennard_jones, x, solver, 40))(jnp.asarray(starts, float))
+    assert np.all(np.diff(values[:, 20:]) <= 20 * EPS * np.abs(values[:, 20:-1]))
+    assert np.all(norms[:, -1] <= 1e4 * EPS)
+
+
+@pytest.mark.x64
+def test_units_do_not_matter():
+    @jax.jit
+    @jax.vmap
+    def run(scale, unit):
+        fn = lambda x: scale * rosenbrock(x * unit)
+        solver = newton_trust_region()
+
+        def step(carry, _):
+            x, state = carry
+            grad = jax.grad(fn)(x)
+            updates, state = solver.update(grad, state, x, value_fn=fn)
+            return (optax.apply_updates(x, updates), state), (optax.tree.norm(grad), state.info.num_cg_steps)
+
+        x = jnp.asarray([-1.2, 1.0, -1.2, 1.0]) / unit
+        (x, _), (norms, products) = jax.lax.scan(step, (x, solver.init(x)), length=36)
+        return x * unit, norms / norms[0], products
+
+    cases = [(s, c) for s in (1.0, 1e-20, 1e-8, 1e8, 1e20) for c in (1.0, 1e-6, 1e6)]
+    x, norms, products = (np.asarray(a) for a in run(*np.asarray(cases).T))
+    np.testing.assert_allclose(x, 1, rtol=1e-8)
+    needed = np.sum(norms > 1e-6, axis=1)
+    assert np.ptp(needed) <= 1
+    assert np.all(np.abs(np.sum(products[:, :20], axis=1) - np.sum(products[0, :20])) <= 1)
