@@ -141,7 +141,7 @@ ENERGIES = _benchmarks()
     "name", [pytest.param(n, marks=[] if n in ("issue_787", "small_net") else [pytest.mark.slow]) for n in ENERGIES]
 )
 def test_energies_of_the_benchmarks_equal_jax_hessian(name):
-    x = points(6, 3)
+    x = points(6, 3)[:, 0] if name == "logistic" else points(6, 3)
     # The energy as it was posted is NaN for jax.hessian: the same with its self pairs masked is what it means.
     reference = ENERGIES["safe_sqrt" if name == "issue_787" else name]
     with jax.numpy_dtype_promotion("standard"):
