@@ -1,0 +1,79 @@
+"""One direction: against dense algebra, with another curvature, damped, preconditioned, and where the Hessian is broken."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+
+import hessop
+from hessop import StopReason
+from hessop.optax import scale_by_newton_cg
+
+RTOL = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-4
+TIGHT = 1e-10 if jnp.result_type(float) == jnp.float64 else 1e-5
+
+
+def model(x, inputs):
+    """The residuals' inputs enter as arguments of the objective do."""
+    return jnp.tanh(inputs @ x) + 0.5 * inputs @ x
+
+
+def loss(x, inputs, targets):
+    return 0.5 * jnp.sum((model(x, inputs) - targets) ** 2)
+
+
+def setup():
+    rng = np.random.RandomState(0)
+    x, inputs, targets = (jnp.asarray(rng.standard_normal(shape), float) for shape in (4, (9, 4), 9))
+    return x, {"inputs": inputs, "targets": targets}
+
+
+def direction(fn, x, arguments, **options):
+    solver = scale_by_newton_cg(rtol=TIGHT, **options)
+    grad = jax.grad(fn)(x, **arguments)
+    run = jax.jit(lambda x, arguments: solver.update(grad, solver.init(x), x, value_fn=fn, **arguments))
+    updates, state = run(x, arguments)
+    return updates, state.info, grad
+
+
+def gauss_newton(x, inputs, targets):
+    del targets
+    jacobian = jax.jacobian(model)(x, inputs)
+    return lx.MatrixLinearOperator(jacobian.T @ jacobian, lx.positive_semidefinite_tag)
+
+
+def test_another_curvature_in_place_of_the_hessian_and_damping():
+    x, arguments = setup()
+    jacobian = jax.jacobian(model)(x, arguments["inputs"])
+    updates, info, grad = direction(loss, x, arguments, curvature_fn=gauss_newton, damping=0.3)
+    np.testing.assert_allclose(updates, jnp.linalg.solve(jacobian.T @ jacobian + 0.3 * jnp.eye(4), grad), rtol=RTOL)
+    assert bool(info.stop_reason == StopReason.converged)
+
+
+def test_a_damped_hessian_with_a_preconditioner():
+    x, arguments = setup()
+    H = jax.hessian(loss)(x, **arguments)
+    damping = 1.0 - min(0.0, float(jnp.linalg.eigvalsh(H)[0]))
+    expected = lambda grad: jnp.linalg.solve(H + damping * jnp.eye(4), grad)
+    make = lambda operator: hessop.block_jacobi(operator, block=2)
+    for preconditioner in ("block_jacobi", make):
+        updates, info, grad = direction(loss, x, arguments, damping=damping, preconditioner=preconditioner)
+        np.testing.assert_allclose(updates, expected(grad), rtol=10 * RTOL)
+    # One block of all unknowns is the inverse.
+    _, info, _ = direction(loss, x, arguments, damping=damping, preconditioner=lambda H: hessop.block_jacobi(H, block=4))
+    assert int(info.num_cg_steps) <= 2
+
+
+def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient():
+    fn = lambda x: jnp.sum(x**2) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
+    x = jnp.asarray([0.0, 1.0])
+    updates, info, grad = direction(fn, x, {})
+    assert np.all(np.isfinite(grad))
+    np.testing.assert_array_equal(updates, grad)
+    assert bool(info.stop_reason == StopReason.gradient)
+
+
+def test_at_a_stationary_point_there_is_no_step():
+    updates, info, _ = direction(lambda x: jnp.sum(x**2), jnp.zeros(2), {})
+    assert not np.any(updates)
+    assert bool(info.stop_reason == StopReason.converged)
