@@ -19,9 +19,9 @@ from hessop._program import HessianProgram
 from hessop.structure import StructuredHessian, TooLarge, propagate
 from hessop.tiles import Options, Tiled, trace_tiled
 
-# Pair values are made where they are read from a few dozen particles on: planes are faster than arrays with an axis of
-# length 3 long before memory matters.
-TERMS_OPTIONS = Options(threshold=2**10, regroup=True)
+# Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
+# long before memory matters, and take XLA a third of the time to compile.
+TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -146,8 +146,12 @@ def _weighted(matrix: Array, weights: Any, axis: int) -> Array:
     return lax.dot_general(matrix, vector, dims, precision=lax.Precision.HIGHEST, preferred_element_type=matrix.dtype)
 
 
+# Planes of fewer elements are summed as JAX does it: a product takes XLA's CPU backend ten times as long to compile as a sum.
+_SMALL_SUM = 2**14
+
+
 def _sum(tools: Tools, array: Array, axis: int) -> Array:
-    product = tools.products and array.ndim > 1 and jnp.issubdtype(array.dtype, jnp.inexact)
+    product = tools.products and array.ndim > 1 and array.size > _SMALL_SUM and jnp.issubdtype(array.dtype, jnp.inexact)
     return summed(array, axis) if product else jnp.sum(array, axis=axis, dtype=array.dtype)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+import pytest
 
 import hessop
 from hessop import StopReason
@@ -11,6 +12,8 @@ from hessop.optax import scale_by_newton_cg
 
 RTOL = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-4
 TIGHT = 1e-10 if jnp.result_type(float) == jnp.float64 else 1e-5
+
+pytestmark = pytest.mark.x64  # one lane is enough for what takes long to compile
 
 
 def model(x, inputs):

@@ -13,6 +13,8 @@ from .support import lennard_jones, rosenbrock
 
 EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
+pytestmark = pytest.mark.x64  # one lane is enough for what takes long to compile
+
 
 def trace(fn, x, solver, steps):
     """The point and state after each step, and values and norms of gradients before it."""
