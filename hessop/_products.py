@@ -77,6 +77,9 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
         return dataclasses.replace(plain, reason="route='columns' makes no terms")
     if point.layout.n == 0:
         return plain
+    if route == "auto" and not plain.stored:
+        # A solver's loop reads a large matrix slowly: XLA's CPU backend copies or converts it in each turn.
+        return dataclasses.replace(plain, reason="residuals are made where they are read, which takes least in a loop")
     limit = bytes_without_rule(point.program, budget)
     # Each element that is made takes at least the time of one in a cache; and what is made fits, at least in turns.
     most = min(count * work / (_MARGIN * LEAST_WORK), _TURNS * budget / point.layout.dtype.itemsize)
