@@ -44,6 +44,7 @@ def test_a_cluster_of_atoms():
     assert int(optax.tree.get(state, "count")) < 15
 
 
+@pytest.mark.slow  # the example in the docstring is this one, from another point of the same axis
 def test_the_exact_subproblem_leaves_a_saddle_point():
     start = jnp.asarray([0.0, 0.0])
     solver = newton_trust_region(subproblem="exact", initial_radius=0.5)
