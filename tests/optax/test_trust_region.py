@@ -58,6 +58,20 @@ def test_what_is_not_finite_where_one_stands_is_said():
     assert np.isfinite(state.radius)
 
 
+@pytest.mark.parametrize("preconditioner", [pytest.param(None, marks=pytest.mark.slow), "block_jacobi"])
+def test_where_the_hessian_is_not_finite_the_step_is_along_the_gradient(preconditioner):
+    fn = lambda x: jnp.sum(x**2 - 3 * x) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
+    start = [0.0, 1.0]
+    (x, state), values, norms = trace(fn, start, newton_trust_region(preconditioner=preconditioner, initial_radius=4.0), 12)
+    # The first radius leads uphill.
+    assert state.info.accepted[:3].tolist() == [False, True, True]
+    assert np.all((state.info.stop_reason == StopReason.gradient)[:3] == jnp.asarray([True, True, False]))
+    np.testing.assert_allclose(x[1], np.asarray(start) - jax.grad(fn)(jnp.asarray(start)) / norms[0], rtol=1e-5)
+    assert np.all(np.diff(values) <= 10 * EPS * np.abs(values[1:]))
+    np.testing.assert_allclose(x[-1], x[-1][0], rtol=1e-5)
+    assert norms[-1] < 1e-4
+
+
 def test_the_radius_follows_the_model():
     # The model of a quadratic is exact, so that the region grows until the minimum is inside.
     quadratic = lambda x: jnp.sum(jnp.asarray([1.0, 10.0, 100.0]) * (x - 100) ** 2)
