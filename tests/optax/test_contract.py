@@ -15,10 +15,9 @@ from .support import minimize, rosenbrock
 SOLVERS = {"newton_cg": newton_cg, "newton_trust_region": newton_trust_region}
 # The line search is optax's, and takes most of the time to compile; one step of a convex objective needs none.
 STEPS = {"newton_cg": functools.partial(newton_cg, linesearch=None), "newton_trust_region": newton_trust_region}
-# What one solver does under a wrapper the other does too: one of them each time, and both in the slow lane.
+# What one solver does under a wrapper the other does too.
 slowly = lambda value: pytest.param(value, marks=pytest.mark.slow)
-FIRST_CG = ["newton_cg", slowly("newton_trust_region")]
-FIRST_REGION = [slowly("newton_cg"), "newton_trust_region"]
+FIRST = ["newton_cg", slowly("newton_trust_region")]
 # What optax computes itself mixes dtypes here; the other tests are strict.
 standard_promotion = pytest.mark.usefixtures("standard")
 DTYPES = ["float16", *map(slowly, ("bfloat16", "float32", "float64"))]
@@ -97,7 +96,7 @@ def scaled_parabola(x, scale, *, centre):
     return scale * jnp.sum((x - centre) ** 2)
 
 
-@pytest.mark.parametrize("name", FIRST_CG)
+@pytest.mark.parametrize("name", FIRST)
 def test_arguments_of_the_objective_go_by_name(name):
     solver, params = SOLVERS[name](), start()
     arguments = {"scale": jnp.asarray(3.0), "centre": jnp.asarray([2.0, 0.0, 5.0])}
@@ -114,7 +113,7 @@ def test_arguments_of_the_objective_go_by_name(name):
     np.testing.assert_allclose(params, arguments["centre"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FIRST_CG)
+@pytest.mark.parametrize("name", FIRST)
 def test_objectives_that_close_over_traced_arrays(name):
     solver = STEPS[name]()
 
@@ -149,7 +148,7 @@ def test_pytrees(name):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("name", FIRST_CG)
+@pytest.mark.parametrize("name", FIRST)
 def test_inject_hyperparams(name):
     hyperparams = {"damping": 0.3, "rtol": 1e-3}
     if name == "newton_cg":
@@ -182,7 +181,7 @@ def test_hyperparameters_are_scheduled_and_changed():
 
 
 @standard_promotion
-@pytest.mark.parametrize("name", FIRST_REGION)
+@pytest.mark.parametrize("name", FIRST)
 def test_multi_steps(name):
     solver = optax.MultiSteps(STEPS[name](), every_k_schedule=3)
     params = start()
@@ -202,7 +201,7 @@ def test_multi_steps(name):
     assert int(optax.tree.get(state.inner_opt_state, "count")) == 1
 
 
-@pytest.mark.parametrize("name", FIRST_REGION)
+@pytest.mark.parametrize("name", FIRST)
 def test_apply_if_finite(name):
     solver = optax.apply_if_finite(STEPS[name](), max_consecutive_errors=3)
     params = start()

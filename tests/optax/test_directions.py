@@ -31,10 +31,14 @@ def setup():
 
 def direction(fn, x, arguments, **options):
     solver = scale_by_newton_cg(rtol=TIGHT, **options)
-    grad = jax.grad(fn)(x, **arguments)
-    run = jax.jit(lambda x, arguments: solver.update(grad, solver.init(x), x, value_fn=fn, **arguments))
-    updates, state = run(x, arguments)
-    return updates, state.info, grad
+
+    @jax.jit
+    def run(x, arguments):
+        grad = jax.grad(fn)(x, **arguments)
+        updates, state = solver.update(grad, solver.init(x), x, value_fn=fn, **arguments)
+        return updates, state.info, grad
+
+    return run(x, arguments)
 
 
 def gauss_newton(x, inputs, targets):
@@ -45,7 +49,7 @@ def gauss_newton(x, inputs, targets):
 
 def test_another_curvature_in_place_of_the_hessian_and_damping():
     x, arguments = setup()
-    jacobian = jax.jacobian(model)(x, arguments["inputs"])
+    jacobian = jax.jit(jax.jacobian(model))(x, arguments["inputs"])
     updates, info, grad = direction(loss, x, arguments, curvature_fn=gauss_newton, damping=0.3)
     np.testing.assert_allclose(updates, jnp.linalg.solve(jacobian.T @ jacobian + 0.3 * jnp.eye(4), grad), rtol=RTOL)
     assert bool(info.stop_reason == StopReason.converged)
@@ -55,14 +59,14 @@ def test_another_curvature_in_place_of_the_hessian_and_damping():
 @pytest.mark.parametrize(("make", "steps"), [("block_jacobi", 40), (lambda H: hessop.block_jacobi(H, block=4), 2)])
 def test_a_damped_hessian_with_a_preconditioner(make, steps):
     x, arguments = setup()
-    H = jax.hessian(loss)(x, **arguments)
+    H = jax.jit(jax.hessian(loss))(x, **arguments)
     damping = 1.0 - min(0.0, float(jnp.linalg.eigvalsh(H)[0]))
     updates, info, grad = direction(loss, x, arguments, damping=damping, preconditioner=make)
     np.testing.assert_allclose(updates, jnp.linalg.solve(H + damping * jnp.eye(4), grad), rtol=10 * RTOL)
     assert int(info.num_cg_steps) <= steps
 
 
-@pytest.mark.parametrize("preconditioner", [None, "block_jacobi"])
+@pytest.mark.parametrize("preconditioner", [pytest.param(None, marks=pytest.mark.slow), "block_jacobi"])
 def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(preconditioner):
     fn = lambda x: jnp.sum(x**2) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
     x = jnp.asarray([0.0, 1.0])
