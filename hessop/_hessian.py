@@ -18,6 +18,7 @@ from hessop._arguments import as_leaf
 from hessop._lineax import nested_blocks
 from hessop._operator import HessianOperator
 from hessop._program import NotScalarError, Wrapped
+from hessop._tiled import untiled
 
 _OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
 _MATERIALIZE_OPTIONS = ("chunk", "progress")
@@ -52,7 +53,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         raise TypeError(f"{unknown[0]}: not an option of hessop.hessian, expected any of {expected}")
     for_operator = {name: options[name] for name in _OPERATOR_OPTIONS if name in options}
     for_matrix = {name: options[name] for name in _MATERIALIZE_OPTIONS if name in options}
-    leaf, module = as_leaf(fn)
+    leaf, module = as_leaf(untiled(fn))
     single = hasattr(argnums, "__index__")
 
     @functools.wraps(fn)

@@ -37,6 +37,7 @@ from hessop._program import HessianProgram, program_for
 from hessop._recompute import recomputes, value_and_gradient
 from hessop._structured import terms_of
 from hessop._terms_program import TermsProgram
+from hessop._tiled import untiled
 from hessop._tree import leaf_name
 from hessop.structure import StructuredHessian
 
@@ -103,7 +104,7 @@ class HessianOperator(AbstractHessian):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind; the message says which and what was expected.
         """
-        self.fn, module = as_leaf(fn)
+        self.fn, module = as_leaf(untiled(fn))
         self.x = check_x(x)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")

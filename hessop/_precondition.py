@@ -138,17 +138,36 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         Nocedal and Wright, Numerical Optimization (2nd ed., 2006), section 3.4, doi:10.1007/978-0-387-40065-5: eigenvalue
         modification.
     """
-    if not isinstance(H, AbstractHessian):
-        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
     smallest = None if floor is None else check_scalar(floor, "floor")
     if isinstance(floor, int | float) and not floor > 0:
         raise ValueError(f"floor: got {floor}, expected a positive number (relative to the largest eigenvalue)")
-    blocks = jax.tree.leaves(H.block_diagonal(block))
+    blocks = _blocks(H, block)
     blocks = eqx.error_if(
         blocks,
         ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(b)) for b in blocks])),
         "block_jacobi: the diagonal blocks of H are not finite at this point; H.plan() says what to look at",
     )
+    return BlockJacobi(_inverses(blocks, smallest), H.in_structure())
+
+
+def quiet_block_jacobi(H: Hessian) -> BlockJacobi:
+    """`block_jacobi(H)` that holds NaN where the blocks are not finite, for a solver that knows how to go on."""
+    return BlockJacobi(_inverses(_blocks(H, None), None), H.in_structure())
+
+
+def _blocks(H: Hessian, block: Any) -> list[Array]:
+    if not isinstance(H, AbstractHessian):
+        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
+    return jax.tree.leaves(H.block_diagonal(block))
+
+
+def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
+    """The inverse of each block, its eigenvalues clamped.
+
+    Args:
+        blocks: for each leaf of x the blocks [size // k, k, k].
+        smallest: the smallest eigenvalue kept, relative to the largest, or None for the default.
+    """
     # LAPACK knows no half precision.
     wide = [b.astype(jnp.float32) if jnp.finfo(b.dtype).bits < 32 else b for b in blocks]
     spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
@@ -162,4 +181,4 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         clamped = jnp.maximum(jnp.abs(w), relative.astype(w.dtype) * scale)
         inverse = jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest")
         inverses.append(inverse.astype(b.dtype))
-    return BlockJacobi(tuple(inverses), H.in_structure())
+    return tuple(inverses)

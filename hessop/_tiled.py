@@ -103,6 +103,16 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
     return TiledFunction(fn, Options(tile=tile, memory=budget, limit=max(1, budget // 8)))
 
 
+def untiled(fn: Any) -> Any:
+    """The function that was handed to `tiled`, else `fn` itself.
+
+    A Hessian is planned from the equations of a function, tiles included; inside of a tiled call it would see none of them.
+    """
+    while isinstance(fn, TiledFunction):
+        fn = fn.fn
+    return fn
+
+
 def _explained(tiled: Tiled) -> str:
     plan = schedule_of(tiled.final(), tiled.options)
     large = [v for v in plan.virtual if v in plan.large]

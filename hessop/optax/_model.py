@@ -16,8 +16,9 @@ from jax import Array
 
 from hessop._arguments import as_leaf
 from hessop._operator import HessianOperator
-from hessop._precondition import block_jacobi
+from hessop._precondition import quiet_block_jacobi
 from hessop._program import Wrapped
+from hessop._tiled import untiled
 from hessop.krylov import _vectors as vec
 from hessop.krylov._options import check_steps, nonnegative
 
@@ -53,7 +54,8 @@ class Settings(NamedTuple):
         """
         named = isinstance(preconditioner, str) and preconditioner == "block_jacobi"
         expected = "'block_jacobi' or a function of the operator, such as lambda H: hessop.block_jacobi(H, block=1)"
-        make = _function(block_jacobi if named else preconditioner, "preconditioner", expected)
+        # A step from where the blocks are not finite must not raise: it falls back to the gradient.
+        make = _function(quiet_block_jacobi if named else preconditioner, "preconditioner", expected)
         expected = "a function of the parameters and of the objective's other arguments that returns a lineax operator"
         curvature_fn = _function(curvature_fn, "curvature_fn", expected)
         undamped = isinstance(damping, int | float) and damping == 0
@@ -148,7 +150,7 @@ def _function(value: Any, name: str, expected: str) -> Any:
 def _hessian(value_fn: Callable[..., Any], params: Any, arguments: dict[str, Any]) -> HessianOperator:
     if not arguments:
         return HessianOperator(value_fn, params)
-    leaf, module = as_leaf(value_fn)
+    leaf, module = as_leaf(untiled(value_fn))
     named = Wrapped(leaf, _call_by_name, (tuple(arguments), bool(module)))
     return HessianOperator(named, params, (tuple(arguments.values()), module))
 

@@ -64,7 +64,11 @@ def scale_by_newton_cg(
     before its sign is flipped, d.g > 0: where the solve found none that is finite, it is g itself.
 
     `update` needs `params` and the objective, `value_fn=fn`; other arguments of fn are given by name, as for optax's line
-    searches, and what fn does not have is ignored. `fn(params, **arguments)` returns a real scalar.
+    searches, and what fn does not have is ignored. `fn(params, **arguments)` returns a real scalar. Under `optax.masked` and
+    `optax.partition` params are a part of themselves, and fn must be one of that part.
+
+    The Hessian is a `hessop.HessianOperator`, with all that it knows of fn. Give `hessop.tiled(fn)` where the values of fn
+    that a line search asks for would store too much.
 
     Args:
         rtol: tolerance of the linear solve relative to the gradient; by default 0.1 at first, and then less as the

@@ -35,7 +35,7 @@ class TrustRegionInfo(NamedTuple):
         num_cg_steps: products with the Hessian.
         residual: |g + H p| of the step p.
         curvature: d.Hd / d.d of the direction in which curvature was not positive, NaN where none was met.
-        stop_reason: a `hessop.StopReason` of the linear solve.
+        stop_reason: a `hessop.StopReason` of the linear solve; `gradient` where that failed and the step is along the gradient.
         ratio: actual decrease by that of the model, NaN where the objective was not finite or the model promised nothing.
         accepted: whether the step was taken.
     """
@@ -96,7 +96,8 @@ def newton_trust_region(
 
     A whole solver, sign included: do not chain it with a line search or a learning rate. `update` needs the gradient, params
     and `value_fn`, and the objective's other arguments by name; `value` and `grad` are used if given. The state holds `value`
-    and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice.
+    and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice. A loop that ends when updates are small, as that
+    of `optimistix.OptaxMinimiser` does, takes a refused step for the end: look at the gradient, or at `info.accepted`.
 
     Args:
         initial_radius: of the trust region in the norm sqrt(p.M^-1 p) of the preconditioner M; by default the length of the
@@ -182,15 +183,15 @@ def newton_trust_region(
         )
         solver = TruncatedCG(tolerance, radius=radius, max_steps=settings.max_cg_steps, subproblem=subproblem)
         solution = lx.linear_solve(operator, gradient, solver, options=options, throw=False)
-        step = jax.tree.map(jnp.negative, solution.value)
+        step, stats = _step(solution, gradient, norm, radius)
         objective = lambda at: value_fn(at, **arguments)
         before = jnp.asarray(objective(params) if value is None else value)
-        trial = _try(jax.value_and_grad(objective), params, step, before, gradient, radius, solution.stats)
+        trial = _try(jax.value_and_grad(objective), params, step, before, gradient, radius, stats)
         info = TrustRegionInfo(
-            num_cg_steps=solution.stats["num_steps"],
-            residual=solution.stats["residual_norm"],
-            curvature=solution.stats["curvature"],
-            stop_reason=solution.stats["stop_reason"],
+            num_cg_steps=stats["num_steps"],
+            residual=stats["residual_norm"],
+            curvature=stats["curvature"],
+            stop_reason=stats["stop_reason"],
             ratio=trial.ratio,
             accepted=trial.accepted,
         )
@@ -221,6 +222,22 @@ def _first_radius(operator: Any, options: dict[str, Any], gradient: Any, dtype: 
     radius = length * (size(gradient, dtype) / curved)
     # Without curvature, or without a gradient, there is no length but that of a unit.
     return jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
+
+
+def _step(solution: lx.Solution, gradient: Any, norm: Array, radius: Array) -> tuple[Any, dict[str, Any]]:
+    """The step, and the statistics of its solve.
+
+    Where the Hessian is not finite but the gradient is, the model is linear: its minimum lies on the boundary, against the
+    gradient. To stay would be to stay forever.
+    """
+    stats, reason = dict(solution.stats), solution.stats["stop_reason"]
+    failed = (reason == StopReason.not_finite) | (reason == StopReason.breakdown)
+    steepest = failed & finite(gradient) & (norm > 0)
+    along = vec.cast_like(vec.scaled(vec.cast(gradient, norm.dtype), radius / jnp.where(norm > 0, norm, 1)), gradient)
+    stats["model_value"] = jnp.where(steepest, -radius * norm, stats["model_value"])
+    stats["step_norm"] = jnp.where(steepest, radius, stats["step_norm"])
+    stats["stop_reason"] = StopReason.where(steepest, StopReason.gradient, reason)
+    return jax.tree.map(jnp.negative, vec.select(steepest, along, solution.value)), stats
 
 
 def _try(

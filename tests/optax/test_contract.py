@@ -15,9 +15,12 @@ from .support import minimize, rosenbrock
 SOLVERS = {"newton_cg": newton_cg, "newton_trust_region": newton_trust_region}
 # The line search is optax's, and takes most of the time to compile; one step of a convex objective needs none.
 STEPS = {"newton_cg": functools.partial(newton_cg, linesearch=None), "newton_trust_region": newton_trust_region}
+# What one solver does under a wrapper the other does too.
+slowly = lambda value: pytest.param(value, marks=pytest.mark.slow)
+FIRST = ["newton_cg", slowly("newton_trust_region")]
 # What optax computes itself mixes dtypes here; the other tests are strict.
 standard_promotion = pytest.mark.usefixtures("standard")
-DTYPES = ["float16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float32", "float64"))]
+DTYPES = ["float16", *map(slowly, ("bfloat16", "float32", "float64"))]
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_nothing_compiles_again_outside_of_jit(caplog):
     assert [record.message for record in caplog.records if "compil" in record.message.lower()] == []
 
 
-@pytest.mark.parametrize("make", [scale_by_newton_cg, newton_trust_region])
+@pytest.mark.parametrize("make", [scale_by_newton_cg, slowly(newton_trust_region)])
 def test_what_the_objective_does_not_take_is_ignored(make):
     solver, params = make(), start()
     grad = jax.grad(parabola)(params)
@@ -93,7 +96,7 @@ def scaled_parabola(x, scale, *, centre):
     return scale * jnp.sum((x - centre) ** 2)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FIRST)
 def test_arguments_of_the_objective_go_by_name(name):
     solver, params = SOLVERS[name](), start()
     arguments = {"scale": jnp.asarray(3.0), "centre": jnp.asarray([2.0, 0.0, 5.0])}
@@ -110,7 +113,7 @@ def test_arguments_of_the_objective_go_by_name(name):
     np.testing.assert_allclose(params, arguments["centre"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FIRST)
 def test_objectives_that_close_over_traced_arrays(name):
     solver = STEPS[name]()
 
@@ -145,18 +148,18 @@ def test_pytrees(name):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FIRST)
 def test_inject_hyperparams(name):
     hyperparams = {"damping": 0.3, "rtol": 1e-3}
     if name == "newton_cg":
         hyperparams["learning_rate"] = 0.5
     plain, injected = STEPS[name](**hyperparams), optax.inject_hyperparams(STEPS[name])(**hyperparams)
     params = start()
-    value, grad = jax.value_and_grad(rosenbrock)(params)
+    value, grad = jax.value_and_grad(parabola)(params)
 
     def one(solver):
-        update = lambda state: solver.update(grad, state, params, value=value, grad=grad, value_fn=rosenbrock)
-        return jax.jit(update)(jax.jit(solver.init)(params))
+        update = lambda state: solver.update(grad, state, params, value=value, grad=grad, value_fn=parabola)
+        return jax.jit(update)(solver.init(params))
 
     updates, state = one(injected)
     np.testing.assert_allclose(updates, one(plain)[0], rtol=1e-5)
@@ -178,7 +181,7 @@ def test_hyperparameters_are_scheduled_and_changed():
 
 
 @standard_promotion
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FIRST)
 def test_multi_steps(name):
     solver = optax.MultiSteps(STEPS[name](), every_k_schedule=3)
     params = start()
@@ -198,7 +201,7 @@ def test_multi_steps(name):
     assert int(optax.tree.get(state.inner_opt_state, "count")) == 1
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FIRST)
 def test_apply_if_finite(name):
     solver = optax.apply_if_finite(STEPS[name](), max_consecutive_errors=3)
     params = start()
@@ -214,7 +217,7 @@ def test_apply_if_finite(name):
     assert parabola(params + updates) < parabola(params)
 
 
-@pytest.mark.parametrize("search", ["backtracking", pytest.param("zoom", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("search", ["backtracking", slowly("zoom")])
 def test_chains_with_both_line_searches(search):
     found = {
         "zoom": optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"),

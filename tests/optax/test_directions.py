@@ -33,10 +33,14 @@ def setup():
 
 def direction(fn, x, arguments, **options):
     solver = scale_by_newton_cg(rtol=TIGHT, **options)
-    grad = jax.grad(fn)(x, **arguments)
-    run = jax.jit(lambda x, arguments: solver.update(grad, solver.init(x), x, value_fn=fn, **arguments))
-    updates, state = run(x, arguments)
-    return updates, state.info, grad
+
+    @jax.jit
+    def run(x, arguments):
+        grad = jax.grad(fn)(x, **arguments)
+        updates, state = solver.update(grad, solver.init(x), x, value_fn=fn, **arguments)
+        return updates, state.info, grad
+
+    return run(x, arguments)
 
 
 def gauss_newton(x, inputs, targets):
@@ -47,30 +51,28 @@ def gauss_newton(x, inputs, targets):
 
 def test_another_curvature_in_place_of_the_hessian_and_damping():
     x, arguments = setup()
-    jacobian = jax.jacobian(model)(x, arguments["inputs"])
+    jacobian = jax.jit(jax.jacobian(model))(x, arguments["inputs"])
     updates, info, grad = direction(loss, x, arguments, curvature_fn=gauss_newton, damping=0.3)
     np.testing.assert_allclose(updates, jnp.linalg.solve(jacobian.T @ jacobian + 0.3 * jnp.eye(4), grad), rtol=RTOL)
     assert bool(info.stop_reason == StopReason.converged)
 
 
-def test_a_damped_hessian_with_a_preconditioner():
+# By name the blocks are those of the leading axis, here the diagonal; one block of all unknowns is the inverse.
+@pytest.mark.parametrize(("make", "steps"), [("block_jacobi", 40), (lambda H: hessop.block_jacobi(H, block=4), 2)])
+def test_a_damped_hessian_with_a_preconditioner(make, steps):
     x, arguments = setup()
-    H = jax.hessian(loss)(x, **arguments)
+    H = jax.jit(jax.hessian(loss))(x, **arguments)
     damping = 1.0 - min(0.0, float(jnp.linalg.eigvalsh(H)[0]))
-    expected = lambda grad: jnp.linalg.solve(H + damping * jnp.eye(4), grad)
-    make = lambda operator: hessop.block_jacobi(operator, block=2)
-    for preconditioner in ("block_jacobi", make):
-        updates, info, grad = direction(loss, x, arguments, damping=damping, preconditioner=preconditioner)
-        np.testing.assert_allclose(updates, expected(grad), rtol=10 * RTOL)
-    # One block of all unknowns is the inverse.
-    _, info, _ = direction(loss, x, arguments, damping=damping, preconditioner=lambda H: hessop.block_jacobi(H, block=4))
-    assert int(info.num_cg_steps) <= 2
+    updates, info, grad = direction(loss, x, arguments, damping=damping, preconditioner=make)
+    np.testing.assert_allclose(updates, jnp.linalg.solve(H + damping * jnp.eye(4), grad), rtol=10 * RTOL)
+    assert int(info.num_cg_steps) <= steps
 
 
-def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient():
+@pytest.mark.parametrize("preconditioner", [pytest.param(None, marks=pytest.mark.slow), "block_jacobi"])
+def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(preconditioner):
     fn = lambda x: jnp.sum(x**2) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
     x = jnp.asarray([0.0, 1.0])
-    updates, info, grad = direction(fn, x, {})
+    updates, info, grad = direction(fn, x, {}, preconditioner=preconditioner)
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(updates, grad)
     assert bool(info.stop_reason == StopReason.gradient)
@@ -80,3 +82,24 @@ def test_at_a_stationary_point_there_is_no_step():
     updates, info, _ = direction(lambda x: jnp.sum(x**2), jnp.zeros(2), {})
     assert not np.any(updates)
     assert bool(info.stop_reason == StopReason.converged)
+
+
+def pairs(x, strength):
+    apart = x[:, None] - x[None, :]
+    return strength * jnp.sum(jnp.exp(-jnp.sum(apart**2, axis=-1)))
+
+
+def test_a_tiled_objective_is_still_one_of_pairs():
+    # Its line search stores no pairs, and its Hessian has the terms and the blocks of the function inside.
+    x, seen = jnp.asarray(np.random.RandomState(0).standard_normal((40, 3)), float), []
+
+    def look(H):
+        seen.append(str(H.plan(memory="1GB")))
+        return hessop.block_jacobi(H)
+
+    for fn in (pairs, hessop.tiled(pairs)):
+        solver = scale_by_newton_cg(preconditioner=look)
+        update = lambda x, solver=solver, fn=fn: solver.update(x, solver.init(x), x, value_fn=fn, strength=jnp.asarray(2.0))
+        jax.eval_shape(update, x)
+    assert seen[0] == seen[1]
+    assert "structure: 4 terms" in seen[0]

@@ -53,10 +53,25 @@ def test_a_step_out_of_the_domain_is_not_taken():
 def test_what_is_not_finite_where_one_stands_is_said():
     solver, x = newton_trust_region(), jnp.ones(2)
     broken = lambda x: jnp.sum(x) * jnp.nan
-    updates, state = solver.update(jax.grad(broken)(x), solver.init(x), x, value_fn=broken)
+    update = jax.jit(lambda x, state: solver.update(jax.grad(broken)(x), state, x, value_fn=broken))
+    updates, state = update(x, solver.init(x))
     assert not np.any(updates)
     assert bool(state.info.stop_reason == StopReason.not_finite)
     assert np.isfinite(state.radius)
+
+
+@pytest.mark.parametrize("preconditioner", [None, pytest.param("block_jacobi", marks=pytest.mark.slow)])
+def test_where_the_hessian_is_not_finite_the_step_is_along_the_gradient(preconditioner):
+    fn = lambda x: jnp.sum(x**2 - 3 * x) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
+    start = [0.0, 1.0]
+    (x, state), values, norms = trace(fn, start, newton_trust_region(preconditioner=preconditioner, initial_radius=4.0), 12)
+    # The first radius leads uphill.
+    assert state.info.accepted[:3].tolist() == [False, True, True]
+    assert np.all((state.info.stop_reason == StopReason.gradient)[:3] == jnp.asarray([True, True, False]))
+    np.testing.assert_allclose(x[1], np.asarray(start) - jax.grad(fn)(jnp.asarray(start)) / norms[0], rtol=1e-5)
+    assert np.all(np.diff(values) <= 10 * EPS * np.abs(values[1:]))
+    np.testing.assert_allclose(x[-1], x[-1][0], rtol=1e-5)
+    assert norms[-1] < 1e-4
 
 
 def test_the_radius_follows_the_model():
@@ -65,9 +80,13 @@ def test_the_radius_follows_the_model():
     (_, state), _, norms = trace(quadratic, [0.0, 0.0, 0.0], newton_trust_region(initial_radius=1.0), 14)
     np.testing.assert_allclose(state.radius[:6], 2.0 ** np.arange(1, 7))
     assert norms[-1] <= 1e-5 * norms[0]
-    # One that the model is wrong about shrinks it to a quarter of the step.
+
+
+@pytest.mark.slow
+def test_the_radius_shrinks_where_the_model_is_wrong():
     cliff = lambda x: jnp.sum(x) + jnp.sum(jnp.maximum(-x - 0.5, 0) ** 2) * 1e3
     (_, state), _, _ = trace(cliff, [0.0, 0.0, 0.0], newton_trust_region(initial_radius=8.0), 1)
+    # To a quarter of the step.
     np.testing.assert_allclose(state.radius, 2, rtol=1e-6)
     assert not np.any(state.info.accepted)
 
@@ -79,6 +98,7 @@ def test_the_gradient_falls_to_its_own_rounding():
     np.testing.assert_allclose(x[-1], 1, rtol=1e4 * EPS)
 
 
+@pytest.mark.slow
 def test_zero_modes_do_not_lead_away_from_a_minimum():
     # At the minimum the exact subproblem steps along rotations of the cluster as far as the radius goes, for a gain of
     # rounding: these starts ended above the minimum once.
