@@ -205,7 +205,7 @@ class HessianOperator(AbstractHessian):
             peak=choice.peak or 0,
             measured=choice.measured,
             reason=choice.reason,
-            products=(self._single_product(point), str(self._choose_product(point, expected(point.layout.n), memory))),
+            products=(self._single_product(point), str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
             problem=None if point.traced else self.problem(),
@@ -215,13 +215,19 @@ class HessianOperator(AbstractHessian):
         """The same operator in the form whose products cost least from now on, which `plan()` names.
 
         That is the terms of the Hessian where they pay for themselves within sqrt(n) products (`route="structure"` keeps
-        them always, "columns" never); else the residuals; or the point itself, where making residuals of the size of all
-        pairs anew is faster than reading them.
+        them always, "columns" and "tiles" never); else the residuals; or the point itself, where making residuals of the
+        size of all pairs anew is faster than reading them, and in float32 more exact than the terms.
 
         Raises:
             MemoryBudgetError: the terms that route="structure" asks for do not fit the budget.
         """
-        return self._linearized(expected(self._layout().n))
+        point = self._point()
+        choice = self._choose_product(point)
+        program, source = choice.program, point.primals or ()
+        if choice.stored:
+            source = program.executable(("residuals", False), lambda: jax.jit(program.residuals))(list(source))
+        kept = (tuple(source), choice.stored)
+        return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
 
     # --- inner ---
 
@@ -230,19 +236,11 @@ class HessianOperator(AbstractHessian):
         primals = (*program.consts, *jax.tree.leaves(self.x), *self._arrays)
         return Point(program, self._layout(), primals, None, self.shift)
 
-    def _linearized(self, count: int) -> "LinearizedHessian":
-        point = self._point()
-        choice = self._choose_product(point, count)
-        program, source = choice.program, point.primals or ()
-        if choice.stored:
-            source = program.executable(("residuals", False), lambda: jax.jit(program.residuals))(list(source))
-        kept = (tuple(source), choice.stored)
-        return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
-
-    def _choose_product(self, point: Point, count: int, memory: Memory = None) -> ProductChoice:
+    def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
         budget = self._budget(memory, None, point.primals or ())
         assert budget is not None
         asked = memory is not None or self.memory is not None
+        count = expected(point.layout.n)
         return choose_product(point, route=self.route, budget=budget, count=count, compile=asked or not point.traced)
 
     def _single_product(self, point: Point) -> str:

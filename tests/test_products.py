@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import hessop
+from hessop._products import choose_product
 from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessian
 
 FLOAT = jnp.result_type(float)
@@ -193,13 +194,22 @@ def test_terms_are_kept_where_they_pay():
     assert linearized(pairs, points(30)).terms is not None
     assert linearized(pairs, points(30), route="columns").terms is None
     # One product from the point costs less than making terms first.
-    H = hessop.HessianOperator(pairs, points(30))
-    assert H._linearized(1).terms is None
-    # A matrix that costs n^3 to make is not paid back by n / 10 products of n^2.
+    point = hessop.HessianOperator(pairs, points(30))._point()
+    assert choose_product(point, route="auto", budget=10**9, count=1).program is point.program
+    # A matrix that costs n^3 to make is not paid back by sqrt(n) products of n^2.
     data = jnp.asarray(np.random.RandomState(0).standard_normal((200, 90)), FLOAT)
     logistic = lambda x: jnp.sum(jax.nn.softplus(data @ x))
     assert linearized(logistic, data[0]).terms is None
     assert linearized(logistic, data[0], route="structure").terms is not None
+
+
+def test_terms_are_not_kept_where_their_rounding_shows():
+    x = points(100)
+    single = linearized(pairs, x.astype(jnp.float32))
+    assert single.terms is None
+    # All particles move together: a matrix of sums would give its rounding, thousands of times that of the result.
+    np.testing.assert_array_equal(single.mv(jnp.ones((100, 3), jnp.float32)), 0)
+    assert (linearized(pairs, x).terms is None) == (jnp.float32 == FLOAT)
 
 
 def kinds_of_mm(H):
