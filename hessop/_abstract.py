@@ -1,6 +1,6 @@
 """What every Hessian operator does, once it can say where it is: products, entries and the forms that lineax asks for.
 
-Depends on the routes (columns so far), budgets and layouts. Must never know how a program is found or traced: that is for
+Depends on the routes, budgets and layouts. Must never know how a program is found or traced: that is for
 the operators in `_operator.py`.
 """
 
@@ -20,24 +20,15 @@ from jax.core import Tracer
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
-from hessop._columns import (
-    Blocks,
-    Offset,
-    Point,
-    Row,
-    Take,
-    fill,
-    fill_traced,
-    open_output,
-    shifted,
-    shifted_product,
-)
+from hessop._chunks import fill, fill_traced, open_output
 from hessop._lineax import matrix_operator
 from hessop._plan import choose_route
+from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import recomputed_product
 from hessop._structured import run_structure
+from hessop._take import Blocks, Offset, Row, Take
 from hessop._tree import Layout
 
 
@@ -64,8 +55,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
         leaves = check_vector(vector, self.in_structure(), "vector")
-        dear = self.route == "tiles"
-        return self._like_x(self._run(("mv", dear), functools.partial(_product, dear), leaves))
+        tiled = self.route == "tiles"  # also what is dear to make again
+        return self._like_x(self._run(("mv", tiled), functools.partial(_product, tiled), leaves))
 
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""

@@ -110,7 +110,7 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
         return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
     ran: list[tuple[Any, Any]] = []
     traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=True, ran=ran))(
-        *[_example(v.aval) for v in invars]
+        *[shape_of(v.aval) for v in invars]
     )
     flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
     return (
@@ -147,15 +147,16 @@ def inline_rules(equations: Equations) -> Equations:
             env.update(zip(eqn.outvars, out, strict=True))
         return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
 
-    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[_example(v.aval) for v in equations.invars]))
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
     assert not consts
     flat = dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran))
     kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
     return inline_rules(kept)
 
 
-def _example(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+def shape_of(value: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and weak type of an array, a tracer or an abstract value: what a function is traced at."""
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=getattr(value, "weak_type", False))
 
 
 def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:

@@ -29,13 +29,14 @@ from hessop._annotations import (
 )
 from hessop._arguments import Static, as_leaf, check_scalar, check_x, split_args
 from hessop._budget import parse_memory
-from hessop._columns import Point, Row, shapes_of
 from hessop._lineax import check_tags, register
 from hessop._plan import Plan, choose_route
+from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
 from hessop._recompute import recomputes, value_and_gradient
 from hessop._structured import terms_of
+from hessop._take import Row
 from hessop._terms_program import TermsProgram
 from hessop._tiled import untiled
 from hessop._tree import leaf_name

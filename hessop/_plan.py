@@ -4,15 +4,20 @@ Depends on the routes, prices and budgets. Must never know operators or lineax, 
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 from hessop._budget import format_bytes
-from hessop._columns import PRODUCTS, Chunking, Point, Row, RowMaker, Take, choose_chunking
+from hessop._chunks import Chunking, RowMaker, choose_chunking
+from hessop._columns import PRODUCTS
 from hessop._errors import MemoryBudgetError
+from hessop._point import Point
 from hessop._price import Price, work_of
 from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
 from hessop._structured import covers, structure_bytes, structure_price, terms_by_rows
+from hessop._take import Row, Take
 
 # A row that is read by itself shares nothing with those beside it: measured, four times the work.
 _ROW_RATE = 4
@@ -54,7 +59,7 @@ def choose_route(
     Args:
         point: the Hessian.
         take: what is wanted of each row.
-        route: the user's choice, or "auto".
+        route: the user's choice, or "auto"; "tiles" is that too, as entries are made of terms tile by tile.
         chunk: the user's choice of rows at a time; asks for the columns route unless that is "structure".
         budget: bytes; None only with a chunk.
         host_output: the result is written to the host's arrays.
@@ -64,57 +69,62 @@ def choose_route(
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
 
-    def by_rows(route: str, reason: str, maker: RowMaker = PRODUCTS, limit: int | None = None) -> Choice:
-        chunking = choose_chunking(
-            point, take, chunk=chunk, budget=budget, host_output=host_output, compile=compile, maker=maker
-        )
-        return Choice(route, chunking.peak, chunking.measured, reason, chunking, limit)
+    def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Choice:
+        limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}
+        chunking = choose_chunking(maker, point, take, **limits)
+        return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit)
 
-    if route == "tiles":  # from terms entries are always made tile by tile
-        route = "auto"
-    if route == "columns" or (route == "auto" and chunk is not None):
-        return by_rows("columns", "asked for" if route == "columns" else "a chunk was given")
+    columns = functools.partial(by_rows, "columns", PRODUCTS)
+    if route == "columns":
+        return columns("asked for")
     if not covers(take):
-        return by_rows("columns", "the terms do not give this without the matrix")
+        return columns("the terms do not give this without the matrix")
+    if chunk is not None and route == "structure":
+        return by_rows("structure", terms_by_rows(None), "a chunk was given")
     if chunk is not None:
-        return by_rows("structure", "a chunk was given", terms_by_rows(None))
+        return columns("a chunk was given")
+
     assert budget is not None
     limit = bytes_without_rule(point.program, budget)
     structure = structure_price(point, take, limit)
-    work = point.layout.n * work_of(point.program.linear.eqns)
-    if route == "auto" and structure.work > work:
-        return by_rows("columns", f"structure would touch {elements(structure.work)} elements, columns {elements(work)}")
+    work = math.inf if route == "structure" else point.layout.n * work_of(point.program.linear.eqns)
+    if structure.work > work:
+        return columns(f"structure would touch {elements(structure.work)} elements, columns {elements(work)}")
     peak, measured = _structure_peak(point, take, structure, limit, budget, compile)
     if peak <= budget:
-        return Choice("structure", peak, measured, _against(structure.work, work), limit=limit)
-    reason = f"all of it at once needs {format_bytes(peak)}"
+        reason = "asked for" if route == "structure" else _against(structure.work, work)
+        return Choice("structure", peak, measured, reason, limit=limit)
+
+    needed = peak
     if isinstance(take, Row):
         try:
-            found = by_rows("structure", reason, terms_by_rows(limit), limit)
+            some = by_rows("structure", terms_by_rows(limit), f"all of it at once needs {format_bytes(peak)}", limit)
+            if _work_by_rows(point, structure, some.chunking) <= work:
+                return some
         except MemoryBudgetError as error:
-            peak = min(peak, error.needed or peak)
-        else:
-            if route == "structure" or _work_by_rows(point, structure, found.chunking) <= work:
-                return found
-    if route == "structure":
-        raise MemoryBudgetError(
-            f"memory: {format_bytes(budget)} is too little for route='structure', which needs {format_bytes(peak)}; the "
-            f"smallest budget that would do is memory={peak}, and route='auto' may do with less",
-            needed=peak,
-            budget=budget,
-        )
+            needed = min(needed, error.needed or needed)
     try:
-        return by_rows("columns", f"structure needs {format_bytes(peak)}")
+        if route != "structure":
+            return columns(f"structure needs {format_bytes(peak)}")
     except MemoryBudgetError as error:
-        if error.needed is None or error.needed <= peak:
+        if error.needed is None or error.needed <= needed:
             raise
-        hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if isinstance(take, Row) else ""
-        raise MemoryBudgetError(
-            f"memory: {format_bytes(budget)} is too little: from its terms this needs {format_bytes(peak)}, and product by "
-            f"product {format_bytes(error.needed)}. The smallest budget that would do is memory={peak}{hint}",
-            needed=peak,
-            budget=budget,
-        ) from None
+    raise _too_little(route, take, needed, budget)
+
+
+def _too_little(route: str, take: Take, needed: int, budget: int) -> MemoryBudgetError:
+    """The budget holds neither the terms nor, where another route may be taken, the products."""
+    if route == "structure":
+        what, more = "route='structure', which needs", ", and route='auto' may do with less"
+    else:
+        what = "this: the cheapest way to it, from its terms, needs"
+        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if isinstance(take, Row) else ""
+    return MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed)}; the smallest budget that would do is "
+        f"memory={needed}{more}",
+        needed=needed,
+        budget=budget,
+    )
 
 
 def _work_by_rows(point: Point, structure: Price, chunking: Chunking | None) -> float:

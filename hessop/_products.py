@@ -12,10 +12,10 @@ from typing import Any
 import jax
 
 from hessop._budget import executable_bytes, format_bytes
-from hessop._columns import Point, shapes_of
 from hessop._errors import MemoryBudgetError
 from hessop._jaxpr import peak_bytes
 from hessop._plan import bytes_without_rule, elements
+from hessop._point import Point, shapes_of
 from hessop._price import LEAST_WORK, work_of
 from hessop._program import HessianProgram
 from hessop._recompute import recomputes

@@ -9,9 +9,9 @@ Depends on the tiles engine and the program. Must never know operators or lineax
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax import Array
 
+from hessop._jaxpr import shape_of
 from hessop._program import HessianProgram
 from hessop.tiles import Options, Tiled, schedule_of, trace_tiled
 
@@ -64,14 +64,10 @@ def _tiled_product(program: HessianProgram, dear: bool) -> Tiled | None:
 
 def _by_tiles(function: Any, values: Sequence[Any], dear: bool) -> Tiled | None:
     """The function by tiles, if it has large values and none of them is dear to make again, unless these are wanted too."""
-    tiled, consts = trace_tiled(function, [_aval(v) for v in values], _OPTIONS)
+    tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
     assert not consts
     plan = schedule_of(tiled.final(), _OPTIONS)
     return tiled if plan.large and (dear or not any(_is_dear(plan.virtual[v]) for v in plan.large)) else None
-
-
-def _aval(value: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=getattr(value, "weak_type", False))
 
 
 def _is_dear(eqn: Any) -> bool:

@@ -13,9 +13,11 @@ from jax import Array, lax
 from jax.extend import core as jex
 
 from hessop._budget import executable_bytes
-from hessop._columns import Blocks, Offset, Point, Row, RowMaker, Take, shapes_of
+from hessop._chunks import RowMaker
 from hessop._jaxpr import Equations, open_jaxpr
+from hessop._point import Point, shapes_of
 from hessop._price import Price, price
+from hessop._take import Blocks, Offset, Row, Take
 from hessop._terms_program import TERMS_OPTIONS, TermsProgram
 from hessop.structure import StructuredHessian, propagate
 from hessop.tiles import trace_tiled
@@ -87,16 +89,19 @@ def terms_by_rows(limit: int | None) -> RowMaker:
 
         return rows
 
-    # Each row of a factor is read, multiplied and written by itself: some dozens of them for the terms of any potential.
-    per_row = lambda point: 64 * point.layout.n * point.layout.dtype.itemsize
-    return RowMaker(("terms", limit), make, lambda point: structure_fixed(point), per_row, reads_residuals=False)
+    return RowMaker(("terms", limit), make, _fixed, _per_row, reads_residuals=False)
 
 
-def structure_fixed(point: Point) -> int:
-    """Bytes of the point, and of sums that every row needs."""
-    return 64 * point.layout.n * point.layout.dtype.itemsize + sum(
-        v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars
-    )
+# Values per row, and sums that all rows need: some dozens of vectors for the terms of any potential.
+_VECTORS = 64
+
+
+def _per_row(point: Point) -> int:
+    return _VECTORS * point.layout.n * point.layout.dtype.itemsize
+
+
+def _fixed(point: Point) -> int:
+    return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
 
 
 def _executable(point: Point, take: Take, limit: int | None) -> Any:

@@ -14,7 +14,7 @@ import jax
 from jax import Array
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations, flatten_jaxpr, needed_equations
+from hessop._jaxpr import Equations, flatten_jaxpr, needed_equations, shape_of
 from hessop._program import HessianProgram
 from hessop.structure import StructuredHessian, TooLarge, propagate
 from hessop.tiles import Options, Tiled, trace_tiled
@@ -98,13 +98,14 @@ def products_by_tiles(
 
     def build() -> tuple[Tiled, tuple[Any, ...]]:
         arrays, form = traced
+        count_primals = len(program.primal.invars)
 
         def products(*source: Array) -> list[Array]:
-            residuals = program.residuals(source[: len(source) - len(program.x_avals)])
+            residuals = program.residuals(source[:count_primals])
             terms = dataclasses.replace(form, arrays=tuple(jex.jaxpr_as_fun(arrays)(*residuals)))
-            return terms.mm_by_tiles(source[len(source) - len(program.x_avals) :])
+            return terms.mm_by_tiles(source[count_primals:])
 
-        shapes = _shapes(program.primal.invars)
+        shapes = [shape_of(v.aval) for v in program.primal.invars]
         shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
         return trace_tiled(products, shapes, TERMS_OPTIONS)
 
@@ -126,7 +127,7 @@ def traced_terms(program: HessianProgram, limit: int | None, most: float | None 
         return propagate(program.linear, residuals, len(program.x_avals), limit=limit, most=most, lazy=True)
 
     try:
-        shapes = _shapes(program.linear.invars[: program.n_residuals])
+        shapes = [shape_of(v.aval) for v in program.linear.invars[: program.n_residuals]]
         return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
     except TooLarge:
         assert most is not None
@@ -145,7 +146,7 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
     def from_point(*primals: Array) -> list[Array]:
         return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
-    make, made_of = trace_tiled(from_point, _shapes(program.primal.invars), TERMS_OPTIONS)
+    make, made_of = trace_tiled(from_point, [shape_of(v.aval) for v in program.primal.invars], TERMS_OPTIONS)
     linear = _product(form, program.x_avals)
     kept = linear.invars[: len(form.arrays)]
     return TermsProgram(
@@ -167,7 +168,7 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
 
 def _product(form: StructuredHessian, x_avals: Sequence[Any]) -> Equations:
     """(arrays, tangents) -> H t, to be priced."""
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in form.arrays]
+    shapes = [shape_of(a) for a in form.arrays]
 
     def product(*values: Array) -> list[Array]:
         return dataclasses.replace(form, arrays=values[: len(shapes)]).mv(values[len(shapes) :])
@@ -175,7 +176,3 @@ def _product(form: StructuredHessian, x_avals: Sequence[Any]) -> Equations:
     flat, consts = flatten_jaxpr(jax.make_jaxpr(product)(*shapes, *x_avals))
     invars = flat.invars[len(consts) :]
     return Equations(invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
-
-
-def _shapes(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)) for v in variables]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop import _columns
+from hessop import _chunks
 
 
 def net(x):
@@ -37,7 +37,7 @@ def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
 
 def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(monkeypatch):
     H = operator()
-    monkeypatch.setattr(_columns, "fill", lambda *a, **k: pytest.fail("it computed"))
+    monkeypatch.setattr(_chunks, "fill", lambda *a, **k: pytest.fail("it computed"))
     with pytest.raises(hessop.MemoryBudgetError, match=r"memory: 50 kB is too little for 60 rows.*smallest budget") as caught:
         H.materialize(memory="50kB")
     assert isinstance(caught.value, MemoryError)
@@ -68,7 +68,7 @@ def test_the_budget_of_the_operator_is_the_default():
 def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, limit):
     H = operator(lambda x: jnp.sum(jnp.sin(x)[:, None] * jnp.cos(x)[None, :]))
     whole = np.asarray(H.materialize())
-    compiled = _columns._compiled_rows
+    compiled = _chunks._compiled_rows
     calls = []
 
     def failing(point, take, chunk, *rest):
@@ -83,7 +83,7 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
 
         return run
 
-    monkeypatch.setattr(_columns, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
     np.testing.assert_allclose(H.materialize(chunk=25), whole, rtol=1e-5, atol=1e-6)
     assert calls[:3] == [25, 25, 25]
     assert calls == sorted(calls, reverse=True)  # never grows back
@@ -101,7 +101,7 @@ def test_out_of_memory_with_one_row_says_so(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(_columns, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
     with pytest.raises(hessop.MemoryBudgetError, match=r"out of memory with one row at a time, 0 of 60 rows done"):
         H.materialize(chunk=4)
 
@@ -115,7 +115,7 @@ def test_other_runtime_errors_pass_untouched(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(_columns, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
         H.materialize(chunk=4)
 
@@ -131,7 +131,7 @@ def test_one_executable_serves_all_chunks(caplog):
 def test_the_buffer_is_written_in_place():
     matrix, rows = jnp.zeros((6, 4)), jnp.ones((2, 4))
     before = matrix.unsafe_buffer_pointer()
-    after = _columns._write(matrix, rows, np.int32(3))
+    after = _chunks._write(matrix, rows, np.int32(3))
     assert matrix.is_deleted()
     assert after.unsafe_buffer_pointer() == before
 

@@ -438,7 +438,7 @@ class TestErrors:
     @pytest.mark.parametrize("route", ["structure", "columns"])
     def test_progress_before_the_work(self, route, monkeypatch):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
-        for place in ("hessop._columns._compiled_rows", "hessop._abstract.run_structure"):
+        for place in ("hessop._chunks._compiled_rows", "hessop._abstract.run_structure"):
             monkeypatch.setattr(place, lambda *_: pytest.fail("it computed"))
         self.raises(TypeError, r"progress: got 3, expected True, False or a function", lambda: H.materialize(progress=3))
         monkeypatch.setitem(sys.modules, "tqdm.auto", None)

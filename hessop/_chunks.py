@@ -1,0 +1,303 @@
+"""Rows of the Hessian some at a time: how many fit the budget, and the loop that computes them.
+
+What computes them is given; one executable serves all chunks of a size. Depends on points, what is taken of a row, and
+budgets. Must never know operators, lineax or what the rows are made of.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hessop._annotations import ProgressOption
+from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
+from hessop._errors import MemoryBudgetError
+from hessop._jaxpr import shape_of
+from hessop._point import Point, shapes_of
+from hessop._progress import Progress, progress_bar
+from hessop._take import Take
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMaker:
+    """A way to compute some rows at a time.
+
+    Attributes:
+        name: tells its executables apart.
+        make: (point, take, chunk, stored) -> a function that gives what is taken [chunk, width] from (residuals or primals,
+            shift, first row).
+        fixed: point -> bytes that are needed whatever the chunk, an upper estimate.
+        per_row: point -> bytes that each row of a chunk needs, an upper estimate.
+        reads_residuals: whether residuals that are computed once and kept spare work.
+    """
+
+    name: Hashable
+    make: Callable[[Point, Take, int, bool], Callable[..., Array]]
+    fixed: Callable[[Point], int]
+    per_row: Callable[[Point], int]
+    reads_residuals: bool
+
+
+# --- How many rows at a time ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How the rows will be computed.
+
+    Attributes:
+        chunk: rows at a time.
+        stored: whether the residuals are computed once and kept, rather than inside each chunk.
+        peak: bytes of arguments, outputs and temporaries at the worst moment; None where nothing was asked.
+        measured: whether `peak` is the compiler's word, not an upper estimate from shapes.
+        maker: what computes them.
+    """
+
+    chunk: int
+    stored: bool
+    peak: int | None
+    measured: bool
+    maker: RowMaker
+
+
+def choose_chunking(
+    maker: RowMaker,
+    point: Point,
+    take: Take,
+    *,
+    chunk: int | None,
+    budget: int | None,
+    host_output: bool = False,
+    compile: bool = True,
+) -> Chunking:
+    """The largest chunk whose executable fits the budget.
+
+    Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is asked
+    for rather than extrapolated. Where even an upper estimate from shapes fits, nothing is compiled to find out.
+
+    Args:
+        maker: what computes the rows.
+        point: the Hessian.
+        take: what is wanted of each row.
+        chunk: the user's choice, which is kept.
+        budget: bytes; None with a given chunk means that nothing is checked.
+        host_output: the result is written to the host's arrays, so no (n, width) buffer lies on the device.
+        compile: whether candidates may be compiled.
+
+    Returns:
+        The choice.
+
+    Raises:
+        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+    """
+    n = point.layout.n
+    kept = maker.reads_residuals or point.residuals is not None
+    if chunk is not None:
+        chunk = max(1, min(chunk, n))
+        if budget is None:
+            return Chunking(chunk, kept, None, False, maker)
+    assert budget is not None
+    estimate = _estimate(point, take, host_output, maker)
+    first = n if chunk is None else chunk
+    if estimate(first) <= budget:
+        return Chunking(first, kept, estimate(first), False, maker)
+    if not compile:
+        while first > 1 and estimate(first) > budget:
+            first = max(1, first // 2)
+        return Chunking(first, kept, estimate(first), False, maker)
+
+    width = take.width(point.layout)
+    itemsize = point.layout.dtype.itemsize
+    smallest: int | None = None
+    for stored in (kept,) if not maker.reads_residuals or point.residuals is not None else (True, False):
+        candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
+        while True:
+            peak = _measured_peak(point, take, candidate, stored, host_output, maker)
+            smallest = peak if smallest is None else min(smallest, peak)
+            if peak <= budget:
+                return Chunking(candidate, stored, peak, True, maker)
+            if candidate == 1 or chunk is not None:
+                break
+            candidate = _next_candidate(candidate, peak, budget)
+    needed = smallest or 0
+    output = 0 if host_output else n * width * itemsize
+    at = f"chunk {chunk}" if chunk is not None else "one row at a time"
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if output > budget // 2 else ""
+    raise MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {n} rows of {width} {point.layout.dtype} entries: the result "
+        f"takes {format_bytes(output)}, and with {at} the computation needs {format_bytes(needed)} in all. "
+        f"The smallest budget that would do is memory={needed}{hint}",
+        needed=needed,
+        budget=budget,
+    )
+
+
+def _estimate(point: Point, take: Take, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
+    """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
+    layout = point.layout
+    result = 0 if host_output else layout.n * take.width(layout) * layout.dtype.itemsize
+    fixed, per_row = maker.fixed(point) + result, maker.per_row(point)
+    return lambda chunk: fixed + chunk * per_row
+
+
+def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
+    """The largest power of two of rows worth compiling.
+
+    The bare output must fit the budget, and so must an eighth of the upper estimate: XLA seldom fuses away more, and each
+    candidate that turns out too large costs a compilation.
+    """
+    rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
+    candidate = n if rows == n else 1 << (rows.bit_length() - 1)
+    while candidate > 1 and estimate(candidate) > 8 * budget:
+        candidate = 1 << ((candidate - 1).bit_length() - 1)
+    return candidate
+
+
+def _next_candidate(chunk: int, peak: int, budget: int) -> int:
+    """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
+    leap = max(1, int(chunk * budget / (2 * peak)))
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
+
+
+def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker) -> Any:
+    source, shift = shapes_of(point, stored), None if point.shift is None else shape_of(point.shift)
+    key = ("rows", maker.name, take, chunk, stored, shift is None)
+
+    def build() -> Any:
+        start = jax.ShapeDtypeStruct((), point.index_dtype)
+        return jax.jit(maker.make(point, take, chunk, stored)).lower(source, shift, start).compile()
+
+    return point.program.executable(key, build)
+
+
+def _compiled_residuals(point: Point) -> Any:
+    assert point.primals is not None
+    primals = [shape_of(a) for a in point.primals]
+    return point.program.executable("residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile())
+
+
+def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
+    """Bytes at the worst moment, by what the compiler says of the executables that would run."""
+    n, width = point.layout.n, take.width(point.layout)
+    rows = executable_bytes(_compiled_rows(point, take, chunk, stored, maker))
+    if rows is None:  # this backend does not tell: only the shapes are left
+        return _estimate(point, take, host_output, maker)(chunk)
+    buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
+    before = 0
+    if stored and point.primals is not None:
+        before = executable_bytes(_compiled_residuals(point)) or 0
+        rows += sum(a.size * a.dtype.itemsize for a in point.primals)
+    return max(before, rows + buffer)
+
+
+# --- Filling ----------------------------------------------------------------------------------------------------------
+
+
+def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
+    """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
+    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
+    source, stored = point.residuals, True
+    if source is None:
+        assert point.primals is not None
+        stored = chunking.maker.reads_residuals
+        source = tuple(point.program.residuals(point.primals)) if stored else point.primals
+    rows = chunking.maker.make(point, take, chunk, stored)
+    if chunk == n:
+        return rows(source, point.shift, jnp.zeros((), point.index_dtype))
+
+    def body(k: Array, matrix: Array) -> Array:
+        start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
+        return lax.dynamic_update_slice_in_dim(matrix, rows(source, point.shift, start), start, axis=0)
+
+    return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
+
+
+def fill(
+    point: Point,
+    take: Take,
+    chunking: Chunking,
+    *,
+    out: Any = None,
+    progress: ProgressOption = False,
+) -> Any:
+    """All rows [n, width] by a loop on the host.
+
+    One executable computes a chunk, one writes it into the preallocated result in place. Where an allocation fails all
+    the same, the chunk is halved, for good, and what is filled stays.
+
+    Args:
+        point: the Hessian, at concrete arrays.
+        take: what is wanted of each row.
+        chunking: how many rows at a time.
+        out: written to in place of a new device array; anything that takes out[a:b] = numpy array.
+        progress: a bar, or a function that is called with a `Progress` after each chunk.
+
+    Returns:
+        The device array, or `out`.
+    """
+    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
+    source: Sequence[Array] = point.residuals if point.residuals is not None else (point.primals or ())
+    stored = chunking.stored
+    if stored and point.residuals is None:
+        source = _compiled_residuals(point)(list(source))
+    source = list(source)
+    matrix, start = None, 0
+    with progress_bar(progress, n, point.layout.dtype) as report:
+        while start < n:
+            first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+            try:
+                compiled = _compiled_rows(point, take, chunk, stored, chunking.maker)
+                rows = compiled(source, point.shift, np.asarray(first, point.index_dtype))
+                rows.block_until_ready()
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if chunk == 1:
+                    raise MemoryBudgetError(
+                        f"out of memory with one row at a time, {start} of {n} rows done: {error}"
+                    ) from error
+                chunk //= 2
+                continue
+            if out is not None:
+                out[first : first + chunk] = np.asarray(rows)
+            elif chunk == n:
+                matrix = rows
+            else:
+                matrix = jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
+                matrix = _write(matrix, rows, np.asarray(first, point.index_dtype))
+            start = first + chunk
+            report(Progress(done=start, total=n, chunk=chunk))
+    if out is not None:
+        return out
+    return jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
+
+
+@jax.jit(donate_argnums=0)
+def _write(matrix: Array, rows: Array, start: Array) -> Array:
+    return lax.dynamic_update_slice_in_dim(matrix, rows, start, axis=0)
+
+
+def open_output(out: Any, n: int, dtype: Any) -> Any:
+    """`out` as something that takes out[a:b] = rows, checked; a path becomes a .npy file that numpy.load can map."""
+    if isinstance(out, str | os.PathLike):
+        path = os.fspath(out)
+        if not path.endswith(".npy"):
+            raise ValueError(
+                f"out: got the path {path!r}, expected one that ends in .npy; open any other store yourself (a zarr "
+                f"array, say) and pass the array"
+            )
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n, n))
+    if isinstance(out, Array) or not hasattr(out, "__setitem__"):
+        raise TypeError(
+            f"out: got {type(out).__name__}, expected something that can be written in place: a numpy array or memmap, a "
+            f"zarr array, or a path that ends in .npy"
+        )
+    shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
+    if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
+        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
+    return out

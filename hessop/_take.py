@@ -1,0 +1,82 @@
+"""What is wanted of each row of the Hessian: all of it, one entry, or its part of a diagonal block.
+
+Depends on layouts. Must never know how rows are computed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hessop._tree import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """All of the row."""
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row."""
+        return layout.n
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Offset:
+    """The entry `offset` to the right of the diagonal (0: the diagonal)."""
+
+    offset: int = 0
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row."""
+        return 1
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        return jnp.take_along_axis(rows, (index + self.offset)[:, None], axis=1, mode="clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The part of the row inside its diagonal block; `sizes` holds the block size of each leaf."""
+
+    sizes: tuple[int, ...]
+
+    def width(self, layout: Layout) -> int:
+        """Entries kept per row: the largest block."""
+        return max(self.sizes, default=1)
+
+    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+        first = jnp.zeros_like(index)
+        for start, total, size in zip(layout.offsets, layout.sizes, self.sizes, strict=True):
+            inside = (index >= start) & (index < start + total)
+            first = jnp.where(inside, start + (index - start) // size * size, first)
+        columns = first[:, None] + lax.iota(index.dtype, self.width(layout))[None, :]
+        return jnp.take_along_axis(rows, columns, axis=1, mode="clip")
+
+    def own_column(self, layout: Layout) -> np.ndarray:
+        """Where in its part of the row each row's diagonal entry is [n]."""
+        return np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
+
+    def join(self, blocks: Sequence[Array], layout: Layout) -> Array:
+        """For each leaf [size // k, k, k] -> [n, width], as the rows route takes it."""
+        width = self.width(layout)
+        return jnp.concatenate(
+            [
+                jnp.pad(block.reshape(total, size).astype(layout.dtype), ((0, 0), (0, width - size)))
+                for block, total, size in zip(blocks, layout.sizes, self.sizes, strict=True)
+            ]
+        )
+
+    def split(self, taken: Array, layout: Layout) -> list[Array]:
+        """[n, width] -> for each leaf [size // k, k, k]."""
+        return [
+            taken[start : start + total, :size].reshape(total // size, size, size)
+            for start, total, size in zip(layout.offsets, layout.sizes, self.sizes, strict=True)
+        ]
+
+
+Take = Row | Offset | Blocks
