@@ -78,9 +78,6 @@ slow: $(VENV)/.tests
 soak: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 
-# numpy asks Linux for huge pages, XLA does not: without this the kernel's page faults, which all of XLA's results pay,
-# are two thirds of the time of a large matrix.
-bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)
 	$(BIN)/python benchmarks/products.py $(BENCH)

@@ -146,7 +146,7 @@ def _weighted(matrix: Array, weights: Any, axis: int) -> Array:
     return lax.dot_general(matrix, vector, dims, precision=lax.Precision.HIGHEST, preferred_element_type=matrix.dtype)
 
 
-# Planes of fewer elements are summed as JAX does it: a product takes XLA's CPU backend ten times as long to compile as a sum.
+# Planes of fewer elements are summed as JAX does it: XLA's CPU backend takes longer to compile a product than a sum.
 _SMALL_SUM = 2**14
 
 

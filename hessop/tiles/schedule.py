@@ -128,9 +128,10 @@ class _Planner:
 
     def is_part(self, eqn: Any) -> bool:
         """Whether this only puts entries of a stored value at other places: nothing is saved by not storing it."""
-        (size, *_) = [*(v.aval.size for v in _vars(eqn.invars)), 0]
-        stored = not any(v in self.virtual for v in _vars(eqn.invars))
-        return eqn.primitive.name in MOVES and stored and eqn.outvars[0].aval.size <= size
+        inputs = _vars(eqn.invars)
+        if eqn.primitive.name not in MOVES or any(v in self.virtual for v in inputs):
+            return False
+        return eqn.outvars[0].aval.size <= max((v.aval.size for v in inputs), default=0)
 
     def is_product(self, eqn: Any) -> bool:
         """Whether this multiplies a virtual matrix with stored vectors: the result is no larger than they are, and dear."""

@@ -65,3 +65,26 @@ def cauchy(A, b, radius):
     edge = radius / np.sqrt(bb)
     t = np.where(bAb > 0, np.minimum(bb / np.where(bAb > 0, bAb, 1), edge), edge)
     return model(A, b, b * t[:, None])
+
+
+def check_one_bad_lane(solver):
+    """NaN or inf in one of many systems under vmap changes nothing for the others, and is said."""
+    rng = np.random.RandomState(0)
+    A = jnp.asarray(rng.standard_normal((64, 5, 5)), float)
+    A = A + jnp.swapaxes(A, 1, 2)
+    b = jnp.asarray(rng.standard_normal((64, 5)), float)
+
+    @jax.jit
+    def run(A, b):
+        solve = lambda A, b: lx.linear_solve(symmetric(A), b, solver, throw=False)
+        return jax.vmap(lambda A, b: (lambda s: (s.value, s.stats, s.result))(solve(A, b)))(A, b)
+
+    good, stats, _ = run(A, b)
+    for bad_A, bad_b in ((A.at[7, 2, 2].set(jnp.nan), b), (A, b.at[7, 1].set(jnp.inf))):
+        value, bad_stats, result = run(bad_A, bad_b)
+        others = np.arange(64) != 7
+        np.testing.assert_array_equal(value[others], good[others])
+        np.testing.assert_array_equal(bad_stats["num_steps"][others], stats["num_steps"][others])
+        assert np.all(np.isnan(value[7]))
+        assert reason(bad_stats)[7] == "not_finite"
+        assert lx.RESULTS[result].count("non-finite (NaN or inf) input") == 1

@@ -9,7 +9,7 @@ import pytest
 import hessop
 from hessop import StopReason, TruncatedCG
 
-from .support import matrices, positive, reason, symmetric
+from .support import check_one_bad_lane, matrices, positive, reason, symmetric
 
 SADDLE = np.diag([1.0, -2.0, 3.0])
 
@@ -235,25 +235,7 @@ def test_a_pulled_back_derivative_is_not_truncated():
 
 
 def test_one_bad_lane_leaves_the_others_alone():
-    rng = np.random.RandomState(0)
-    A = jnp.asarray(rng.standard_normal((64, 5, 5)), float)
-    A = A + jnp.swapaxes(A, 1, 2)
-    b = jnp.asarray(rng.standard_normal((64, 5)), float)
-
-    @jax.jit
-    def run(A, b):
-        solve = lambda A, b: lx.linear_solve(symmetric(A), b, TruncatedCG(1e-5, radius=1.0), throw=False)
-        return jax.vmap(lambda A, b: (lambda s: (s.value, s.stats, s.result))(solve(A, b)))(A, b)
-
-    good, stats, _ = run(A, b)
-    for bad_A, bad_b in ((A.at[7, 2, 2].set(jnp.nan), b), (A, b.at[7, 1].set(jnp.inf))):
-        value, bad_stats, result = run(bad_A, bad_b)
-        others = np.arange(64) != 7
-        np.testing.assert_array_equal(value[others], good[others])
-        np.testing.assert_array_equal(bad_stats["num_steps"][others], stats["num_steps"][others])
-        assert np.all(np.isnan(value[7]))
-        assert reason(bad_stats)[7] == "not_finite"
-        assert lx.RESULTS[result].count("non-finite (NaN or inf) input") == 1
+    check_one_bad_lane(TruncatedCG(1e-5, radius=1.0))
 
 
 @pytest.mark.parametrize(
