@@ -134,7 +134,7 @@ def _matrix_product(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]
     """The product of two factors summed over what is not kept, as one product of (batches of) matrices.
 
     The ids of each kind are made one axis first: XLA's CPU backend copies a whole matrix to transpose it where the summed
-    axes of the second operand are two, measured at 50 times the product itself.
+    axes of the second operand are two, which takes far longer than the product itself.
     """
     a, b = sorted((a, b), key=lambda f: -extent(f.ids))
     shared = [i for i in a.ids if i in b.ids]
