@@ -17,12 +17,15 @@ from hessop.krylov import _vectors as vec
 from hessop.krylov._problem import Problem
 from hessop.krylov._results import StopReason, first_of
 from hessop.krylov.boundary import BallMinimum, minimize_in_ball, spectrum
+from hessop.krylov.lanczos import missed
 
 _DEFAULT_STEPS = 100
 # The small problem is solved after each of so many products, and no more often in all: its size is fixed at compile time.
 _SOLVES = 32
 # A vector is in the span of the basis where less than this many units in the last place are left of it.
 _DEPENDENT_ULPS = 10
+# The probability with which a minimum may be certified that is none.
+_FAILURE = 1e-3
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -241,17 +244,22 @@ class _Iteration:
         rounding = self.eps * search.size * length
         converged = residual <= jnp.max(jnp.stack([self.tolerance, self.problem.rtol * minimum.multiplier * length, rounding]))
         residual = jnp.maximum(residual, rounding)
-        certified = self.certify(basis, S, lacking, minimum.multiplier, search.size)
+        certified = self.certify(basis, S, lacking, minimum, search.size)
         chain = jnp.where(converged, 1, jnp.argmax(by_chain))
         chain = jnp.where(basis.pending[chain] >= 0, chain, 1 - chain).astype(jnp.int32)
         return search._replace(minimum=minimum, residual=residual, converged=converged, certified=certified, chain=chain)
 
-    def certify(self, basis: _Basis, S: Array, lacking: Array, multiplier: Array, size: Array) -> Array:
-        """Whether the pseudorandom chain shows that A + multiplier M^-1 has no negative curvature outside of the subspace."""
+    def certify(self, basis: _Basis, S: Array, lacking: Array, minimum: BallMinimum, size: Array) -> Array:
+        """Whether the pseudorandom chain shows that A + multiplier M^-1 has no negative curvature outside of the subspace.
+
+        It does where it has ended, where its lowest Ritz pair is an eigenpair, and where what it may have missed would not be
+        enough. That some eigenvalue near a Ritz value is positive says nothing of the lowest.
+        """
         own = basis.multiplied & (basis.owner == 1)
-        w, Q = spectrum(S, own)
+        _, Q = spectrum(S, own)
         error = jnp.linalg.norm(jnp.tensordot(lacking, Q[:, 0], axes=1, precision=_HIGHEST))
-        known = (error <= jnp.sqrt(self.eps) * size) | (w[0] - error >= -multiplier)
+        least = minimum.leftmost - missed(size - minimum.leftmost, jnp.sum(own), self.layout.n, _FAILURE)
+        known = (error <= jnp.sqrt(self.eps) * size) | (least >= -minimum.multiplier)
         return (jnp.any(own) & known) | (basis.pending[1] < 0)
 
     def finish(self, search: _Search) -> tuple[Any, dict[str, Any]]:

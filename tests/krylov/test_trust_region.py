@@ -177,3 +177,17 @@ def test_minimum_in_a_ball_near_the_hard_case(nearly):
     np.testing.assert_allclose(T @ y + lam * y, c, atol=1e-13)
     assert lam >= 2.0 - 1e-14
     np.testing.assert_allclose(found.leftmost, -2.0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("spectrum", [[-4.0, -4.0, 8.0], [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0]])
+def test_nothing_is_certified_by_a_part_of_the_spectrum(spectrum):
+    """From a stationary point, whichever way the pseudorandom start looks."""
+    rng = np.random.RandomState(0)
+    A, _ = matrices(rng, np.repeat(np.asarray(spectrum)[None], 30, axis=0))
+    A = np.concatenate([A, [np.diag(np.roll(spectrum, k)) for k in range(len(spectrum))]])
+    b, radius = np.zeros(A.shape[:2]), np.full(len(A), 0.5)
+    A, b, radius = (jnp.asarray(a, float) for a in (A, b, radius))
+    x, _, stats = solve_many(A, b, 1e-4, radius, "exact")
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(model(np.asarray(A), np.asarray(b), np.asarray(x)), min(spectrum) / 8, rtol=1e-3)
+    np.testing.assert_allclose(stats["multiplier"], -min(spectrum), rtol=1e-4)
