@@ -1,0 +1,260 @@
+"""Is this point a minimum, and which shift makes a Hessian positive definite: what the lowest eigenvalue tells.
+
+Depends on the operator and on the Lanczos iteration. Must never know a route.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._abstract import AbstractHessian
+from hessop._annotations import Count, Hessian, Operator, Scalar
+from hessop._arguments import check_vector
+from hessop._operator import HessianOperator
+from hessop._tree import Layout
+from hessop.krylov._options import nonnegative
+from hessop.krylov.lanczos import Lowest, lowest_eigenpair
+
+# Up to this size the dense matrix answers for certain, in the time of a few hundred products.
+_DENSE = 1000
+_PRODUCTS = 100
+_FAILURE = 1e-3
+_NEAR = 1e-3
+
+
+class Verdict(eqx.Enumeration):
+    """What `is_minimum` found: `certificate.verdict`. `Verdict[verdict]` is its sentence.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2))
+        >>> print(hessop.Verdict[hessop.is_minimum(H).verdict])
+        not a minimum: the curvature along the direction is negative
+    """
+
+    minimum = "a minimum: the gradient is near zero and all eigenvalues are positive"
+    saddle = "not a minimum: the curvature along the direction is negative"
+    flat = "undecided by second derivatives: no eigenvalue is negative, but the lowest is zero"
+    away = "not at a minimum: all eigenvalues are positive, but the gradient is not near zero"
+    undecided = "undecided: the lowest eigenvalue is not known well enough; raise max_products"
+    not_finite = "undecided: the gradient or a product with the Hessian is not finite"
+
+
+class Certificate(eqx.Module):
+    """What `is_minimum` knows; true (outside of jit) where the verdict is a minimum.
+
+    Attributes:
+        verdict: a `hessop.Verdict`.
+        lowest: the lowest eigenvalue that was found, never below the true one but for rounding.
+        uncertainty: the true one is no further below.
+        direction: the eigenvector that belongs to `lowest`, of length one, a pytree like x.
+        largest: the largest |eigenvalue| that was found.
+        distance: |gradient| / (lowest - uncertainty), an estimate of how far the minimum is, in units of x; infinite where
+            not all eigenvalues are known to be positive.
+        num_products: products with the Hessian, 0 where the dense matrix was taken.
+    """
+
+    verdict: Verdict
+    lowest: Array
+    uncertainty: Array
+    direction: Any
+    largest: Array
+    distance: Array
+    num_products: Array
+
+    def __bool__(self) -> bool:
+        return bool(self.verdict == Verdict.minimum)
+
+    def __str__(self) -> str:
+        return (
+            f"{Verdict[self.verdict]}\n"
+            f"  lowest eigenvalue {self.lowest:.6g}, at most {self.uncertainty:.2g} lower; largest {self.largest:.6g}\n"
+            f"  the minimum is about {self.distance:.2g} away"
+        )
+
+
+def is_minimum(
+    H: Operator,
+    *,
+    null: Any = None,
+    rtol: Scalar | None = None,
+    xtol: Scalar | None = None,
+    max_products: Count | None = None,
+    key: Array | None = None,
+) -> Certificate:
+    """Whether the point of a Hessian is a minimum: the lowest eigenvalue, its uncertainty, and what they say.
+
+    Up to 1000 unknowns the dense matrix answers. Beyond, Lanczos with a random start finds the lowest eigenvalue from above,
+    and the uncertainty is what it may have missed, but for one case in a thousand. It falls as `max_products`^-2.
+
+    Args:
+        H: the Hessian, a `HessianOperator`.
+        null: directions along which the function is known to be constant, as rigid motions of particles are: k pytrees like
+            x, stacked in front. They are left out, or they would be the lowest.
+        rtol: an eigenvalue is zero where it is smaller, relative to the largest; by default the square root of the dtype's
+            epsilon.
+        xtol: how near a minimum must be to be this point, in the units and the Euclidean norm of x; by default a thousandth
+            of the norm of x.
+        max_products: the largest number of products, and of stored vectors; by default the dense matrix where it has
+            at most 1000 rows, and else 100.
+        key: of `jax.random`, for the start.
+
+    Returns:
+        A certificate; `bool(...)` of it is the answer, `print(...)` of it the reason.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: jnp.sum((x - 1) ** 2) + x[0] * x[1] / 2, jnp.array([0.8, 0.8]))
+        >>> certificate = hessop.is_minimum(H)
+        >>> bool(certificate), print(certificate)
+        a minimum: the gradient is near zero and all eigenvalues are positive
+          lowest eigenvalue 1.5, at most ... lower; largest 2.5
+          the minimum is about ... away
+        (True, None)
+
+    References:
+        Nocedal and Wright, Numerical Optimization (2nd ed., 2006), theorem 2.4, doi:10.1007/978-0-387-40065-5. The
+        uncertainty: Kuczyński and Woźniakowski (1992), theorem 4.2, doi:10.1137/0613066.
+    """
+    if not isinstance(H, HessianOperator):
+        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator, which has a gradient too")
+    pair = _lowest(H, null, max_products, key)
+    gradient = H.raw_gradient()
+    rtol = None if rtol is None else nonnegative(rtol, "rtol")
+    xtol = None if xtol is None else nonnegative(xtol, "xtol")
+    return _certificate(pair, gradient, H.x, rtol, xtol)
+
+
+def inertia_shift(
+    H: Hessian,
+    *,
+    floor: Scalar | None = None,
+    null: Any = None,
+    max_products: Count | None = None,
+    key: Array | None = None,
+) -> Array:
+    """The smallest shift that makes a Hessian positive definite, for `H.damped(shift)`.
+
+    It is zero where all eigenvalues are known to be above the floor already. What Lanczos may have missed of the lowest is
+    added, so that the tag which `damped` gives is true, but for one case in a thousand.
+
+    Args:
+        H: the Hessian.
+        floor: the smallest eigenvalue afterwards, relative to the largest |eigenvalue|; by default the square root of the
+            dtype's epsilon.
+        null: directions to leave out, as in `is_minimum`.
+        max_products: as in `is_minimum`; where the lowest eigenvalue is known only roughly, the shift is larger.
+        key: of `jax.random`, for the start.
+
+    Returns:
+        A scalar that is not negative.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, lineax as lx, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1.0, 1.0]))
+        >>> shift = hessop.inertia_shift(H, floor=0.5)
+        >>> print(f"{shift:.3f}")
+        3.000
+        >>> step = lx.linear_solve(H.damped(shift), H.gradient, lx.CG(1e-6, 1e-6)).value
+
+    References:
+        Nocedal and Wright, Numerical Optimization (2nd ed., 2006), section 3.4, doi:10.1007/978-0-387-40065-5.
+    """
+    if not isinstance(H, AbstractHessian):
+        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
+    pair = _lowest(H, null, max_products, key)
+    relative = jnp.sqrt(jnp.finfo(pair.value.dtype).eps) if floor is None else nonnegative(floor, "floor")
+    return jnp.maximum(relative.astype(pair.value.dtype) * pair.size - (pair.value - pair.error), 0)
+
+
+def _lowest(H: AbstractHessian, null: Any, max_products: int | None, key: Array | None) -> Lowest:
+    """The lowest eigenpair, from the dense matrix or from products."""
+    if max_products is not None and (isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1):
+        raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")
+    structure = H.in_structure()
+    layout = Layout(jax.tree.leaves(structure))
+    if layout.n == 0:
+        raise ValueError("H: got one without a row, which has no lowest eigenvalue")
+    if null is not None:
+        null = _orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
+        if not isinstance(null, Tracer) and np.count_nonzero(np.any(null, axis=1)) == layout.n:
+            raise ValueError(f"null: got all {layout.n} independent directions, expected fewer: nothing is left")
+    if max_products is None and layout.n <= _DENSE:
+        return _from_matrix(H.materialize(), null)
+    key = jax.random.key(0) if key is None else key
+    return _from_products(lx.linearise(H), null, key, min(max_products or _PRODUCTS, layout.n))
+
+
+@eqx.filter_jit
+def _from_matrix(matrix: Array, null: Array | None) -> Lowest:
+    matrix = _wide(matrix)
+    if null is not None:
+        # What is left out goes above everything else.
+        kept = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - null.T @ null
+        matrix = kept @ matrix @ kept + 2 * jnp.linalg.norm(matrix) * null.T @ null
+    w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    left = jnp.arange(w.size) < w.size - (0 if null is None else jnp.sum(jnp.any(null != 0, axis=1)))
+    size = jnp.max(jnp.where(left, jnp.abs(w), 0))
+    size = jnp.where(jnp.isnan(w[0]), w[0], size)
+    rounding = 10 * jnp.finfo(w.dtype).eps * size
+    zero = jnp.zeros((), w.dtype)
+    return Lowest(w[0], rounding, vectors[:, 0], zero, size, jnp.zeros((), jnp.int32))
+
+
+@eqx.filter_jit
+def _from_products(H: lx.AbstractLinearOperator, null: Array | None, key: Array, max_products: int) -> Lowest:
+    leaves, tree = jax.tree.flatten(H.in_structure())
+    layout = Layout(leaves)
+    dtype = _wide(jnp.zeros((), layout.dtype)).dtype
+
+    def product(v: Array) -> Array:
+        return layout.ravel(jax.tree.leaves(H.mv(tree.unflatten(layout.unravel(v))))).astype(dtype)
+
+    start = jax.random.normal(key, (layout.n,), dtype)
+    return lowest_eigenpair(product, start, null, max_products=max_products, failure=_FAILURE)
+
+
+@eqx.filter_jit
+def _certificate(pair: Lowest, gradient: Any, x: Any, rtol: Array | None, xtol: Array | None) -> Certificate:
+    leaves, tree = jax.tree.flatten(x)
+    layout = Layout(leaves)
+    dtype = pair.value.dtype
+    norm = lambda like_x: jnp.linalg.norm(layout.ravel(jax.tree.leaves(like_x)).astype(dtype))
+    rtol = jnp.sqrt(jnp.finfo(dtype).eps) if rtol is None else rtol
+    zero = rtol.astype(dtype) * pair.size
+    near = _NEAR * norm(x) if xtol is None else xtol.astype(dtype)
+    least, size = pair.value - pair.error, norm(gradient)
+    positive = least > zero
+    distance = jnp.where(positive, size / jnp.where(positive, least, 1), jnp.inf)
+    verdict = Verdict.where(least >= -zero, Verdict.flat, Verdict.undecided)
+    verdict = Verdict.where(positive, Verdict.where(distance <= near, Verdict.minimum, Verdict.away), verdict)
+    verdict = Verdict.where(pair.value < -zero, Verdict.saddle, verdict)
+    verdict = Verdict.where(jnp.isfinite(pair.value) & jnp.isfinite(size), verdict, Verdict.not_finite)
+    direction = tree.unflatten(layout.unravel(pair.vector.astype(layout.dtype)))
+    return Certificate(verdict, pair.value, pair.error, direction, pair.size, distance, pair.steps)
+
+
+def _wide(array: Array) -> Array:
+    """In float32 at least: LAPACK knows no half precision."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+@jax.jit
+def _orthonormal(rows: Array) -> Array:
+    """Rows of the same span, orthonormal; zero where they depend on each other, as rotations of particles in a line do."""
+    rows = _wide(rows)
+    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+    _, s, vt = jnp.linalg.svd(rows, full_matrices=False)
+    return jnp.where(s[:, None] > jnp.sqrt(jnp.finfo(rows.dtype).eps) * s[0], vt, 0)

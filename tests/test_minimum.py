@@ -1,0 +1,293 @@
+"""The lowest eigenvalue, what is claimed of it, and what `is_minimum` and `inertia_shift` make of it."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import hessop
+from hessop.krylov.lanczos import lowest_eigenpair
+
+DOUBLE = jax.config.jax_enable_x64
+EPS = float(jnp.finfo(float).eps)
+
+
+def verdict(certificate):
+    names = list(hessop.Verdict._name_to_item)
+    return names[int(certificate.verdict._value)]
+
+
+def quadratic(matrix):
+    matrix = np.asarray(matrix)
+    return lambda x: 0.5 * x @ jnp.asarray(matrix, x.dtype) @ x
+
+
+def rigid_motions(x):
+    """Translations and infinitesimal rotations of particles [N, 3], stacked [6, N, 3]."""
+    axes = jnp.eye(3, dtype=x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(axes[:, None], (3, *x.shape)), jnp.cross(axes[:, None], x[None])])
+
+
+def lennard_jones(x):
+    apart = jnp.asarray(~np.eye(len(x), dtype=bool))
+    squared = jnp.sum((x[:, None] - x[None, :]) ** 2, axis=-1)
+    sixth = jnp.where(apart, 1 / jnp.where(apart, squared, 1) ** 3, 0)
+    return 2 * jnp.sum(sixth**2 - sixth)
+
+
+R = 2 ** (1 / 6)
+TETRAHEDRON = R / np.sqrt(8) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+SQUARE = 1.1 * np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+
+
+# --- Lanczos ---
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def many_lowest(spectra, keys, steps):
+    def one(d, key):
+        start = jax.random.normal(key, d.shape, d.dtype)
+        return lowest_eigenpair(lambda v: d * v, start, None, max_products=steps, failure=1e-3)
+
+    return jax.vmap(one)(spectra, keys)
+
+
+@pytest.mark.parametrize("steps", [8, 20])
+def test_the_bound_holds(steps):
+    """Spectra that hide their lowest eigenvalue: one below a crowd, a dense edge, geometric, uniform."""
+    rng = np.random.RandomState(0)
+    n, count = 200, 250
+    crowd = np.concatenate([np.full((count, 1), -1e-2), rng.uniform(0, 1, (count, n - 1))], axis=1)
+    edge = rng.uniform(0, 1, (count, n)) ** 8
+    geometric = 10 ** rng.uniform(-6, 0, (count, n))
+    uniform = rng.uniform(-1, 1, (count, n))
+    spectra = np.concatenate([crowd, edge, geometric, uniform])
+    found = many_lowest(jnp.asarray(spectra, float), jax.random.split(jax.random.key(1), len(spectra)), steps)
+    true = spectra.min(axis=1)
+    slack = 100 * EPS
+    assert np.all(found.value >= true - slack)
+    assert np.all(found.value - found.error <= true + slack)
+    # A bound that is always infinite would hold too.
+    assert np.all(found.error < (0.3 if steps == 20 else np.inf))
+    # And the residual is what it says: some eigenvalue is that near.
+    near = np.min(np.abs(spectra - np.asarray(found.value)[:, None]), axis=1)
+    assert np.all(near <= found.residual + slack)
+
+
+def test_few_distinct_eigenvalues_are_found_exactly():
+    d = jnp.asarray(np.repeat([-2.0, 0.5, 3.0], 20), float)
+    start = jax.random.normal(jax.random.key(0), d.shape, d.dtype)
+    found = lowest_eigenpair(lambda v: d * v, start, None, max_products=40, failure=1e-3)
+    assert int(found.steps) == 3
+    np.testing.assert_allclose(found.value, -2, rtol=20 * EPS)
+    assert found.error < 100 * EPS
+    assert found.size == pytest.approx(3, rel=20 * EPS)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0**-60, 2.0**60])
+def test_operators_of_any_scale(scale):
+    d = jnp.asarray([1.0, 2.0, 3.0, 4.0], float) * scale
+    found = lowest_eigenpair(lambda v: d * v, jnp.ones(4), None, max_products=4, failure=1e-3)
+    np.testing.assert_allclose(found.value, scale, rtol=100 * EPS)
+
+
+# --- is_minimum ---
+
+
+@pytest.mark.parametrize("max_products", [None, 30])
+def test_closed_forms(max_products):
+    rng = np.random.RandomState(0)
+    Q = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+    for lowest, expected in ((0.5, "minimum"), (-0.5, "saddle"), (0.0, "flat")):
+        A = Q @ np.diag(np.concatenate([[lowest], np.linspace(1, 4, 29)])) @ Q.T
+        H = hessop.HessianOperator(quadratic(A), jnp.zeros(30))
+        found = hessop.is_minimum(H, max_products=max_products)
+        assert verdict(found) == expected
+        assert bool(found) == (expected == "minimum")
+        np.testing.assert_allclose(found.lowest, lowest, atol=200 * EPS)
+        np.testing.assert_allclose(found.largest, 4, rtol=1e-3 if max_products else 200 * EPS)
+        assert found.uncertainty < 1e3 * EPS
+        np.testing.assert_allclose(abs(np.asarray(found.direction) @ Q[:, 0]), 1, rtol=1e3 * EPS)
+        assert int(found.num_products) == (0 if max_products is None else 30)
+
+
+SADDLES = {
+    "quartic": (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, [0.0, 0.0]),
+    "quartic from the side": (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, [1.0, 0.0]),
+    "quartic nearly on the axis": (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4, [1.0, 1e-12]),
+    "monkey": (lambda x: x[0] ** 3 - 3 * x[0] * x[1] ** 2, [0.0, 0.0]),
+    "cubic": (lambda x: x[0] ** 2 - x[1] ** 3, [0.0, 0.0]),
+    "maximum": (lambda x: jnp.sum(jnp.cos(x)), [0.0, 0.0]),
+    "constant": (lambda x: 0 * jnp.sum(x**2), [1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", SADDLES)
+@pytest.mark.parametrize("max_products", [None, 1, 2])
+def test_no_saddle_is_called_a_minimum(name, max_products):
+    fn, x = SADDLES[name]
+    found = hessop.is_minimum(hessop.HessianOperator(fn, jnp.asarray(x, float)), max_products=max_products)
+    assert not found
+    expected = {"monkey": {"flat"}, "cubic": {"flat"}, "constant": {"flat"}}.get(name, {"saddle"})
+    assert verdict(found) in (expected if max_products != 1 else expected | {"undecided"})
+
+
+def test_clusters_with_and_without_their_rigid_motions():
+    x = jnp.asarray(TETRAHEDRON, float)
+    H = hessop.HessianOperator(lennard_jones, x)
+    dense = np.linalg.eigvalsh(np.asarray(H.materialize(), np.float64))
+    rtol = 1e-5
+    assert verdict(hessop.is_minimum(H, rtol=rtol)) == "flat"
+    for max_products in (None, 12):
+        found = hessop.is_minimum(H, null=rigid_motions(x), rtol=rtol, max_products=max_products)
+        assert found, str(found)
+        np.testing.assert_allclose(found.lowest, dense[6], rtol=1e4 * EPS)
+    square = jnp.asarray(SQUARE, float)
+    found = hessop.is_minimum(hessop.HessianOperator(lennard_jones, square), null=rigid_motions(square), rtol=rtol)
+    assert verdict(found) == "saddle"  # it folds
+
+
+def test_rotations_that_depend_on_each_other():
+    x = jnp.asarray([[0.0, 0.0, 0.0], [R, 0.0, 0.0]], float)  # along its axis one rotation does nothing
+    for max_products in (None, 6):
+        found = hessop.is_minimum(
+            hessop.HessianOperator(lennard_jones, x), null=rigid_motions(x), rtol=1e-4, max_products=max_products, xtol=1e-2
+        )
+        assert found, str(found)
+        np.testing.assert_allclose(found.lowest, 2 * 57.1464, rtol=1e-4)
+
+
+def test_a_point_that_is_not_stationary():
+    fn = lambda x: jnp.sum((x - 1) ** 2)
+    away = hessop.is_minimum(hessop.HessianOperator(fn, jnp.full(3, 1.5)))
+    assert verdict(away) == "away"
+    np.testing.assert_allclose(away.distance, np.sqrt(3) / 2, rtol=1e-5)
+    H = hessop.HessianOperator(fn, jnp.full(3, 1.0001))
+    assert hessop.is_minimum(H)
+    assert not hessop.is_minimum(H, xtol=1e-5)
+
+
+def test_what_is_not_known_well_is_undecided():
+    n = 2000
+    d = np.linspace(1e-3, 1, n)
+    H = hessop.HessianOperator(lambda x: 0.5 * jnp.sum(jnp.asarray(d, x.dtype) * x**2), jnp.zeros(n))
+    found = hessop.is_minimum(H)
+    assert verdict(found) == "undecided"
+    assert int(found.num_products) == 100
+    assert found.lowest - found.uncertainty < 1e-3 < found.lowest + 100 * EPS
+    better = hessop.is_minimum(H, max_products=600)
+    assert better.uncertainty < found.uncertainty / 30
+
+
+def test_not_finite():
+    H = hessop.HessianOperator(lambda x: jnp.sum(jnp.log(x)), jnp.asarray([1.0, 0.0, 2.0], float))
+    with pytest.warns(RuntimeWarning, match="not finite: 1 of 3 entries of the gradient"):
+        dense = hessop.is_minimum(H)
+    for found in (dense, hessop.is_minimum(H, max_products=3)):
+        assert verdict(found) == "not_finite"
+        assert not found
+
+
+def test_jit_vmap_pytrees_and_dtypes():
+    fn = lambda x: jnp.sum((x["a"] - 1) ** 2) + x["b"] ** 2 * jnp.cosh(x["a"][0])
+    x = {"a": jnp.asarray([1.0, 1.0], float), "b": jnp.asarray(0.0, float)}
+    traced = []
+
+    @jax.jit
+    def run(x, products):
+        traced.append(0)
+        return hessop.is_minimum(hessop.HessianOperator(fn, x), max_products=None if products is None else 3)
+
+    for products in (None, 3.0):
+        found = run(x, products)
+        assert found
+        assert found.lowest.dtype == found.direction["b"].dtype == x["b"].dtype
+        np.testing.assert_allclose(found.lowest, 2, rtol=1e-5)
+        other = run(jax.tree.map(lambda leaf: leaf + 0.1, x), products)
+        assert verdict(other) == "away"
+    assert len(traced) == 2
+
+    points = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 0.1]), x)
+    batched = jax.vmap(lambda x: hessop.is_minimum(hessop.HessianOperator(fn, x)))(points)
+    names = list(hessop.Verdict._name_to_item)
+    assert [names[k] for k in batched.verdict._value] == ["minimum", "away"]
+
+
+def test_a_new_point_compiles_nothing_again():
+    count = []
+
+    def fn(x):
+        count.append(0)
+        return jnp.sum(x**4)
+
+    for k in range(3):
+        for max_products in (None, 2):
+            found = hessop.is_minimum(hessop.HessianOperator(fn, jnp.full(3, 1.0 + k)), max_products=max_products)
+            np.testing.assert_allclose(found.lowest, 12 * (1.0 + k) ** 2, rtol=1e-5)
+        if k == 0:
+            first = len(count)
+    assert len(count) == first
+
+
+# --- inertia_shift ---
+
+
+@pytest.mark.parametrize("max_products", [None, 40])
+@pytest.mark.parametrize("lowest", [-3.0, -1e-3, 0.0, 0.2])
+def test_the_shift_is_enough_and_not_more(lowest, max_products):
+    d = np.concatenate([[lowest], np.linspace(0.5, 2, 39)])
+    fn = quadratic(np.diag(d))
+    H = hessop.HessianOperator(fn, jnp.ones(40))
+    floor = 1e-2
+    shift = float(hessop.inertia_shift(H, floor=floor, max_products=max_products))
+    wanted = max(0, floor * max(abs(lowest), 2) - lowest)
+    assert wanted - 1e3 * EPS <= shift <= wanted + 1e3 * EPS
+    damped = H.damped(shift)
+    assert np.linalg.eigvalsh(np.asarray(damped.materialize(), float))[0] > 0
+    step = lx.linear_solve(damped, H.gradient, lx.CG(1e-5, 1e-5)).value
+    assert float(jnp.vdot(step, H.gradient)) > 0
+
+
+def test_the_shift_covers_what_may_be_missed():
+    n = 1500
+    d = np.linspace(-1e-3, 1, n)
+    H = hessop.HessianOperator(lambda x: 0.5 * jnp.sum(jnp.asarray(d, x.dtype) * x**2), jnp.zeros(n))
+    shift = jax.jit(lambda x: hessop.inertia_shift(hessop.HessianOperator(H.fn, x)))(H.x)
+    assert 1e-3 < float(shift) < 2e-2
+
+
+# --- messages ---
+
+
+def test_messages():
+    H = hessop.HessianOperator(lambda x: jnp.sum(x**2), jnp.ones(3))
+    with pytest.raises(TypeError, match=r"^H: got Array?Impl, expected a hessop\.HessianOperator, which has a gradient too"):
+        hessop.is_minimum(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"^H: got LinearizedHessian, expected a hessop\.HessianOperator"):
+        hessop.is_minimum(lx.linearise(H))
+    with pytest.raises(TypeError, match=r"^H: got int, expected a hessop\.HessianOperator$"):
+        hessop.inertia_shift(3)
+    for bad in (0, -1, True, 2.0):
+        with pytest.raises(ValueError, match=rf"^max_products: got {bad}, expected a positive int or None"):
+            hessop.is_minimum(H, max_products=bad)
+    with pytest.raises(ValueError, match=r"^null: got shape \(2,\) and dtype .*, expected shape \(k, \*\(3,\)\)"):
+        hessop.is_minimum(H, null=jnp.ones(2))
+    with pytest.raises(ValueError, match=r"^null: got all 3 independent directions, expected fewer: nothing is left"):
+        hessop.is_minimum(H, null=jnp.eye(3))
+    for name in ("rtol", "xtol"):
+        with pytest.raises(ValueError, match=rf"^{name}: got -1, expected a number that is not negative"):
+            hessop.is_minimum(H, **{name: -1})
+    with pytest.raises(ValueError, match=r"^floor: got -1, expected a number that is not negative"):
+        hessop.inertia_shift(H, floor=-1)
+    empty = hessop.HessianOperator(lambda x: jnp.sum(x), jnp.zeros((0,)))
+    with pytest.raises(ValueError, match=r"^H: got one without a row, which has no lowest eigenvalue"):
+        hessop.is_minimum(empty)
+
+
+def test_the_certificate_is_a_pytree_of_arrays():
+    found = hessop.is_minimum(hessop.HessianOperator(lambda x: jnp.sum(x**2), jnp.ones(3)))
+    assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(found))
