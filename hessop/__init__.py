@@ -15,6 +15,14 @@ from hessop._errors import (
 )
 from hessop._hessian import hessian as hessian
 
+# What the lowest eigenvalue tells.
+from hessop._minimum import (
+    Certificate as Certificate,
+    Verdict as Verdict,
+    inertia_shift as inertia_shift,
+    is_minimum as is_minimum,
+)
+
 # The operator, and the drop-in for jax.hessian.
 from hessop._operator import HessianOperator as HessianOperator
 

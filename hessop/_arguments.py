@@ -64,8 +64,8 @@ def split_args(args: Sequence[Any]) -> tuple[tuple[Array, ...], Static]:
     return tuple(arrays), Static(tree, tuple(static))
 
 
-def check_x(x: Any) -> Any:
-    """`x` as a pytree of strongly typed real floating arrays.
+def check_x(x: Any, name: str = "x") -> Any:
+    """`x`, an argument of this name, as a pytree of strongly typed real floating arrays.
 
     Raises:
         TypeError: a leaf is something else.
@@ -73,8 +73,8 @@ def check_x(x: Any) -> Any:
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(x)
     if not paths:
-        raise ValueError(f"x: got {x!r}, a pytree without arrays; expected at least one real floating array")
-    return tree.unflatten([_check_leaf(leaf, leaf_name(path, "x")) for path, leaf in paths])
+        raise ValueError(f"{name}: got {x!r}, a pytree without arrays; expected at least one real floating array")
+    return tree.unflatten([_check_leaf(leaf, leaf_name(path, name)) for path, leaf in paths])
 
 
 def _check_leaf(leaf: Any, name: str) -> Any:

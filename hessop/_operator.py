@@ -141,6 +141,12 @@ class HessianOperator(AbstractHessian):
         """The gradient, a pytree like x, without a look at whether it is finite."""
         return self._like_x(self._gradient())
 
+    def raw_value_and_gradient(self) -> tuple[Array, Any]:
+        """Both from one evaluation, without a look at whether they are finite."""
+        name = "value and gradient"
+        value, gradient = self._run(name, lambda program, _, primals, shift: value_and_gradient(program, primals))
+        return value, self._like_x(gradient)
+
     def problem(self) -> str | None:
         """What is not finite at this point and what to look at, or None; not inside jit."""
         return self._problem(self._gradient())
@@ -175,7 +181,7 @@ class HessianOperator(AbstractHessian):
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat vectors, with matvec, rmatvec and matmat."""
-        from hessop.scipy import linear_operator
+        from hessop._scipy_operator import linear_operator
 
         return linear_operator(self)
 

@@ -31,9 +31,9 @@ LAYERS = (
     ("_plan",),
     ("_products",),
     ("_abstract",),
-    ("scipy", "_precondition"),
+    ("_scipy_operator", "_precondition"),
     ("_operator",),
-    ("_hessian", "_check", "optax"),
+    ("_hessian", "_check", "_minimum", "optax", "scipy"),
     ("__init__",),
 )
 

@@ -1,11 +1,15 @@
-"""The solver with a line search as a minimizer of optimistix, where that is installed."""
+"""What optimistix takes of hessop, where it is installed: an optax solver, and the operator as a Hessian."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import hessop
 from hessop.optax import newton_cg
 
 from .support import lennard_jones, rosenbrock
@@ -35,5 +39,40 @@ def test_minimises(name):
     solver = optimistix.OptaxMinimiser(newton_cg(), rtol=1e-8, atol=1e-8)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         solution = optimistix.minimise(lambda y, scale: scale * fn(y), solver, start, jnp.asarray(2.0), max_steps=100)
+    np.testing.assert_allclose(optax.tree.norm(jax.grad(fn)(solution.value)), 0, atol=1e-6)
+    assert fn(solution.value) < fn(start)
+
+
+@pytest.mark.slow
+@pytest.mark.x64
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["chain", "himmelblau", "cluster", "tree"])
+@pytest.mark.parametrize("search", ["BacktrackingArmijo", "ClassicalTrustRegion"])
+def test_a_hessian_operator_is_what_its_searches_and_descents_take(name, search):
+    """optimistix's quasi-Newton frame with the Hessian itself in the place of an approximation."""
+    optx = pytest.importorskip("optimistix")
+    chosen = getattr(optx, search)()
+
+    class Newton(optx.AbstractQuasiNewton):
+        fn: Any = eqx.field(static=True)
+        rtol: float = 1e-8
+        atol: float = 1e-8
+        norm: Any = eqx.field(default=optx.max_norm, static=True)
+        use_inverse: bool = False
+        descent: Any = optx.NewtonDescent(linear_solver=hessop.TruncatedCG(1e-8))
+        search: Any = chosen
+        verbose: Any = eqx.field(default=lambda **kwargs: None, static=True)
+
+        def init_hessian(self, y, f, grad):
+            return optx.FunctionInfo.EvalGradHessian(f, grad, hessop.HessianOperator(self.fn, y)), None
+
+        def update_hessian(self, y, y_eval, f_info, f_eval_info, state):
+            H = hessop.HessianOperator(self.fn, y_eval)
+            return optx.FunctionInfo.EvalGradHessian(f_eval_info.f, f_eval_info.grad, H), None
+
+    fn, start = PROBLEMS[name]
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), start, is_leaf=lambda leaf: isinstance(leaf, list))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        solution = optx.minimise(lambda y, args: fn(y), Newton(fn), start, max_steps=200)
     np.testing.assert_allclose(optax.tree.norm(jax.grad(fn)(solution.value)), 0, atol=1e-6)
     assert fn(solution.value) < fn(start)

@@ -1,0 +1,49 @@
+"""A Hessian as a `scipy.sparse.linalg.LinearOperator`.
+
+Imports scipy, which JAX brings with it. Must never be imported by the rest of hessop at import.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from hessop._abstract import AbstractHessian
+from hessop._tree import Layout
+
+
+def linear_operator(operator: AbstractHessian) -> LinearOperator:
+    """A Hessian on flat numpy vectors in ravel order.
+
+    Args:
+        operator: the Hessian.
+
+    Returns:
+        A LinearOperator of shape (n, n) with matvec, rmatvec, matmat and rmatmat (the matrix is its own transpose).
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
+        >>> print(H.to_scipy() @ jnp.array([1.0, 1.0]))
+        [ 6. 12.]
+    """
+    structure = operator.in_structure()
+    leaves, tree = jax.tree.flatten(structure)
+    layout = Layout(leaves)
+
+    def matvec(v: Any) -> np.ndarray:
+        flat = jnp.asarray(np.asarray(v, layout.dtype).reshape(layout.n))
+        return np.asarray(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
+
+    def matmat(vectors: Any) -> np.ndarray:
+        rows = jnp.asarray(np.asarray(vectors, layout.dtype).T)
+        products = operator.mm(tree.unflatten(layout.unravel(rows)))
+        return np.asarray(layout.ravel(jax.tree.leaves(products), batch=1)).T
+
+    # scipy's constructor hands over to a class that its annotations do not know.
+    make: Any = LinearOperator
+    return make(
+        (layout.n, layout.n), dtype=np.dtype(layout.dtype), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat
+    )
