@@ -60,7 +60,7 @@ class Certificate(eqx.Module):
         num_products: products with the Hessian, 0 where the dense matrix was taken.
     """
 
-    verdict: Verdict
+    verdict: Any
     lowest: Array
     uncertainty: Array
     direction: Any
