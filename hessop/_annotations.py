@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from jax import Array
 
     from hessop._abstract import AbstractHessian
-    from hessop._operator import HessianOperator
     from hessop._progress import Progress
 
     Function: TypeAlias = Callable[..., Any]
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     Count: TypeAlias = int
     Scalar: TypeAlias = float | Array
     Hessian: TypeAlias = AbstractHessian
-    Operator: TypeAlias = HessianOperator
     Route: TypeAlias = RouteName
     SelfPairs: TypeAlias = SelfPairsName
     ProgressOption: TypeAlias = bool | Callable[[Progress], None]
 else:
-    Function = Arguments = Argnums = Memory = Chunk = Count = Scalar = Hessian = Operator = Any
+    Function = Arguments = Argnums = Memory = Chunk = Count = Scalar = Hessian = Any
     Route = SelfPairs = ProgressOption = Any

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 
 from hessop._abstract import AbstractHessian
-from hessop._annotations import Count, Hessian, Operator, Scalar
+from hessop._annotations import Count, Hessian, Scalar
 from hessop._arguments import check_vector
 from hessop._operator import HessianOperator
 from hessop._tree import Layout
@@ -80,7 +80,7 @@ class Certificate(eqx.Module):
 
 
 def is_minimum(
-    H: Operator,
+    H: Any,  # a HessianOperator
     *,
     null: Any = None,
     rtol: Scalar | None = None,
