@@ -9,6 +9,8 @@ BENCH ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# For what looks at another dtype or version, and not at the rest once more.
+NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-float64 test-float32 lint format types slow soak bench lineax-tests newer clean
@@ -53,12 +55,12 @@ demo: $(VENV)/.package
 test: test-float64 test-float32
 
 test-float64: $(VENV)/.tests
-	$(PYTEST) -n $(JOBS)
+	$(PYTEST) -n $(JOBS) $(CHOSEN)
 
 # What this lane is about, dtypes and annotations, does not depend on the code that LLVM makes of what XLA decided: at its
 # level 0 the tests compile in two thirds of the time.
 test-float32: $(VENV)/.tests
-	HESSOP_TEST_X64=0 XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(JOBS)
+	HESSOP_TEST_X64=0 XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -93,7 +95,7 @@ newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
 	else echo "the tests once more, on $$newer"; \
-	  XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer"; fi
+	  XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(NOT_AGAIN)'; fi
 
 clean:
 	rm -rf .venv .venv-newer build dist .pytest_cache .ruff_cache .hypothesis

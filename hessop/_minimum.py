@@ -58,6 +58,13 @@ class Certificate(eqx.Module):
         distance: |gradient| / (lowest - uncertainty), an estimate of how far the minimum is, in units of x; infinite where
             not all eigenvalues are known to be positive.
         num_products: products with the Hessian, 0 where the dense matrix was taken.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - 3 * x[1] ** 2, jnp.zeros(2))
+        >>> certificate = hessop.is_minimum(H)
+        >>> print(f"{certificate.lowest:.1f} along {jnp.abs(certificate.direction)}")
+        -6.0 along [0. 1.]
     """
 
     verdict: Any

@@ -37,7 +37,9 @@ def compiled_reference(objective: Objective):
 
 def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
     """All objectives with all forms of x; slow is what is not named here for its form."""
-    cases = [(o, kind, [] if o.name in quick.get(kind, ()) else [pytest.mark.slow]) for o in OBJECTIVES for kind in KINDS]
+    form = lambda kind: [] if kind == "array" else [pytest.mark.once]
+    slow = [pytest.mark.slow]
+    cases = [(o, kind, form(kind) if o.name in quick.get(kind, ()) else slow) for o in OBJECTIVES for kind in KINDS]
     return pytest.mark.parametrize(("objective", "kind"), [pytest.param(o, k, id=f"{o}-{k}", marks=m) for o, k, m in cases])
 
 
@@ -87,7 +89,7 @@ def test_everything_equals_jax_hessian(objective, kind):
     assert start == N
 
 
-@every_objective(array={"lennard_jones", "custom_vjp", "neighbor_list"}, nested={"ode_scan"})
+@every_objective(array={"lennard_jones", "custom_vjp"}, dict={"tanh_net"})
 def test_the_chunk_changes_nothing(objective, kind):
     x, fn, reference = case(objective, kind)
     H = hessop.HessianOperator(fn, x)
@@ -103,6 +105,7 @@ def test_the_chunk_changes_nothing(objective, kind):
         assert relative(traced, whole) <= 64 * eps
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n", [1, 2, 101])
 def test_sizes_at_the_edges(n):
     x = jnp.linspace(0.5, 1.0, n)
@@ -122,6 +125,7 @@ def test_no_elements_at_all():
     assert H.materialize(out=out) is out
 
 
+@pytest.mark.once
 def test_blocks_of_any_size():
     x = as_pytree("array", 12, jnp.result_type(float), jax.random.key(0))
     H = hessop.HessianOperator(OBJECTIVES[0].fn, x)

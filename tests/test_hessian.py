@@ -36,6 +36,7 @@ def test_argnums(argnums):
     same(hessop.hessian(two, argnums)(a, b), jax.jit(jax.hessian(two, argnums))(a, b))
 
 
+@pytest.mark.once
 def test_keywords_and_static_arguments():
     a, b = arrays()
     same(hessop.hessian(two)(a, b, 2.0, power=3), jax.hessian(two)(a, b, 2.0, power=3))
@@ -51,6 +52,7 @@ def test_aux():
         hessop.hessian(two, has_aux=True)(a, b)
 
 
+@pytest.mark.once
 def test_under_jit_vmap_grad():
     a, b = arrays()
     same(jax.jit(hessop.hessian(two, (0, 1)))(a, b), jax.jit(jax.hessian(two, (0, 1)))(a, b))
@@ -72,6 +74,7 @@ def test_shapes(shape):
     same(hessop.hessian(fn, chunk=1)(x), expected)
 
 
+@pytest.mark.once
 def test_several_outputs_are_left_to_jax():
     x = jnp.array([0.5, 1.5])
     fn = lambda x: {"a": jnp.outer(x, x), "b": jnp.sum(x**3)}

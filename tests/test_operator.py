@@ -151,6 +151,7 @@ def test_closures_over_tracers():
     assert jnp.allclose(jax.vmap(trace_of)(jnp.arange(3.0)), jnp.arange(3.0) * expected, rtol=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name",
     [
@@ -184,6 +185,7 @@ def test_jit_vmap_and_grad(name):
     assert close(jax.jit(jax.vmap(dense))(batch)[1], reference(x * 0.9))
 
 
+@pytest.mark.once
 def test_damping():
     H = hessop.HessianOperator(energy, point(), (parameters(),))
     matrix = H.materialize()

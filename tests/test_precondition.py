@@ -21,6 +21,7 @@ def point():
     return {"a": a, "b": jnp.asarray(0.7, dtype)}
 
 
+@pytest.mark.once
 def test_it_is_the_inverse_of_the_clamped_blocks():
     x = point()
     H = hessop.HessianOperator(saddle, x)
@@ -45,6 +46,7 @@ def test_it_is_the_inverse_of_the_clamped_blocks():
     )
 
 
+@pytest.mark.once
 def test_contract_of_lineax():
     M = hessop.block_jacobi(hessop.HessianOperator(saddle, point()))
     for op in (M, eqx.filter_jit(lambda op: op)(M), lx.linearise(M), M.T, lx.conj(M)):
@@ -66,6 +68,7 @@ def test_contract_of_lineax():
     assert lx.is_diagonal(ones)
 
 
+@pytest.mark.once
 def test_under_jit_and_vmap_and_for_a_zero_hessian():
     fn = lambda x: jnp.sum(jnp.cosh(x))
     make = lambda x: hessop.block_jacobi(hessop.HessianOperator(fn, x)).mv(x)

@@ -17,7 +17,7 @@ from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessi
 FLOAT = jnp.result_type(float)
 TOLERANCE = 1e-12 if jnp.float64 == FLOAT else 5e-5
 # A matrix; lookups; an outer product.
-QUICK = {"pair_distances": "nested", "neighbor_list": "dict", "matrix_factorization": "array"}
+QUICK = {"pair_distances": "array", "neighbor_list": "dict", "matrix_factorization": "array"}
 
 
 def pairs(x, width=1.0):
@@ -94,6 +94,7 @@ def test_all_that_terms_give_equals_jax_hessian(objective, kind):
     close(upper, np.diag(expected, 1), scale)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fn", [pairs, lambda x, w: chain(x.ravel(), w)], ids=["matrix", "diagonals"])
 def test_jit_vmap_and_derivatives(fn):
     x, v, width = points(4), random_like(points(4)), jnp.asarray(0.7, FLOAT)
@@ -110,6 +111,7 @@ def test_jit_vmap_and_derivatives(fn):
     close(forward[0], forward[1], 100)
 
 
+@pytest.mark.once
 def test_damping_and_dtypes():
     x = {"a": points(4).astype(jnp.float32), "b": jnp.asarray([0.3, 0.4], FLOAT)}
     fn = lambda x: pairs(x["a"]).astype(FLOAT) * jnp.prod(x["b"])
@@ -124,6 +126,7 @@ def test_damping_and_dtypes():
     np.testing.assert_allclose(linearized.materialize(), H.materialize(), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.once
 def test_rows_in_chunks_from_terms():
     x = points(30)
     H = hessop.HessianOperator(pairs, x)
@@ -153,6 +156,7 @@ def test_it_is_an_operator_as_before():
     close(lx.diagonal(linearized), np.diag(H.materialize()), 10)
 
 
+@pytest.mark.once
 def test_new_points_do_not_compile(caplog):
     product = jax.jit(lambda op, v: op.mv(v))
 
@@ -169,6 +173,7 @@ def test_new_points_do_not_compile(caplog):
     assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
 
 
+@pytest.mark.once
 def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, caplog):
     def everything(free):
         monkeypatch.setattr("hessop._abstract.free_memory", lambda device: free)
@@ -218,6 +223,7 @@ def kinds_of_mm(H):
     return {"tiles" if isinstance(key, tuple) else "vmap" for key in keys if key == "mm" or key[0] == "mm"}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n", [20, 60])
 def test_many_products_at_once_are_made_from_terms(n):
     x = points(n)
@@ -241,6 +247,7 @@ def dear_product(x):
     return jnp.sum(jnp.tanh(jnp.sin(x[:, None] * features[:, 0][None]) @ weights / 100) ** 2)
 
 
+@pytest.mark.once
 def test_the_tiles_route_keeps_nothing_but_the_point():
     x = points(450)[:, 0]
     v = random_like(x)
@@ -257,6 +264,7 @@ def test_the_tiles_route_keeps_nothing_but_the_point():
     assert "route='tiles' keeps nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
 
 
+@pytest.mark.once
 def test_a_small_budget_keeps_no_terms():
     x = points(60)
     memory = 25_000 * x.dtype.itemsize  # the matrix has 32,400 numbers

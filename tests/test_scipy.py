@@ -46,6 +46,7 @@ def test_every_method(method):
         assert jax.tree.structure(gradient) == jax.tree.structure(START)
 
 
+@pytest.mark.once
 @pytest.mark.x64
 @pytest.mark.parametrize("method", ["trust-krylov", "trust-ncg", "Newton-CG", "trust-exact"])
 def test_takes_the_path_of_scipy_with_derivatives_made_by_hand(method):
@@ -75,6 +76,7 @@ def test_one_linearization_a_point():
     assert len(traced) < 8  # and none of them traces
 
 
+@pytest.mark.once
 def test_pairs_as_they_are_posted():
     """Self pairs of a distance are singular in scipy's hands, too, but not here."""
 
@@ -88,6 +90,7 @@ def test_pairs_as_they_are_posted():
     np.testing.assert_allclose(distances[~np.eye(4, dtype=bool)], 1, atol=1e-3)
 
 
+@pytest.mark.once
 def test_bounds_and_callbacks():
     seen = []
 

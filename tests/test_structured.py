@@ -11,6 +11,8 @@ from jax import lax
 
 import hessop
 
+pytestmark = pytest.mark.once
+
 FLOAT = jnp.result_type(float)
 TOLERANCE = 1e-12 if jnp.float64 == FLOAT else 1e-4
 

@@ -14,7 +14,7 @@ from hessop import TruncatedCG
 
 from .support import cauchy, matrices, model, positive, random_problems, reason, solve_many, symmetric
 
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 EPS = np.finfo(float).eps
 SIZE = 12  # of the largest problem
 

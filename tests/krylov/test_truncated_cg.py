@@ -264,6 +264,7 @@ def test_not_finite_is_a_failure_that_says_so(where, subproblem):
             jax.block_until_ready(make(A, b, radius))
 
 
+@pytest.mark.once
 def test_new_numbers_do_not_compile_again():
     A, b = definite()
     traces = []
@@ -330,6 +331,7 @@ CORNERS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("subproblem", [None, "truncated", "exact"])
 @pytest.mark.parametrize("name", CORNERS)
 def test_corners(name, subproblem):

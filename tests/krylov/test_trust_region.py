@@ -85,6 +85,7 @@ def test_conditions_of_a_global_minimum(name):
         np.testing.assert_allclose(solution.stats["curvature"], np.linalg.eigvalsh(H)[0], rtol=1e-9)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("decades", [1, 8])
 def test_random_problems(decades):
     rng = np.random.RandomState(decades)
@@ -160,6 +161,7 @@ def test_step_to_boundary():
     np.testing.assert_allclose(step_to_boundary(one, one, 4 * one, jnp.asarray(1e300)), 0.5e300)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("nearly", [0.0, 1e-17, 1e-14, 1e-9, 1e-3])
 def test_minimum_in_a_ball_near_the_hard_case(nearly):
     w = np.array([-2.0, -1.0, 0.5, 3.0])
@@ -179,6 +181,7 @@ def test_minimum_in_a_ball_near_the_hard_case(nearly):
     np.testing.assert_allclose(found.leftmost, -2.0, rtol=1e-14)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("spectrum", [[-4.0, -4.0, 8.0], [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0]])
 def test_nothing_is_certified_by_a_part_of_the_spectrum(spectrum):
     """From a stationary point, whichever way the pseudorandom start looks."""

@@ -22,6 +22,7 @@ def cluster():
     return jnp.asarray(np.concatenate([np.zeros((1, 3)), 0.57 * corners]) + shaken, float)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("make", [pytest.param(newton_cg, marks=pytest.mark.x64), newton_trust_region])
 def test_rosenbrock_chain(make):
     start = jnp.asarray([-1.2, 1.0] * 4)
@@ -31,6 +32,7 @@ def test_rosenbrock_chain(make):
     assert rosenbrock(final) < 4.1  # the other minimum of the chain has 3.99
 
 
+@pytest.mark.once
 @pytest.mark.x64  # one lane is enough for what takes long to compile
 def test_a_cluster_of_atoms():
     solver = newton_trust_region(preconditioner="block_jacobi")
@@ -39,6 +41,7 @@ def test_a_cluster_of_atoms():
     assert int(optax.tree.get(state, "count")) < 15
 
 
+@pytest.mark.once
 @pytest.mark.slow  # the example in the docstring is this one, from another point of the same axis
 def test_the_exact_subproblem_leaves_a_saddle_point():
     start = jnp.asarray([0.0, 0.0])
@@ -56,6 +59,7 @@ def test_the_exact_subproblem_leaves_a_saddle_point():
     np.testing.assert_allclose(quartic_saddle(x), -1, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_direction_is_uphill(count):
     """Random quadratics of every signature and many scales."""

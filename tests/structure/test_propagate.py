@@ -46,6 +46,7 @@ def test_everything_read_off_the_terms_equals_jax_hessian(case):
     check_everything(case.fn, points(7))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", [c for c in CASES if not c.values[0].slow])
 def test_three_particles_in_three_dimensions(case):
     # Axes of particles and of coordinates have the same length here.
@@ -68,6 +69,7 @@ def test_only_what_has_no_rule_falls_back(case):
     assert bool(terms.fallbacks) == case.falls_back
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fn", [safe_sqrt, embedded_atoms], ids=["pair", "many_body"])
 @pytest.mark.parametrize("layout", ["flat", "transposed"])
 def test_layouts_of_the_coordinates(fn, layout):
@@ -82,6 +84,7 @@ def test_layouts_of_the_coordinates(fn, layout):
     assert_close(terms.mv([x])[0].ravel(), expected @ np.asarray(x).ravel(), 30.0)
 
 
+@pytest.mark.once
 def test_leaves_of_a_pytree_keep_their_blocks():
     def fn(x):
         d = x["a"][:, None] - x["b"][None]
@@ -126,6 +129,7 @@ def test_concrete_arrays_and_jit_agree():
     assert_close(at(x).dense(), jax.jit(at)(x).dense())
 
 
+@pytest.mark.once
 def test_vmap_over_points():
     xs = jnp.stack([points(4, seed=k) for k in range(3)])
     at = terms_of(embedded_atoms, xs[0])
@@ -134,6 +138,7 @@ def test_vmap_over_points():
         assert_close(found, reference(embedded_atoms, x))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fn", [safe_sqrt, scan], ids=["rules", "fallback"])
 def test_gradient_of_what_comes_out(fn):
     x = points(4)
@@ -162,6 +167,7 @@ def test_terms_pass_through_jit_and_never_recompile():
     assert len(traces) == 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("read", ["dense", "diagonal", "blocks"])
 @pytest.mark.parametrize("fn", [safe_sqrt, embedded_atoms], ids=["pair", "many_body"])
 def test_size_of_the_program_does_not_depend_on_the_number_of_particles(fn, read):
@@ -175,6 +181,7 @@ def test_size_of_the_program_does_not_depend_on_the_number_of_particles(fn, read
     assert equations(24) == equations(240)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("limit", [1, 2_000, 10**9])
 def test_fallback_in_chunks(limit):
     x = {"a": points(4), "s": jnp.asarray(0.7, DTYPE)}

@@ -154,6 +154,7 @@ def check(shape, steps, falls_back=False):
 
 
 # Each example compiles: a few here, more with `make slow`, as many as the profile says with `make soak`.
+@pytest.mark.once
 @settings(max_examples=6)
 @given(FUNCTIONS)
 def test_random_compositions(case):
@@ -172,12 +173,14 @@ def check_interrupted(shape, before, name, after):
     check(shape, [("square", 0), *before, (name, 1), *after], falls_back=True)
 
 
+@pytest.mark.once
 @settings(max_examples=3)
 @given(INTERRUPTED)
 def test_a_primitive_without_rule_in_the_middle(case):
     check_interrupted(*case)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(INTERRUPTED)
@@ -185,6 +188,7 @@ def test_many_with_a_primitive_without_rule_in_the_middle(case):
     check_interrupted(*case)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @settings(max_examples=200)
 @given(FUNCTIONS)
@@ -192,12 +196,14 @@ def test_many_random_compositions(case):
     check(*case)
 
 
+@pytest.mark.once
 @pytest.mark.soak
 @given(FUNCTIONS)
 def test_random_compositions_for_long(case):
     check(*case)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", sorted(STEPS))
 def test_each_step(name):
     fn = compose([("square", 0), (name, 1), ("sin", 0)])
