@@ -8,7 +8,7 @@ annotations as it runs; `HESSOP_TEST_ANNOTATIONS=1` or `0` says so by itself.
 import itertools
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import jax
@@ -28,6 +28,13 @@ if ANNOTATIONS:
 jax.config.update("jax_enable_x64", X64)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What the three are where nobody has set them.
+DEFAULTS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
 
 # A compilation may take longer than any deadline. The default profile is derandomized, so that a
 # failure in CI is a failure here; `--hypothesis-profile=soak` searches on.
@@ -55,6 +62,22 @@ def getkey(request: pytest.FixtureRequest) -> Callable[[], jax.Array]:
     root = jax.random.key(zlib.crc32(request.node.nodeid.encode()) & 0x7FFFFFFF)
     count = itertools.count()
     return lambda: jax.random.fold_in(root, next(count))
+
+
+@pytest.fixture
+def restored_settings() -> Iterator[None]:
+    """For code that may change the settings of JAX: the next test has those of the suite."""
+    before = {name: getattr(jax.config, name) for name in DEFAULTS}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def default_settings(restored_settings: None) -> None:
+    """JAX as readers have it: their output shows float32, and promotion is not strict."""
+    for name, value in DEFAULTS.items():
+        jax.config.update(name, value)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,7 +10,6 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 
-import jax
 import pytest
 
 import hessop
@@ -50,24 +49,6 @@ def _examples() -> dict[str, doctest.DocTest]:
 EXAMPLES = _examples()
 # Without modules: the import hook that checks annotations leaves one of its own there.
 PUBLIC = sorted(name for name, member in vars(hessop).items() if not name.startswith("_") and not inspect.ismodule(member))
-
-
-@pytest.fixture
-def default_settings() -> Iterator[None]:
-    """JAX as readers have it: their output shows float32, and promotion is not strict."""
-    settings = {
-        "jax_enable_x64": False,
-        "jax_numpy_dtype_promotion": "standard",
-        "jax_numpy_rank_promotion": "allow",
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,0 +1,36 @@
+"""The examples run, as scripts and at small sizes, and say what they promise."""
+
+import runpy
+import sys
+
+import pytest
+
+from . import markdown
+
+FOLDER = markdown.ROOT / "examples"
+# Script -> the arguments that make it small, and what its output must hold.
+SMALL = {
+    "block_jacobi_cg.py": (["--particles", "40"], ["with block_jacobi"]),
+    "issue_787.py": (["--particles", "30"], ["20 random columns differ"]),
+    "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
+    "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "LOBPCG"]),
+    "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after as much time"]),
+}
+# The examples choose their own dtype: one lane is enough.
+pytestmark = pytest.mark.x64
+
+
+def test_all_are_listed():
+    assert sorted(SMALL) == sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.usefixtures("default_settings")  # Adam of optax does not run under strict promotion
+def test_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    arguments, expected = SMALL[name]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(FOLDER / name), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert [text for text in expected if text not in printed] == []
+    assert "nan" not in printed.lower()
+    assert "matplotlib" not in sys.modules, "only --plot needs it"
