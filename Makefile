@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float64 test-float32 lint format types slow soak bench lineax-tests newer clean
+.PHONY: help demo test test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
 
 help:
 	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
@@ -22,6 +22,7 @@ help:
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
 	@echo "make bench         the benchmarks, an hour; BENCH=\"--sizes 100\" is short, BENCH=--help lists parts"
+	@echo "make docs          the documentation, into site/; a warning is an error"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
 	@echo "make clean         remove what the above made"
@@ -47,6 +48,10 @@ $(VENV)/.dev: $(VENV)/.tests
 
 $(VENV)/.bench: $(VENV)/.package
 	$(PIP) --group bench
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	$(PIP) --group docs
 	@touch $@
 
 demo: $(VENV)/.package
@@ -84,6 +89,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)
 	$(BIN)/python benchmarks/products.py $(BENCH)
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # One process per file, as lineax runs its own tests: together they run out of memory.
 lineax-tests: $(VENV)/.tests
 	@test -f "$(LINEAX)/tests/helpers.py" || { \
@@ -98,5 +106,5 @@ newer: $(VENV)/.package
 	  XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(NOT_AGAIN)'; fi
 
 clean:
-	rm -rf .venv .venv-newer build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newer build dist site .pytest_cache .ruff_cache .hypothesis
 	find hessop tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
