@@ -6,6 +6,7 @@ import re
 import pytest
 
 from . import markdown
+from .test_imports import LAYERS
 
 DOCS = markdown.ROOT / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
@@ -43,3 +44,8 @@ def test_commands_and_files_exist(page: str):
     assert [name for name in named if not (markdown.ROOT / name).exists()] == []
     targets = set(re.findall(r"^([a-z0-9-]+):", (markdown.ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE)) <= targets
+
+
+def test_the_design_names_every_module():
+    table = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|.*", markdown.read(DOCS / "design.md"), re.MULTILINE))))
+    assert {name for layer in LAYERS for name in layer} - table == set()
