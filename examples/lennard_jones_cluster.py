@@ -8,6 +8,7 @@ products with the Hessian that it took, and whether they met a direction in whic
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,11 @@ def lattice(particles, noise, seed):
 
 def centred():
     """Updates that leave the centre where it is: the energy does not notice, and rounding has no way to push the cluster."""
-    return optax.stateless(lambda updates, params: updates - jnp.mean(updates, axis=0))
+
+    def update(updates: Any, params: Any) -> Any:
+        return updates - jnp.mean(updates, axis=0)
+
+    return optax.stateless(update)
 
 
 def relax(x, steps, tolerance):
@@ -54,7 +59,7 @@ def relax(x, steps, tolerance):
     for step in range(steps):
         before = x
         x, state, value, grad = iterate(x, state)
-        force = float(jnp.max(jnp.abs(grad)))
+        force = float(optax.tree.norm(grad, ord=jnp.inf))
         products = int(optax.tree.get(state, "num_cg_steps"))
         negative = bool(jnp.isfinite(optax.tree.get(state, "curvature")))
         records.append((float(value), force, negative))

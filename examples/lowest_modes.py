@@ -46,7 +46,7 @@ def relax(x, steps=200):
     def iterate(x, state):
         value, grad = value_and_grad(x, state=state)
         updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=energy)
-        return optax.apply_updates(x, updates), state, jnp.max(jnp.abs(grad))
+        return optax.apply_updates(x, updates), state, optax.tree.norm(grad, ord=jnp.inf)
 
     state = solver.init(x)
     for _ in range(steps):
