@@ -1,9 +1,13 @@
 """The pages of the documentation: their code runs, they are in the navigation, their links lead somewhere."""
 
+import inspect
 import pathlib
+import pkgutil
 import re
 
 import pytest
+
+import hessop
 
 from . import markdown
 from .test_imports import LAYERS
@@ -44,6 +48,15 @@ def test_commands_and_files_exist(page: str):
     assert [name for name in named if not (markdown.ROOT / name).exists()] == []
     targets = set(re.findall(r"^([a-z0-9-]+):", (markdown.ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE)) <= targets
+
+
+def test_the_api_pages_name_what_exists_and_all_that_is_public():
+    named = re.findall(r"^::: (\S+)", "\n".join(markdown.read(path) for path in (DOCS / "api").glob("*.md")), re.MULTILINE)
+    assert sorted(named) == sorted(set(named))
+    for name in named:
+        pkgutil.resolve_name(name)  # raises where there is none
+    public = [name for name, member in vars(hessop).items() if not name.startswith("_") and not inspect.ismodule(member)]
+    assert {f"hessop.{name}" for name in public} - set(named) == set()
 
 
 def test_the_design_names_every_module():
