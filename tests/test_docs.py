@@ -15,7 +15,7 @@ from .test_imports import LAYERS
 DOCS = markdown.ROOT / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 # One lane is enough, as for the README.
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if markdown.program(markdown.read(DOCS / page))])

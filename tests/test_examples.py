@@ -17,7 +17,7 @@ SMALL = {
     "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after as much time"]),
 }
 # The examples choose their own dtype: one lane is enough.
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
 def test_all_are_listed():
