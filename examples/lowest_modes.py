@@ -54,7 +54,7 @@ def relax(x, steps=200):
         if force < 1e-11:
             break
         x = new
-    print(f"relaxed: energy {energy(x):.6f}, largest force {force:.1e}")
+    print(f"relaxed: energy {energy(x):.6f}, largest force {force:.1e}\n")
     return x
 
 
@@ -112,6 +112,7 @@ def main():
     x = relax(ball(options.particles))
     H = hessop.HessianOperator(energy, x)
     operator, M, rigid = H.to_scipy(), preconditioner(H), rigid_motions(x)
+    print(hessop.is_minimum(H, null=rigid.T.reshape(6, *x.shape)), "\n")
     # Some more than asked for: the last ones of a block converge slowest.
     start = np.random.default_rng(0).standard_normal((H.in_size(), options.modes + 4))
 
