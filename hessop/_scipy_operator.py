@@ -33,14 +33,19 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
 
+    # Copies: what scipy is given it writes into, and a view of an array of JAX is read-only.
+
     def matvec(v: Any) -> np.ndarray:
         flat = jnp.asarray(np.asarray(v, layout.dtype).reshape(layout.n))
-        return np.asarray(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
+        return np.array(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
 
     def matmat(vectors: Any) -> np.ndarray:
-        rows = jnp.asarray(np.asarray(vectors, layout.dtype).T)
-        products = operator.mm(tree.unflatten(layout.unravel(rows)))
-        return np.asarray(layout.ravel(jax.tree.leaves(products), batch=1)).T
+        rows = np.asarray(vectors, layout.dtype).T
+        # LOBPCG drops columns one by one as they converge; each width would compile anew, which takes longer than zeros do.
+        width = 1 << (len(rows) - 1).bit_length()
+        padded = jnp.asarray(np.pad(rows, ((0, width - len(rows)), (0, 0))))
+        products = operator.mm(tree.unflatten(layout.unravel(padded)))
+        return np.array(layout.ravel(jax.tree.leaves(products), batch=1)[: len(rows)]).T
 
     # scipy's constructor hands over to a class that its annotations do not know.
     make: Any = LinearOperator
