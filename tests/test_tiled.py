@@ -399,3 +399,17 @@ def test_the_hessian_of_a_tiled_function_is_planned_from_the_function():
     assert str(tiled.plan()) == str(plain.plan())
     np.testing.assert_array_equal(tiled.block_diagonal(), plain.block_diagonal())
     np.testing.assert_array_equal(hessop.hessian(hessop.tiled(energy))(x), hessop.hessian(energy)(x))
+
+
+@pytest.mark.parametrize("tile", [1, 7])
+def test_many_tiles_lose_no_digits(tile):
+    """Sums of a tile that are exact, and that would be rounded to the same side whenever one is added."""
+    x = jnp.zeros(3000, jnp.float32)
+    entry = 1 + 2.0**-8
+    energy = lambda x: jnp.sum(jnp.cos(x[:, None] - x[None, :]) * jnp.float32(entry))
+    np.testing.assert_allclose(float(jax.jit(hessop.tiled(energy, tile=tile))(x)), entry * x.size**2, rtol=1e-7)
+    # Where a sum is not finite it is what JAX says it is.
+    for bad in (jnp.inf, jnp.nan):
+        worse = lambda x, bad=bad: jnp.sum(jnp.where(x[:, None] == x[None, :], x[:, None] + 1, x[None, :] * bad), axis=1)
+        y = x.at[5].set(-1.0)
+        np.testing.assert_array_equal(hessop.tiled(worse, tile=tile)(y), jax.jit(worse)(y))

@@ -139,7 +139,7 @@ class _Tiles:
 
     def start(self) -> list[Any]:
         """The states before the first tile."""
-        return [_start(eqn, place) for eqn, place in zip(self.loop.eqns, self.loop.places, strict=True)]
+        return [_start(eqn, place, self.count) for eqn, place in zip(self.loop.eqns, self.loop.places, strict=True)]
 
     def body(self, k: Any, states: Any) -> Any:
         """The states with tile number k. The last tile is moved up, so that all have one length."""
@@ -155,9 +155,9 @@ def _plane_size(shape: Sequence[int]) -> int:
     return math.prod(n for n in shape if n > SHORT)
 
 
-def _start(eqn: Any, place: Place) -> tuple[Array, ...]:
+def _start(eqn: Any, place: Place, count: int) -> tuple[Array, ...]:
     if place.out_axis is None:
-        return ACCUMULATE[eqn.primitive.name].start(eqn)
+        return ACCUMULATE[eqn.primitive.name].start(eqn, count)
     aval = eqn.outvars[0].aval
     return (jnp.zeros(aval.shape, aval.dtype),)
 
