@@ -186,7 +186,7 @@ def inertia_shift(
     return jnp.maximum(relative.astype(pair.value.dtype) * pair.size - (pair.value - pair.error), 0)
 
 
-def _lowest(H: AbstractHessian, null: Any, max_products: int | None, key: Array | None) -> Lowest:
+def _lowest(H: AbstractHessian, null: Any, max_products: Count | None, key: Array | None) -> Lowest:
     """The lowest eigenpair, from the dense matrix or from products."""
     if max_products is not None and (isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1):
         raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")

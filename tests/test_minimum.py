@@ -12,8 +12,7 @@ import pytest
 import hessop
 from hessop.krylov.lanczos import lowest_eigenpair
 
-DOUBLE = jax.config.jax_enable_x64
-EPS = float(jnp.finfo(float).eps)
+EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
 
 def verdict(certificate):

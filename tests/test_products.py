@@ -95,7 +95,10 @@ def test_all_that_terms_give_equals_jax_hessian(objective, kind):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("fn", [pairs, lambda x, w: chain(x.ravel(), w)], ids=["matrix", "diagonals"])
+@pytest.mark.parametrize(
+    "fn",
+    [pytest.param(pairs, id="matrix", marks=pytest.mark.slow), pytest.param(lambda x, w: chain(x.ravel(), w), id="diagonals")],
+)
 def test_jit_vmap_and_derivatives(fn):
     x, v, width = points(4), random_like(points(4)), jnp.asarray(0.7, FLOAT)
     ours = lambda x, width: kept(fn, x, width).mv(v)
@@ -224,7 +227,7 @@ def kinds_of_mm(H):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("n", [20, 60])
+@pytest.mark.parametrize("n", [20, pytest.param(60, marks=pytest.mark.slow)])
 def test_many_products_at_once_are_made_from_terms(n):
     x = points(n)
     H = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x)
