@@ -19,7 +19,7 @@ help:
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks, an hour; BENCH=\"--sizes 100\" is short, BENCH=--help lists parts"
+	@echo "make bench         the benchmarks, two hours; BENCH=--quick is short, BENCH=--help lists parts"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
 	@echo "make clean         remove what the above made"
@@ -81,6 +81,7 @@ soak: $(VENV)/.tests
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)
 	$(BIN)/python benchmarks/products.py $(BENCH)
+	$(BIN)/python benchmarks/minimise.py $(BENCH)
 
 # One process per file, as lineax runs its own tests: together they run out of memory.
 lineax-tests: $(VENV)/.tests
