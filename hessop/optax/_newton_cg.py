@@ -71,8 +71,9 @@ def scale_by_newton_cg(
     that a line search asks for would store too much.
 
     Args:
-        rtol: tolerance of the linear solve relative to the gradient; by default 0.1 at first, and then less as the
-            gradient falls (Eisenstat and Walker's second choice), so that convergence is quadratic at the end.
+        rtol: tolerance of the linear solve relative to the gradient; by default 0.3 at first, and then less as the
+            gradient falls (Eisenstat and Walker's second choice), so that convergence is superlinear at the end, of order
+            1.6. A small one makes it quadratic, for more products.
         max_cg_steps: largest number of products with the Hessian for one direction; by default ten times the number of
             parameters.
         damping: what is added to the Hessian's diagonal.
@@ -141,7 +142,7 @@ def scale_by_newton_cg(
     return transformation(init_fn, update_fn)
 
 
-# Takes the full step where it will do, which a Newton method needs to converge quadratically.
+# Takes the full step where it will do, which a Newton method needs to converge faster than linearly.
 _ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
 
 
@@ -157,7 +158,7 @@ def newton_cg(
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method with truncated conjugate gradients and a line search: `optax.lbfgs` with the Hessian in its place.
 
-    It converges quadratically at a minimum, and goes downhill from wherever it starts. Like every method that follows the
+    It converges superlinearly at a minimum, and goes downhill from wherever it starts. Like every method that follows the
     gradient it stays on a saddle point on which it starts exactly; `newton_trust_region(subproblem="exact")` does not.
 
     `update` needs params, `value`, `grad` and `value_fn`, as for `optax.lbfgs`, and the objective's other arguments by name.
