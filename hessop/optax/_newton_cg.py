@@ -19,6 +19,9 @@ from hessop.krylov._results import StopReason
 from hessop.krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
+# Steps along curvature that is not positive are at most so many times as long as the step before.
+_LEAP = 4
+
 
 class NewtonCGInfo(NamedTuple):
     """How the last direction came about, for debugging.
@@ -42,11 +45,13 @@ class ScaleByNewtonCGState(NamedTuple):
     Attributes:
         count: number of updates.
         gradient_norm: of the last incoming updates, infinite before the first.
+        point: the parameters at the last update, which say how far the step went that was made of it.
         info: how the last direction came about.
     """
 
     count: Array
     gradient_norm: Array
+    point: Any
     info: NewtonCGInfo
 
 
@@ -116,7 +121,8 @@ def scale_by_newton_cg(
     def init_fn(params: Any) -> ScaleByNewtonCGState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
         info = NewtonCGInfo(jnp.zeros((), jnp.int32), number(jnp.inf), number(jnp.nan), StopReason.max_steps)
-        return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), jax.tree.map(jnp.asarray, info))
+        point = optax.tree.zeros_like(params)
+        return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), point, jax.tree.map(jnp.asarray, info))
 
     def update_fn(
         updates: Any, state: ScaleByNewtonCGState, params: Any = None, *, value_fn: Callable[..., Any], **extra_args: Any
@@ -129,15 +135,17 @@ def scale_by_newton_cg(
         operator = settings.operator(value_fn, params, objective_arguments(value_fn, extra_args))
         solver = TruncatedCG(rtol, max_steps=settings.max_cg_steps)
         solution = lx.linear_solve(operator, gradient, solver, options=settings.options(operator), throw=False)
-        stats, downhill = solution.stats, _is_downhill(solution.value, gradient, dtype)
+        stats = solution.stats
+        direction = _shortened(solution.value, params, state, stats["stop_reason"], dtype)
+        downhill = _is_downhill(direction, gradient, dtype)
         info = NewtonCGInfo(
             num_cg_steps=stats["num_steps"],
             residual=stats["residual_norm"],
             curvature=stats["curvature"],
             stop_reason=StopReason.where(downhill, stats["stop_reason"], StopReason.gradient),
         )
-        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, info)
-        return vec.select(downhill, solution.value, gradient), optax.tree.cast_like(new_state, other_tree=state)
+        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, params, info)
+        return vec.select(downhill, direction, gradient), optax.tree.cast_like(new_state, other_tree=state)
 
     return transformation(init_fn, update_fn)
 
@@ -209,6 +217,21 @@ def newton_cg(
         return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), solver.init(params))
 
     return transformation(init_fn, solver.update)
+
+
+def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, reason: Any, dtype: Any) -> Any:
+    """The direction, no longer than a few of the last steps where its length means nothing.
+
+    The model has no minimum where curvature is not positive, and what conjugate gradients make of it is mostly much too long: a
+    line search finds that out for an evaluation per halving, and each time anew.
+    """
+    moved = jax.tree.map(lambda a, b: a.astype(dtype) - b.astype(dtype), params, state.point)
+    limit = _LEAP * size(moved, dtype)
+    length = size(direction, dtype)
+    known = (state.count > 0) & jnp.isfinite(limit) & (limit > 0)
+    too_long = known & (reason == StopReason.negative_curvature) & (length > limit)
+    factor = jnp.where(too_long, limit / jnp.where(length > 0, length, 1), 1)
+    return vec.cast_like(vec.scaled(vec.cast(direction, dtype), factor), direction)
 
 
 def _is_downhill(direction: Any, gradient: Any, dtype: Any) -> Array:

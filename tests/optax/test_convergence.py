@@ -43,7 +43,7 @@ def test_a_cluster_of_atoms():
 def test_the_end_is_superlinear_and_not_more_than_asked_for():
     """The tolerance of each solve is what Eisenstat and Walker say, and no solve is much better than its tolerance."""
     solver, x = newton_cg(), jnp.linspace(-1, 1, 40)
-    fn = lambda x: jnp.sum(jnp.cosh(x - 2)) + jnp.sum(jnp.exp(x[1:] - x[:-1]) * jnp.arange(1, 40))
+    fn = lambda x: jnp.sum(jnp.cosh(x - 2)) + jnp.sum(jnp.exp(x[1:] - x[:-1]) * jnp.arange(1.0, 40.0))
 
     @jax.jit
     def step(x, state):

@@ -78,6 +78,24 @@ def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(precondit
     assert bool(info.stop_reason == StopReason.gradient)
 
 
+def test_along_curvature_that_is_not_positive_a_step_is_a_few_of_the_last_ones_at_most():
+    # Nearly a line: its curvature suggests a step of thousands.
+    fn = lambda x: jnp.sum(x) - 1e-4 * jnp.sum(x**2)
+    solver, x = scale_by_newton_cg(), jnp.zeros(3)
+    update = jax.jit(lambda x, state: solver.update(jax.grad(fn)(x), state, x, value_fn=fn))
+    free, state = update(x, solver.init(x))
+    assert bool(state.info.stop_reason == StopReason.negative_curvature)
+    assert jnp.linalg.norm(free) > 1000
+    moved = jnp.asarray([-0.1, 0.0, 0.0])
+    bound, state = update(x + moved, state)
+    assert bool(state.info.stop_reason == StopReason.negative_curvature)
+    np.testing.assert_allclose(jnp.linalg.norm(bound), 0.4, rtol=1e-5)
+    np.testing.assert_allclose(bound / jnp.linalg.norm(bound), free / jnp.linalg.norm(free), rtol=1e-3)
+    # Where nothing moved nothing is known.
+    again, _ = update(x + moved, state)
+    assert jnp.linalg.norm(again) > 1000
+
+
 def test_at_a_stationary_point_there_is_no_step():
     updates, info, _ = direction(lambda x: jnp.sum(x**2), jnp.zeros(2), {})
     assert not np.any(updates)
