@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from measuring import Skip, say, short
 
 # Short solves are run again: (seconds in all, runs at most).
-AGAIN = (2.0, 5)
+AGAIN = (1.0, 5)
 
 
 def minimise(task):

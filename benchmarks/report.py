@@ -42,6 +42,12 @@ class Report:
         self.out.write_text(json.dumps({"title": self.title, "parts": self.parts}, indent=1) + "\n")
         self.out.with_suffix(".md").write_text(self.markdown())
 
+    def others(self, name, rows):
+        """The rows of a part that are of other cases than these."""
+        case = lambda row: (row["energy"], row["dtype"], row["N"])
+        new = {case(row) for row in rows}
+        return [row for row in self.parts.get(name, {"rows": []})["rows"] if case(row) not in new]
+
     def markdown(self):
         """All parts as a page."""
         pages = [f"# {self.title}\n\n{self.about}"]

@@ -61,6 +61,8 @@ def main(title, about, script, parts, tasks, out, *, energies=tuple(ENERGIES), r
         print(f"\n=== {name}: {parts[name].about}\n", flush=True)
         start = time.perf_counter()
         rows = _rows(parts[name], script, options)
+        if options.add:
+            rows = report.others(name, rows) + rows
         found = parts[name].claims(rows)
         claims += found
         print("\n\n".join([*tables(rows), claims_table(found)]), flush=True)
@@ -83,6 +85,7 @@ def _options(about, parts, out, energies, flags):
     parser.add_argument("--patience", type=float, help="seconds for the rounds of one route")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--timeout", type=float, help="seconds for one child process")
+    parser.add_argument("--add", action="store_true", help="keep what --out holds of other energies and sizes of a part")
     parser.add_argument("--out", default=out)
     for name, what in flags:
         parser.add_argument(name, action="store_true", help=what)
