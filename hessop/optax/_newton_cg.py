@@ -19,8 +19,10 @@ from hessop.krylov._results import StopReason
 from hessop.krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
-# Steps along curvature that is not positive are at most so many times as long as the step before.
-_LEAP = 4
+# With a line search, steps along curvature that is not positive are tried at so many times the length of the last step first.
+# Over a dozen starts of 60 ions that takes 51 evaluations in the geometric mean instead of 90, of a fluid of 120 particles 155
+# instead of 405, with fewer products too; on a cluster of 55, which sees little of such curvature, it makes no difference.
+_LEAP = 4.0
 
 
 class NewtonCGInfo(NamedTuple):
@@ -45,7 +47,8 @@ class ScaleByNewtonCGState(NamedTuple):
     Attributes:
         count: number of updates.
         gradient_norm: of the last incoming updates, infinite before the first.
-        point: the parameters at the last update, which say how far the step went that was made of it.
+        point: the parameters at the last update, which say how far the step went that was made of it; None where that is not
+            asked for.
         info: how the last direction came about.
     """
 
@@ -117,11 +120,16 @@ def scale_by_newton_cg(
         preconditioner=preconditioner,
         curvature_fn=curvature_fn,
     )
+    return _directions(settings)
+
+
+def _directions(settings: Settings, leap: float | None = None) -> optax.GradientTransformationExtraArgs:
+    """What `scale_by_newton_cg` makes; with `leap`, steps along other than positive curvature are bounded by the last one."""
 
     def init_fn(params: Any) -> ScaleByNewtonCGState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
         info = NewtonCGInfo(jnp.zeros((), jnp.int32), number(jnp.inf), number(jnp.nan), StopReason.max_steps)
-        point = optax.tree.zeros_like(params)
+        point = None if leap is None else optax.tree.zeros_like(params)
         return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), point, jax.tree.map(jnp.asarray, info))
 
     def update_fn(
@@ -135,8 +143,10 @@ def scale_by_newton_cg(
         operator = settings.operator(value_fn, params, objective_arguments(value_fn, extra_args))
         solver = TruncatedCG(rtol, max_steps=settings.max_cg_steps)
         solution = lx.linear_solve(operator, gradient, solver, options=settings.options(operator), throw=False)
-        stats = solution.stats
-        direction = _shortened(solution.value, params, state, stats["stop_reason"], dtype)
+        stats, direction = solution.stats, solution.value
+        if leap is not None:
+            bounded = stats["stop_reason"] == StopReason.negative_curvature
+            direction = vec.select(bounded, _shortened(direction, params, state, leap, dtype), direction)
         downhill = _is_downhill(direction, gradient, dtype)
         info = NewtonCGInfo(
             num_cg_steps=stats["num_steps"],
@@ -144,7 +154,8 @@ def scale_by_newton_cg(
             curvature=stats["curvature"],
             stop_reason=StopReason.where(downhill, stats["stop_reason"], StopReason.gradient),
         )
-        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, params, info)
+        point = None if leap is None else params
+        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, point, info)
         return vec.select(downhill, direction, gradient), optax.tree.cast_like(new_state, other_tree=state)
 
     return transformation(init_fn, update_fn)
@@ -202,13 +213,15 @@ def newton_cg(
         >>> print(x)
         [1. 1.]
     """
-    direction = scale_by_newton_cg(
+    settings = Settings.checked(
         rtol=rtol,
         max_cg_steps=max_cg_steps,
         damping=damping,
         preconditioner=preconditioner,
         curvature_fn=curvature_fn,
     )
+    # Only where steps are as long as the line search makes them: short ones by a learning rate would make ever shorter ones.
+    direction = _directions(settings, None if linesearch is None or learning_rate is not None else _LEAP)
     flip = optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
     solver = optax.chain(direction, flip, optax.identity() if linesearch is None else linesearch)
 
@@ -219,17 +232,15 @@ def newton_cg(
     return transformation(init_fn, solver.update)
 
 
-def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, reason: Any, dtype: Any) -> Any:
-    """The direction, no longer than a few of the last steps where its length means nothing.
+def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, leap: float, dtype: Any) -> Any:
+    """The direction, at most `leap` times as long as the last step.
 
     The model has no minimum where curvature is not positive, and what conjugate gradients make of it is mostly much too long: a
     line search finds that out for an evaluation per halving, and each time anew.
     """
     moved = jax.tree.map(lambda a, b: a.astype(dtype) - b.astype(dtype), params, state.point)
-    limit = _LEAP * size(moved, dtype)
-    length = size(direction, dtype)
-    known = (state.count > 0) & jnp.isfinite(limit) & (limit > 0)
-    too_long = known & (reason == StopReason.negative_curvature) & (length > limit)
+    limit, length = leap * size(moved, dtype), size(direction, dtype)
+    too_long = (state.count > 0) & jnp.isfinite(limit) & (limit > 0) & (length > limit)
     factor = jnp.where(too_long, limit / jnp.where(length > 0, length, 1), 1)
     return vec.cast_like(vec.scaled(vec.cast(direction, dtype), factor), direction)
 
