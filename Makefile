@@ -21,7 +21,7 @@ help:
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks, an hour; BENCH=\"--sizes 100\" is short, BENCH=--help lists parts"
+	@echo "make bench         the benchmarks, two hours; BENCH=--quick is short, BENCH=--help lists parts"
 	@echo "make docs          the documentation, into site/; a warning is an error"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
@@ -88,6 +88,7 @@ soak: $(VENV)/.tests
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)
 	$(BIN)/python benchmarks/products.py $(BENCH)
+	$(BIN)/python benchmarks/minimise.py $(BENCH)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -22,6 +22,8 @@ FLOOR = (
 class Report:
     """Parts of a benchmark, in a JSON file and in a markdown file beside it."""
 
+    about = FLOOR
+
     def __init__(self, title, out):
         self.title, self.out = title, pathlib.Path(out)
         self.parts = json.loads(self.out.read_text())["parts"] if self.out.exists() else {}
@@ -40,12 +42,23 @@ class Report:
         self.out.write_text(json.dumps({"title": self.title, "parts": self.parts}, indent=1) + "\n")
         self.out.with_suffix(".md").write_text(self.markdown())
 
+    def others(self, name, rows):
+        """The rows of a part that are of other cases than these."""
+        case = lambda row: (row["energy"], row["dtype"], row["N"])
+        new = {case(row) for row in rows}
+        return [row for row in self.parts.get(name, {"rows": []})["rows"] if case(row) not in new]
+
     def markdown(self):
         """All parts as a page."""
-        pages = [f"# {self.title}\n\n{FLOOR}"]
+        pages = [f"# {self.title}\n\n{self.about}"]
         pages += [part_markdown(name, part) for name, part in self.parts.items()]
+        pages += self.over_all()
         claims = [c for part in self.parts.values() for c in part["claims"]]
         return "\n\n".join([*pages, "## Summary", claims_table(claims)]) + "\n"
+
+    def over_all(self):
+        """Sections about all parts together."""
+        return []
 
 
 def part_markdown(name, part):
@@ -54,10 +67,13 @@ def part_markdown(name, part):
     return "\n\n".join([head, *tables(part["rows"]), claims_table(part["claims"])])
 
 
+_MINIMISERS = ("optax", "optimistix", "scipy", "sif2jax")
+
+
 def machine():
     """Where it ran."""
     packages = {}
-    for name in ("hessop", "jax", "jaxlib", "lineax", "numpy", "numba", "folx", "asdex", "pykeops"):
+    for name in ("hessop", "jax", "jaxlib", "lineax", "numpy", "numba", "folx", "asdex", "pykeops", *_MINIMISERS):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -160,6 +176,11 @@ _FIGURES = [
     ("Compilation", "compile", in_seconds),
     ("Large values", "virtual", str),
     ("Steps of a solver", "steps", str),
+    ("Products with the Hessian", "products", str),
+    ("Evaluations of the value and its gradient", "evaluations", str),
+    ("Value at the end", "value", "{:.7g}".format),
+    ("Largest entry of the gradient at the end, relative to the tolerance", "relative_gradient", "{:.1e}".format),
+    ("Share of the problems that are solved within so many (N) times the least of any solver", "share", "{:.2f}".format),
     ("Largest residual of the sampled rows, relative to the right-hand side", "residual", "{:.1e}".format),
     ("Largest difference, relative to the largest entry", "error", "{:.1e}".format),
     ("Exponent of the time in N", "exponent", "{:.2f}".format),

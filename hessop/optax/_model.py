@@ -22,10 +22,10 @@ from hessop._tiled import untiled
 from hessop.krylov import _vectors as vec
 from hessop.krylov._options import check_steps, nonnegative
 
-# Eisenstat and Walker (1996), choice 2: rtol = gamma (|g| / |g of the last step|)^alpha. Their loosest is 0.9, for Jacobians
-# that are dear to multiply by. On Rosenbrock functions and Lennard-Jones clusters 0.1 takes as many products as 0.5, and two
-# thirds of the steps; their safeguard against a sudden drop of rtol has nothing to do then.
-_GAMMA, _ALPHA, _LOOSEST = 0.9, 2, 0.1
+# Eisenstat and Walker (1996), choice 2 with the exponent they name: rtol = gamma (|g| / |g of the last step|)^alpha.
+# An exponent of 2 ends in steps that solve to 1e-13 what 1e-6 was asked of; over particles, models and CUTEst problems this
+# one takes about three quarters of the products. Their loosest is 0.9; 0.3 takes as many products and fewer evaluations.
+_GAMMA, _ALPHA, _LOOSEST = 0.9, (1 + 5**0.5) / 2, 0.3
 
 
 class Settings(NamedTuple):
@@ -87,7 +87,7 @@ class Settings(NamedTuple):
     def tolerance(self, norm: Array, last_norm: Array) -> Array:
         """The tolerance of a solve for a gradient of this norm; `last_norm` is infinite before the first.
 
-        Loose while the gradient falls slowly and tight enough for quadratic convergence at the end; a ratio, so that the
+        Loose while the gradient falls slowly and tight enough for superlinear convergence at the end; a ratio, so that the
         units of the objective do not matter.
         """
         if self.rtol is not None:

@@ -19,6 +19,11 @@ from hessop.krylov._results import StopReason
 from hessop.krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
+# With a line search, steps along curvature that is not positive are tried at so many times the length of the last step first.
+# Over a dozen starts of 60 ions that takes 51 evaluations in the geometric mean instead of 90, of a fluid of 120 particles 155
+# instead of 405, with fewer products too; on a cluster of 55, which sees little of such curvature, it makes no difference.
+_LEAP = 4.0
+
 
 class NewtonCGInfo(NamedTuple):
     """How the last direction came about, for debugging.
@@ -42,11 +47,14 @@ class ScaleByNewtonCGState(NamedTuple):
     Attributes:
         count: number of updates.
         gradient_norm: of the last incoming updates, infinite before the first.
+        point: the parameters at the last update, which say how far the step went that was made of it; None where that is not
+            asked for.
         info: how the last direction came about.
     """
 
     count: Array
     gradient_norm: Array
+    point: Any
     info: NewtonCGInfo
 
 
@@ -71,8 +79,9 @@ def scale_by_newton_cg(
     that a line search asks for would store too much.
 
     Args:
-        rtol: tolerance of the linear solve relative to the gradient; by default 0.1 at first, and then less as the
-            gradient falls (Eisenstat and Walker's second choice), so that convergence is quadratic at the end.
+        rtol: tolerance of the linear solve relative to the gradient; by default 0.3 at first, and then less as the
+            gradient falls (Eisenstat and Walker's second choice), so that convergence is superlinear at the end, of order
+            1.6. A small one makes it quadratic, for more products.
         max_cg_steps: largest number of products with the Hessian for one direction; by default ten times the number of
             parameters.
         damping: what is added to the Hessian's diagonal.
@@ -111,11 +120,17 @@ def scale_by_newton_cg(
         preconditioner=preconditioner,
         curvature_fn=curvature_fn,
     )
+    return _directions(settings)
+
+
+def _directions(settings: Settings, leap: float | None = None) -> optax.GradientTransformationExtraArgs:
+    """What `scale_by_newton_cg` makes; with `leap`, steps along other than positive curvature are bounded by the last one."""
 
     def init_fn(params: Any) -> ScaleByNewtonCGState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
         info = NewtonCGInfo(jnp.zeros((), jnp.int32), number(jnp.inf), number(jnp.nan), StopReason.max_steps)
-        return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), jax.tree.map(jnp.asarray, info))
+        point = None if leap is None else optax.tree.zeros_like(params)
+        return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), point, jax.tree.map(jnp.asarray, info))
 
     def update_fn(
         updates: Any, state: ScaleByNewtonCGState, params: Any = None, *, value_fn: Callable[..., Any], **extra_args: Any
@@ -128,20 +143,25 @@ def scale_by_newton_cg(
         operator = settings.operator(value_fn, params, objective_arguments(value_fn, extra_args))
         solver = TruncatedCG(rtol, max_steps=settings.max_cg_steps)
         solution = lx.linear_solve(operator, gradient, solver, options=settings.options(operator), throw=False)
-        stats, downhill = solution.stats, _is_downhill(solution.value, gradient, dtype)
+        stats, direction = solution.stats, solution.value
+        if leap is not None:
+            bounded = stats["stop_reason"] == StopReason.negative_curvature
+            direction = vec.select(bounded, _shortened(direction, params, state, leap, dtype), direction)
+        downhill = _is_downhill(direction, gradient, dtype)
         info = NewtonCGInfo(
             num_cg_steps=stats["num_steps"],
             residual=stats["residual_norm"],
             curvature=stats["curvature"],
             stop_reason=StopReason.where(downhill, stats["stop_reason"], StopReason.gradient),
         )
-        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, info)
-        return vec.select(downhill, solution.value, gradient), optax.tree.cast_like(new_state, other_tree=state)
+        point = None if leap is None else params
+        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, point, info)
+        return vec.select(downhill, direction, gradient), optax.tree.cast_like(new_state, other_tree=state)
 
     return transformation(init_fn, update_fn)
 
 
-# Takes the full step where it will do, which a Newton method needs to converge quadratically.
+# Takes the full step where it will do, which a Newton method needs to converge faster than linearly.
 _ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
 
 
@@ -157,7 +177,7 @@ def newton_cg(
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method with truncated conjugate gradients and a line search: `optax.lbfgs` with the Hessian in its place.
 
-    It converges quadratically at a minimum, and goes downhill from wherever it starts. Like every method that follows the
+    It converges superlinearly at a minimum, and goes downhill from wherever it starts. Like every method that follows the
     gradient it stays on a saddle point on which it starts exactly; `newton_trust_region(subproblem="exact")` does not.
 
     `update` needs params, `value`, `grad` and `value_fn`, as for `optax.lbfgs`, and the objective's other arguments by name.
@@ -193,13 +213,15 @@ def newton_cg(
         >>> print(x)
         [1. 1.]
     """
-    direction = scale_by_newton_cg(
+    settings = Settings.checked(
         rtol=rtol,
         max_cg_steps=max_cg_steps,
         damping=damping,
         preconditioner=preconditioner,
         curvature_fn=curvature_fn,
     )
+    # Only where steps are as long as the line search makes them: short ones by a learning rate would make ever shorter ones.
+    direction = _directions(settings, None if linesearch is None or learning_rate is not None else _LEAP)
     flip = optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
     solver = optax.chain(direction, flip, optax.identity() if linesearch is None else linesearch)
 
@@ -208,6 +230,19 @@ def newton_cg(
         return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), solver.init(params))
 
     return transformation(init_fn, solver.update)
+
+
+def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, leap: float, dtype: Any) -> Any:
+    """The direction, at most `leap` times as long as the last step.
+
+    The model has no minimum where curvature is not positive, and what conjugate gradients make of it is mostly much too long: a
+    line search finds that out for an evaluation per halving, and each time anew.
+    """
+    moved = jax.tree.map(lambda a, b: a.astype(dtype) - b.astype(dtype), params, state.point)
+    limit, length = leap * size(moved, dtype), size(direction, dtype)
+    too_long = (state.count > 0) & jnp.isfinite(limit) & (limit > 0) & (length > limit)
+    factor = jnp.where(too_long, limit / jnp.where(length > 0, length, 1), 1)
+    return vec.cast_like(vec.scaled(vec.cast(direction, dtype), factor), direction)
 
 
 def _is_downhill(direction: Any, gradient: Any, dtype: Any) -> Array:

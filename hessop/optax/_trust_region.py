@@ -20,9 +20,10 @@ from hessop.krylov._results import StopReason
 from hessop.krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
-# Conn, Gould and Toint (2000), section 6.1: the ratio of the actual decrease to that of the model decides.
+# The ratio of the actual decrease to that of the model decides, as in TRON: Lin and More, Newton's method for large
+# bound-constrained optimization problems (1999), doi:10.1137/S1052623498345075, section 4.
 _ACCEPTED, _POOR, _GOOD = 0.1, 0.25, 0.75
-_SHRINK, _GROW = 0.25, 2
+_SHRINK, _HALVE, _GROW = 0.25, 0.5, 4
 # A decrease of fewer than so many units in the last place of the values is measured by their gradients instead.
 _BLURRED_ULPS = 1000
 _NOISE_ULPS = 10
@@ -260,10 +261,24 @@ def _try(
     judged = jnp.isfinite(new) & finite(grad) & finite(at) & (promised > 0)
     ratio = jnp.where(judged, ratio, jnp.nan)
     moved = jnp.any(jnp.stack([jnp.any(a != p) for a, p in zip(jax.tree.leaves(at), jax.tree.leaves(params), strict=True)]))
-    length = stats["step_norm"]
-    shrunk = jnp.where(ratio >= _POOR, radius, _SHRINK * jnp.minimum(length, radius))
-    at_boundary = (ratio > _GOOD) & (length >= 0.99 * radius)
-    resized = jnp.where(at_boundary, _GROW * radius, shrunk)
+    decrease = jnp.where(blurred, by_gradients, old - new)
+    resized = _resized(radius, stats["step_norm"], ratio, decrease, vec.dot(vec.cast(gradient, dtype), vec.cast(step, dtype)))
     # No shorter step than one that moves nothing; and nothing is learned where the solve failed.
     usable = moved & jnp.isfinite(resized) & (resized > 0) & finite(step)
     return _Trial(moved & (ratio >= _ACCEPTED), jnp.where(usable, resized, radius), ratio, after, grad)
+
+
+def _resized(radius: Array, length: Array, ratio: Array, decrease: Array, slope: Array) -> Array:
+    """The next radius, after a step of this length.
+
+    The parabola through both values with the slope at the start has its minimum at `suggested`: a step that was much too long
+    is shortened to it at once, and one along which the model was right to the edge grows with what is left to be gained.
+    """
+    excess = -decrease - slope
+    suggested = length * jnp.where(excess > 0, jnp.maximum(_SHRINK, -slope / (2 * jnp.where(excess > 0, excess, 1))), _GROW)
+    refused = jnp.minimum(suggested, _HALVE * radius)
+    poor = jnp.clip(suggested, _SHRINK * radius, _HALVE * radius)
+    fair = jnp.clip(suggested, _SHRINK * radius, _GROW * radius)
+    good = jnp.clip(suggested, radius, _GROW * radius)
+    judged = jnp.where(ratio < _ACCEPTED, refused, jnp.where(ratio < _POOR, poor, jnp.where(ratio < _GOOD, fair, good)))
+    return jnp.where(jnp.isnan(ratio), _SHRINK * jnp.minimum(length, radius), judged)

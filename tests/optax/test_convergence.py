@@ -1,4 +1,4 @@
-"""Where the solvers end, in the loop of optax's users: minima, quadratically, and never uphill on the way."""
+"""Where the solvers end, in the loop of optax's users: minima, superlinearly, and never uphill on the way."""
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,34 @@ def test_a_cluster_of_atoms():
     final, state = minimize(lennard_jones, cluster(), solver, steps=40, tol=100 * TOLERANCE)
     np.testing.assert_allclose(lennard_jones(final), -44.326801, rtol=1e-6)
     assert int(optax.tree.get(state, "count")) < 15
+
+
+@pytest.mark.once
+@pytest.mark.x64
+def test_the_end_is_superlinear_and_not_more_than_asked_for():
+    """The tolerance of each solve is what Eisenstat and Walker say, and no solve is much better than its tolerance."""
+    solver, x = newton_cg(), jnp.linspace(-1, 1, 40)
+    fn = lambda x: jnp.sum(jnp.cosh(x - 2)) + jnp.sum(jnp.exp(x[1:] - x[:-1]) * jnp.arange(1.0, 40.0))
+
+    @jax.jit
+    def step(x, state):
+        value, grad = optax.value_and_grad_from_state(fn)(x, state=state)
+        updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=fn)
+        return optax.apply_updates(x, updates), state
+
+    state, norms, residuals = solver.init(x), [], []
+    for _ in range(10):
+        x, state = step(x, state)
+        norms.append(float(state[0].gradient_norm))
+        residuals.append(float(state[0].info.residual))
+    norms = np.asarray(norms)
+    ratios = norms[1:] / norms[:-1]
+    asked = np.clip(0.9 * ratios ** ((1 + 5**0.5) / 2), 1.5e-8, 0.3)
+    solved = norms[1:] > 1e-9 * norms[0]
+    solves = (np.asarray(residuals)[1:] / norms[1:])[solved]
+    assert np.all(solves <= asked[solved] * (1 + 1e-9))
+    assert np.all(solves >= 1e-3 * asked[solved])
+    assert norms[-1] <= 1e-9 * norms[0]
 
 
 @pytest.mark.once

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+import optax
 import pytest
 
 import hessop
 from hessop import StopReason
-from hessop.optax import scale_by_newton_cg
+from hessop.optax import newton_cg, scale_by_newton_cg
 
 RTOL = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-4
 TIGHT = 1e-10 if jnp.result_type(float) == jnp.float64 else 1e-5
@@ -76,6 +77,34 @@ def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(precondit
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(updates, grad)
     assert bool(info.stop_reason == StopReason.gradient)
+
+
+def test_along_curvature_that_is_not_positive_a_line_search_starts_from_a_few_of_the_last_steps():
+    # Nearly a line: its curvature suggests a step of thousands.
+    fn = lambda x: jnp.sum(x) - 1e-4 * jnp.sum(x**2)
+    solver, x = newton_cg(linesearch=optax.scale(1.0)), jnp.zeros(3)
+    update = jax.jit(lambda x, state: solver.update(jax.grad(fn)(x), state, x, value_fn=fn))
+    free, state = update(x, solver.init(x))
+    assert bool(state[0].info.stop_reason == StopReason.negative_curvature)
+    assert jnp.linalg.norm(free) > 1000
+    moved = jnp.asarray([-0.1, 0.0, 0.0])
+    bound, state = update(x + moved, state)
+    assert bool(state[0].info.stop_reason == StopReason.negative_curvature)
+    np.testing.assert_allclose(jnp.linalg.norm(bound), 0.4, rtol=1e-5)
+    np.testing.assert_allclose(bound / jnp.linalg.norm(bound), free / jnp.linalg.norm(free), rtol=1e-3)
+    # Where nothing moved nothing is known.
+    again, _ = update(x + moved, state)
+    assert jnp.linalg.norm(again) > 1000
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.1, "linesearch": None}, {"linesearch": None}])
+def test_without_a_line_search_steps_do_not_get_shorter_and_shorter(options):
+    fn = lambda x: jnp.sum(x) - 1e-4 * jnp.sum(x**2)
+    solver, x = newton_cg(**options), jnp.zeros(3)
+    update = jax.jit(lambda x, state: solver.update(jax.grad(fn)(x), state, x, value_fn=fn))
+    first, state = update(x, solver.init(x))
+    second, _ = update(x + 1e-3 * first, state)
+    np.testing.assert_allclose(second, first, rtol=0.1)
 
 
 def test_at_a_stationary_point_there_is_no_step():

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optax
 import pytest
@@ -68,18 +69,30 @@ def test_where_the_hessian_is_not_finite_the_step_is_along_the_gradient(precondi
     # The first radius leads uphill.
     assert state.info.accepted[:3].tolist() == [False, True, True]
     assert np.all((state.info.stop_reason == StopReason.gradient)[:3] == jnp.asarray([True, True, False]))
-    np.testing.assert_allclose(x[1], np.asarray(start) - jax.grad(fn)(jnp.asarray(start)) / norms[0], rtol=1e-5)
+    along = jax.grad(fn)(jnp.asarray(start)) / norms[0]
+    np.testing.assert_allclose(x[1], np.asarray(start) - state.radius[0] * along, rtol=1e-5)
+    assert 1 <= state.radius[0] <= 2  # between a quarter and a half of the step that was refused
     assert np.all(np.diff(values) <= 10 * EPS * np.abs(values[1:]))
     np.testing.assert_allclose(x[-1], x[-1][0], rtol=1e-5)
     assert norms[-1] < 1e-4
 
 
 def test_the_radius_follows_the_model():
-    # The model of a quadratic is exact, so that the region grows until the minimum is inside.
+    # The model of a quadratic is exact, so that the region grows, fourfold while most is still to be gained along the step,
+    # until the minimum is inside.
     quadratic = lambda x: jnp.sum(jnp.asarray([1.0, 10.0, 100.0]) * (x - 100) ** 2)
     (_, state), _, norms = trace(quadratic, [0.0, 0.0, 0.0], newton_trust_region(initial_radius=1.0), 14)
-    np.testing.assert_allclose(state.radius[:6], 2.0 ** np.arange(1, 7))
+    np.testing.assert_allclose(state.radius[:3], 4.0 ** np.arange(1, 4))
     assert norms[-1] <= 1e-5 * norms[0]
+
+
+def test_a_refused_step_is_shortened_to_where_its_parabola_has_its_minimum():
+    # The model is linear and the objective a parabola: the minimum along the step is at 0.3 of it.
+    fn = lambda x: jnp.sum((x - 0.3) ** 2)
+    flat = lambda x: lx.DiagonalLinearOperator(jnp.zeros_like(x))
+    (_, state), _, _ = trace(fn, [0.0], newton_trust_region(initial_radius=1.0, curvature_fn=flat), 2)
+    assert state.info.accepted.tolist() == [False, True]
+    np.testing.assert_allclose(state.radius[0], 0.3, rtol=1e-5)
 
 
 @pytest.mark.slow
