@@ -24,6 +24,8 @@ from hessop.optax._model import Settings, finite, objective_arguments, require_p
 # bound-constrained optimization problems (1999), doi:10.1137/S1052623498345075, section 4.
 _ACCEPTED, _POOR, _GOOD = 0.1, 0.25, 0.75
 _SHRINK, _HALVE, _GROW = 0.25, 0.5, 4
+# Where the model is right to so much at the boundary, the region doubles at least.
+_EXACT = 0.1
 # A decrease of fewer than so many units in the last place of the values is measured by their gradients instead.
 _BLURRED_ULPS = 1000
 _NOISE_ULPS = 10
@@ -279,6 +281,8 @@ def _resized(radius: Array, length: Array, ratio: Array, decrease: Array, slope:
     refused = jnp.minimum(suggested, _HALVE * radius)
     poor = jnp.clip(suggested, _SHRINK * radius, _HALVE * radius)
     fair = jnp.clip(suggested, _SHRINK * radius, _GROW * radius)
-    good = jnp.clip(suggested, radius, _GROW * radius)
+    # On a quadratic the parabola of a step along its steepest directions has its minimum near, while the rest is still far.
+    exact = (length >= 0.99 * radius) & (jnp.abs(ratio - 1) <= _EXACT)
+    good = jnp.clip(suggested, jnp.where(exact, 2 * radius, radius), _GROW * radius)
     judged = jnp.where(ratio < _ACCEPTED, refused, jnp.where(ratio < _POOR, poor, jnp.where(ratio < _GOOD, fair, good)))
     return jnp.where(jnp.isnan(ratio), _SHRINK * jnp.minimum(length, radius), judged)

@@ -86,6 +86,13 @@ def test_the_radius_follows_the_model():
     assert norms[-1] <= 1e-5 * norms[0]
 
 
+def test_a_quadratic_of_many_scales_is_not_kept_in_a_small_region():
+    # Along a step the steepest directions are soon at their minimum; the softest have many radii to go.
+    scales = jnp.logspace(-3, 3, 50)
+    _, _, norms = trace(lambda x: jnp.sum(scales * x**2 / 2 - x), [0.0] * 50, newton_trust_region(), 26)
+    assert norms[-1] <= 1e-6 * norms[0]
+
+
 def test_a_refused_step_is_shortened_to_where_its_parabola_has_its_minimum():
     # The model is linear and the objective a parabola: the minimum along the step is at 0.3 of it.
     fn = lambda x: jnp.sum((x - 0.3) ** 2)
