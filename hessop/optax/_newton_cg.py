@@ -208,7 +208,7 @@ def newton_cg(
         ...     return optax.apply_updates(x, updates), state
         >>> x = jnp.array([-1.2, 1.0])
         >>> state = solver.init(x)
-        >>> for _ in range(30):
+        >>> for _ in range(40):
         ...     x, state = step(x, state)
         >>> print(x)
         [1. 1.]
