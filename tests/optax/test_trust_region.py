@@ -144,7 +144,7 @@ def test_units_do_not_matter():
             return (optax.apply_updates(x, updates), state), (optax.tree.norm(grad), state.info.num_cg_steps)
 
         x = jnp.asarray([-1.2, 1.0, -1.2, 1.0]) / unit
-        (x, _), (norms, products) = jax.lax.scan(step, (x, solver.init(x)), length=36)
+        (x, _), (norms, products) = jax.lax.scan(step, (x, solver.init(x)), length=44)
         return x * unit, norms / norms[0], products
 
     cases = [(s, c) for s in (1.0, 1e-20, 1e-8, 1e8, 1e20) for c in (1.0, 1e-6, 1e6)]
