@@ -301,3 +301,9 @@ def custom_vjp(x: Array) -> Array:
 
 
 OBJECTIVES.append(Objective("custom_vjp", custom_vjp, reverse_only=True))
+
+
+def rigid_motions(x: Array) -> Array:
+    """Translations and infinitesimal rotations of particles [N, 3], stacked [6, N, 3]."""
+    axes = jnp.eye(3, dtype=x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(axes[:, None], (3, *x.shape)), jnp.cross(axes[:, None], x[None])])

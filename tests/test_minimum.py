@@ -11,6 +11,8 @@ import pytest
 
 import hessop
 from hessop.krylov.lanczos import lowest_eigenpair
+from tests.objectives import rigid_motions
+from tests.optax.support import lennard_jones
 
 EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
@@ -23,19 +25,6 @@ def verdict(certificate):
 def quadratic(matrix):
     matrix = np.asarray(matrix)
     return lambda x: 0.5 * x @ jnp.asarray(matrix, x.dtype) @ x
-
-
-def rigid_motions(x):
-    """Translations and infinitesimal rotations of particles [N, 3], stacked [6, N, 3]."""
-    axes = jnp.eye(3, dtype=x.dtype)
-    return jnp.concatenate([jnp.broadcast_to(axes[:, None], (3, *x.shape)), jnp.cross(axes[:, None], x[None])])
-
-
-def lennard_jones(x):
-    apart = jnp.asarray(~np.eye(len(x), dtype=bool))
-    squared = jnp.sum((x[:, None] - x[None, :]) ** 2, axis=-1)
-    sixth = jnp.where(apart, 1 / jnp.where(apart, squared, 1) ** 3, 0)
-    return 2 * jnp.sum(sixth**2 - sixth)
 
 
 R = 2 ** (1 / 6)
