@@ -108,7 +108,7 @@ PARTS = {
         particle_claims,
         "minimise",
         dtypes=("float64",),
-        sizes={"fluid": (500, 1500, 5000)},
+        sizes={"fluid": (150, 500, 1500, 5000)},
         routes=ALL,
         patience=60.0,
         timeout=1500.0,
