@@ -17,7 +17,7 @@ from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessi
 FLOAT = jnp.result_type(float)
 TOLERANCE = 1e-12 if jnp.float64 == FLOAT else 5e-5
 # A matrix; lookups; an outer product.
-QUICK = {"pair_distances": "array", "neighbor_list": "dict", "matrix_factorization": "array"}
+QUICK = {"pair_distances": "array", "matrix_factorization": "dict"}
 
 
 def pairs(x, width=1.0):
@@ -250,7 +250,7 @@ def dear_product(x):
     return jnp.sum(jnp.tanh(jnp.sin(x[:, None] * features[:, 0][None]) @ weights / 100) ** 2)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_the_tiles_route_keeps_nothing_but_the_point():
     x = points(450)[:, 0]
     v = random_like(x)

@@ -106,6 +106,7 @@ def test_rows_at_a_time_equal_the_whole(chunk):
     np.testing.assert_allclose(H.diagonal(chunk=chunk)["r"].ravel(), np.diag(whole)[:12], atol=10 * TOLERANCE * scale)
 
 
+@pytest.mark.slow
 def test_a_matrix_beyond_the_budget_is_written_rows_at_a_time():
     def fn(x):
         return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
