@@ -1,7 +1,7 @@
 """A Lennard-Jones cluster, relaxed by Newton's method in a chain of optax.
 
 Particles start on a cubic lattice with noise, far from any minimum, where the Hessian has many negative eigenvalues.
-`hessop.optax.newton_cg` goes downhill from there and converges quadratically at the end. Each line is one Newton step: the
+`hessop.optax.newton_cg` goes downhill from there and converges superlinearly at the end. Each line is one Newton step: the
 products with the Hessian that it took, and whether they met a direction in which the curvature is not positive.
 
     python examples/lennard_jones_cluster.py [--particles N] [--noise S] [--seed K] [--plot FILE.png]

@@ -216,8 +216,7 @@ def _from_matrix(matrix: Array, null: Array | None) -> Lowest:
     size = jnp.max(jnp.where(left, jnp.abs(w), 0))
     size = jnp.where(jnp.isnan(w[0]), w[0], size)
     rounding = 10 * jnp.finfo(w.dtype).eps * size
-    zero = jnp.zeros((), w.dtype)
-    return Lowest(w[0], rounding, vectors[:, 0], zero, size, jnp.zeros((), jnp.int32))
+    return Lowest(w[0], rounding, vectors[:, 0], size, jnp.zeros((), jnp.int32))
 
 
 @eqx.filter_jit

@@ -90,7 +90,7 @@ def minimize(
 
 
 class _Problem:
-    """A function of a pytree as scipy sees it: of float64 vectors."""
+    """A function of a pytree as scipy sees it: of float64 vectors, with results of its own that scipy may write into."""
 
     def __init__(self, H: HessianOperator):
         leaves, self.tree = jax.tree.flatten(H.in_structure())
@@ -102,15 +102,15 @@ class _Problem:
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _value_and_gradient(self.H, self.narrow(x))
-        return float(value), np.asarray(gradient, np.float64)
+        return float(value), np.array(gradient, np.float64)
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         if self.linearized is None or not np.array_equal(self.linearized[0], x):
             self.linearized = np.array(x), _linearized(self.H, self.narrow(x))
-        return np.asarray(_product(self.linearized[1], self.narrow(v)), np.float64)
+        return np.array(_product(self.linearized[1], self.narrow(v)), np.float64)
 
     def matrix(self, x: np.ndarray) -> np.ndarray:
-        return np.asarray(_at(self.H, self.narrow(x)).materialize(), np.float64)
+        return np.array(_at(self.H, self.narrow(x)).materialize(), np.float64)
 
     def narrow(self, vector: np.ndarray) -> Array:
         """A vector in the dtype of x0."""

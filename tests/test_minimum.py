@@ -62,9 +62,6 @@ def test_the_bound_holds(steps):
     assert np.all(found.value - found.error <= true + slack)
     # A bound that is always infinite would hold too.
     assert np.all(found.error < (0.3 if steps == 20 else np.inf))
-    # And the residual is what it says: some eigenvalue is that near.
-    near = np.min(np.abs(spectra - np.asarray(found.value)[:, None]), axis=1)
-    assert np.all(near <= found.residual + slack)
 
 
 @pytest.mark.once

@@ -23,7 +23,6 @@ class Lowest(NamedTuple):
         value: the lowest Ritz value, a scalar.
         error: the lowest eigenvalue is no further below `value`, but for the probability of failure.
         vector: the unit vector that belongs to it [n].
-        residual: |A vector - value vector|: some eigenvalue is as near.
         size: the largest |Ritz value|.
         steps: number of products.
     """
@@ -31,7 +30,6 @@ class Lowest(NamedTuple):
     value: Array
     error: Array
     vector: Array
-    residual: Array
     size: Array
     steps: Array
 
@@ -102,7 +100,6 @@ def lowest_eigenpair(
     # What was not reached must not be taken for an eigenvalue: it goes above all others.
     T = jnp.where(used[:, None] & used[None, :], T, jnp.diag(jnp.full(m, 2 * chain.size)))
     ritz, vectors = jnp.linalg.eigh(T)
-    y = vectors[:, 0]
     # As many of the sorted values are Ritz values as there were steps.
     highest = jnp.max(jnp.where(used, ritz, -jnp.inf))
     spread = highest - ritz[0]
@@ -111,8 +108,7 @@ def lowest_eigenpair(
     return Lowest(
         value=ritz[0],
         error=jnp.where(exhausted, rounding, missed(spread, chain.step, n, failure) + rounding),
-        vector=jnp.tensordot(y, chain.basis[:m], axes=1, precision=_HIGHEST),
-        residual=jnp.abs(chain.T[chain.step, chain.step - 1] * y[chain.step - 1]),
+        vector=jnp.tensordot(vectors[:, 0], chain.basis[:m], axes=1, precision=_HIGHEST),
         size=jnp.maximum(jnp.abs(ritz[0]), jnp.abs(highest)),
         steps=chain.step,
     )
