@@ -1,6 +1,6 @@
-"""Reductions along the axis that is tiled: what a tile contributes, and how contributions are put together.
+"""Reductions along an axis that a loop runs along: what a part contributes, and how contributions are put together.
 
-The last tile overlaps the one before it, so that all have one size; entries that were counted already are replaced by the
+The last part overlaps the one before it, so that all have one size; entries that were counted already are replaced by the
 neutral element, never multiplied by zero, because they may be infinite.
 
 Depends on planes and rules. Must never know loops or which values are stored.
@@ -18,24 +18,42 @@ from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Cells, Planes, common_shape
 from hessop.tiles.rules import Tools
 from hessop.tiles.rules_sums import reduced
-from hessop.tiles.windows import whole
+from hessop.tiles.windows import Window
 
 State = tuple[Array, ...]
 
 
-class Accumulate(NamedTuple):
-    """How the tiles of a reduction add up.
+Axes = tuple[int | None, ...]
+
+
+class Part(NamedTuple):
+    """What the outermost loop has come to, along which contributions add up.
 
     Attributes:
-        over: equation -> for each axis that could be tiled, the axis that moves in each input (None: it does not move).
-        start: (equation, number of tiles) -> the state before the first tile.
-        step: (tools, equation, parts of the inputs, over, entries that are new, state) -> the state with this tile.
+        over: for each input, the axis that moves with it.
+        window: the part of the output that this counts towards.
+        new: which positions along that axis were not counted before; None for all.
+    """
+
+    over: Axes
+    window: Window
+    new: Array | None
+
+
+class Accumulate(NamedTuple):
+    """How the parts of a reduction add up.
+
+    Attributes:
+        over: equation -> for each axis that could be taken in parts, the axis that moves in each input (None: it does not
+            move).
+        start: (equation, number of parts) -> the state before the first; each array has the shape of the output.
+        step: (tools, equation, parts of the inputs, which part, state) -> the state with this part.
         finish: state -> the output.
     """
 
-    over: Callable[[Any], Sequence[tuple[int | None, ...]]]
+    over: Callable[[Any], Sequence[Axes]]
     start: Callable[[Any, int], State]
-    step: Callable[[Tools, Any, Sequence[Planes], tuple[int | None, ...], Array | None, State], State]
+    step: Callable[[Tools, Any, Sequence[Planes], Part, State], State]
     finish: Callable[[State], Array] = lambda state: state[0]
 
 
@@ -61,7 +79,7 @@ def only_new(cells: Cells, planes: Planes, axis: int | None, new: Array | None, 
     return dataclasses.replace(planes, table=table)
 
 
-def _reduced_axes(eqn: Any) -> list[tuple[int | None, ...]]:
+def _reduced_axes(eqn: Any) -> list[Axes]:
     return [(int(a),) for a in eqn.params["axes"]]
 
 
@@ -81,12 +99,11 @@ def _all_bits(dtype: Any) -> Any:
     return info.max if info.min == 0 else -1
 
 
-def _part(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, neutral: Callable[[Any], Any]) -> Array:
-    """The reduction of a tile."""
+def _reduced(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, neutral: Callable[[Any], Any]) -> Array:
+    """The reduction of a part."""
     (planes,) = ins
-    planes = only_new(tools.cells, planes, over[0], new, neutral(planes.dtype))
-    shape = eqn.outvars[0].aval.shape
-    return tools.cells.put_together(reduced(tools, eqn, planes, tools.frame(shape, whole(len(shape)))))
+    planes = only_new(tools.cells, planes, part.over[0], part.new, neutral(planes.dtype))
+    return tools.cells.put_together(reduced(tools, eqn, planes, tools.frame(eqn.outvars[0].aval.shape, part.window)))
 
 
 def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
@@ -94,8 +111,8 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
         aval = eqn.outvars[0].aval
         return (jnp.full(aval.shape, neutral(aval.dtype), aval.dtype),)
 
-    def step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
-        return (combine(state[0], _part(tools, eqn, ins, over, new, neutral)),)
+    def step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
+        return (combine(state[0], _reduced(tools, eqn, ins, part, neutral)),)
 
     return Accumulate(_reduced_axes, start, step)
 
@@ -103,12 +120,15 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
 # --- sums ---
 
 
+def has_few_digits(dtype: Any) -> bool:
+    """Whether long sums lose digits that are missed: thousands of parts one after the other lose two, of seven or sixteen."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 32
+
+
 def _sum_start(eqn: Any, count: int) -> State:
     aval = eqn.outvars[0].aval
     zero = jnp.zeros(aval.shape, aval.dtype)
-    # Thousands of tiles, one after the other, would lose two digits of seven; of sixteen nobody misses them.
-    short = jnp.issubdtype(aval.dtype, jnp.floating) and jnp.finfo(aval.dtype).bits <= 32
-    return (zero, zero) if short and count > 1 else (zero,)
+    return (zero, zero) if count > 1 and has_few_digits(aval.dtype) else (zero,)
 
 
 def _with(state: State, part: Array) -> State:
@@ -128,20 +148,20 @@ def _sum_finish(state: State) -> Array:
     return total + jnp.where(jnp.isfinite(lost), lost, 0)  # of an infinite sum nothing was lost, though NaN says so
 
 
-def _sum_step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
-    return _with(state, _part(tools, eqn, ins, over, new, lambda dtype: 0))
+def _sum_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
+    return _with(state, _reduced(tools, eqn, ins, part, lambda dtype: 0))
 
 
-def _dot_over(eqn: Any) -> list[tuple[int | None, ...]]:
+def _dot_over(eqn: Any) -> list[Axes]:
     (left, right), _ = eqn.params["dimension_numbers"]
     return [(int(a), int(b)) for a, b in zip(left, right, strict=True)]
 
 
-def _dot_step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
+def _dot_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
     # Both sides: zero times an infinite entry that was counted already would be NaN.
-    parts = [only_new(tools.cells, p, axis, new, 0) for p, axis in zip(ins, over, strict=True)]
-    (part,) = bind(eqn, [tools.cells.put_together(p) for p in parts])
-    return _with(state, part)
+    parts = [only_new(tools.cells, p, axis, part.new, 0) for p, axis in zip(ins, part.over, strict=True)]
+    (product,) = bind(eqn, [tools.cells.put_together(p) for p in parts])
+    return _with(state, product)
 
 
 def _extreme(largest: bool) -> Accumulate:
@@ -152,19 +172,20 @@ def _extreme(largest: bool) -> Accumulate:
         low, high = _limits(dtype)
         return jnp.full(aval.shape, low if largest else high, dtype), jnp.zeros(aval.shape, aval.dtype)
 
-    def step(tools: Tools, eqn: Any, ins: Any, over: Any, new: Array | None, state: State) -> State:
-        (axis,) = over
+    def step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
+        (axis,), first = part.over, tools.starts[0]
+        assert axis is not None
         # Entries that were seen already cannot win: only a strictly better one replaces what is there.
         array = tools.cells.put_together(ins[0])
         (place,) = bind(eqn, [array])
         value = jnp.squeeze(jnp.take_along_axis(array, jnp.expand_dims(place, axis), axis), axis)
-        place = place + lax.convert_element_type(tools.start, place.dtype)
+        place = place + lax.convert_element_type(first, place.dtype)
         best, at = state
         better = value > best if largest else value < best
         if jnp.issubdtype(value.dtype, jnp.floating):
             better |= jnp.isnan(value) & ~jnp.isnan(best)
         # Where everything is at the limit of the dtype nothing is strictly better than the start.
-        better |= tools.start == 0
+        better |= first == 0
         return jnp.where(better, value, best), jnp.where(better, place, at)
 
     return Accumulate(_reduced_axes, start, step, lambda state: state[1])

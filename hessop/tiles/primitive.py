@@ -19,7 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, inline_rules, needed_equations, without_duplicates
-from hessop.tiles.evaluate import Options, evaluate_tiled
+from hessop.tiles.evaluate import evaluate_tiled
+from hessop.tiles.options import Options
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ class Reader:
     Attributes:
         virtual: the equations of what is not stored.
         env: what is stored.
-        tools: what rules work with; they know where the tile is.
+        tools: what rules work with; they know where the loops are.
     """
 
     def __init__(self, virtual: dict[Any, Any], env: dict[Any, Array], tools: Tools):
@@ -97,16 +97,18 @@ class Reader:
 
     def cut(self, v: Any, window: Window) -> Planes:
         """A part of what is stored."""
-        array = self.env[v]
-        for axis, span in enumerate(window.spans):
-            if span is None:
-                continue
-            if span.moving:
-                first = self.tools.start + span.start if span.start else self.tools.start
-                array = lax.dynamic_slice_in_dim(array, first, span.size, axis)
-            elif span.size != array.shape[axis]:
-                array = lax.slice_in_dim(array, span.start, span.start + span.size, axis=axis)
+        array = self.tools.cells.once(("cut", window.spans), [self.env[v]], lambda: self.sliced(self.env[v], window))
         return self.tools.cells.take_apart(array, self.tools.frame(v.aval.shape, window))
+
+    def sliced(self, array: Array, window: Window) -> Array:
+        """A part of an array."""
+        for axis, span in enumerate(window.spans):
+            if span is not None and span.loop is not None:
+                first = self.tools.starts[span.loop]
+                array = lax.dynamic_slice_in_dim(array, first + span.start if span.start else first, span.size, axis)
+            elif span is not None and span.size != array.shape[axis]:
+                array = lax.slice_in_dim(array, span.start, span.start + span.size, axis=axis)
+        return array
 
     # --- under masks ---
 

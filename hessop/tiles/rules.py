@@ -23,13 +23,13 @@ class Tools:
         cells: makes each plane once.
         short: axes up to this length are taken apart.
         products: whether a sum over a long axis is a product with ones (on a CPU it is much faster).
-        start: where the tile begins, or None outside a loop.
+        starts: where the part begins that each loop has come to, outermost first.
     """
 
     cells: Cells
     short: int
     products: bool
-    start: Any = None
+    starts: tuple[Any, ...] = ()
 
     def frame(self, shape: Sequence[int], window: Window) -> Frame:
         """The layout of a part of a value of that (whole) shape."""

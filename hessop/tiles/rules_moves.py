@@ -110,7 +110,7 @@ def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array
     if span is None:
         return ramp
     ramp = ramp + jnp.asarray(span.start, dtype) if span.start else ramp
-    return ramp + lax.convert_element_type(tools.start, dtype) if span.moving else ramp
+    return ramp if span.loop is None else ramp + lax.convert_element_type(tools.starts[span.loop], dtype)
 
 
 # These only put entries at other places.

@@ -16,7 +16,7 @@ from typing import Any
 from jax.extend import core as jex
 
 from hessop._jaxpr import Equations
-from hessop.tiles.accumulate import ACCUMULATE
+from hessop.tiles.accumulate import ACCUMULATE, Axes
 from hessop.tiles.rules import RULES, Rule
 from hessop.tiles.rules_moves import MOVES
 
@@ -29,11 +29,16 @@ class Place:
         out_axis: the axis of its output that is made tile by tile; None where tiles are added up.
         over: for each input, the axis that moves; only where tiles are added up.
         size: length of the axis.
+        chunks: where it is made tile by tile, what could be added up in chunks inside of a tile: for each input, the axis
+            that moves; empty if nothing could.
+        long: length of that axis.
     """
 
     out_axis: int | None
-    over: tuple[int | None, ...]
+    over: Axes
     size: int
+    chunks: Axes = ()
+    long: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,21 +176,28 @@ class _Planner:
         """Where a reduction could meet the tiles, by the class of the axis; made tile by tile rather than added up."""
         found: dict[Any, Place] = {}
         follows = rule.follows(eqn) if rule is not None else []
+        sums = list(self.sums(eqn))
+        chunks, long = max(sums, key=lambda pair: pair[1], default=((), 0))
         for axis in sorted(axes):
             for v, group in zip(eqn.invars, follows, strict=False):
                 for k, f in enumerate(group):
                     if f is not None and f.axis == axis and v in self.axes:
-                        place = Place(axis, (), eqn.outvars[0].aval.shape[axis])
+                        place = Place(axis, (), eqn.outvars[0].aval.shape[axis], chunks, long)
                         found.setdefault(((v, k), place.size), place)
-        if eqn.primitive.name in ACCUMULATE:
-            for over in ACCUMULATE[eqn.primitive.name].over(eqn):
-                moves = [(v, k) for v, k in zip(eqn.invars, over, strict=True) if v in self.axes]
-                sizes = {v.aval.shape[k] for v, k in zip(eqn.invars, over, strict=True) if k is not None}
-                if len(sizes) == 1 and all(k in self.axes[v] for v, k in moves):
-                    place = Place(None, over, sizes.pop())
-                    for v, k in moves:
-                        found.setdefault(((v, k), place.size), place)
+        for over, size in sums:
+            for v, k in zip(eqn.invars, over, strict=True):
+                if v in self.axes:
+                    found.setdefault(((v, k), size), Place(None, over, size))
         return found
+
+    def sums(self, eqn: Any) -> Iterable[tuple[Axes, int]]:
+        """What a reduction could be added up along: the axis of each input, and its length."""
+        if eqn.primitive.name not in ACCUMULATE:
+            return
+        for over in ACCUMULATE[eqn.primitive.name].over(eqn):
+            sizes = {v.aval.shape[k] for v, k in zip(eqn.invars, over, strict=True) if k is not None}
+            if len(sizes) == 1 and all(k in self.axes[v] for v, k in zip(eqn.invars, over, strict=True) if v in self.axes):
+                yield over, sizes.pop()
 
     def by_class(self, places: dict[Any, Place]) -> dict[Any, Place]:
         """One place for each class of axes: made tile by tile, if one of them is."""

@@ -1,6 +1,6 @@
 """Which part of a value is wanted, and how the parts of an equation's inputs follow from the part of its output.
 
-A `Window` says for each axis: all of it, or a span that lies still or moves with the tile. For each axis of each input, a
+A `Window` says for each axis: all of it, or a span that lies still or moves with a loop. For each axis of each input, a
 `Follow` names the output axis that it runs along.
 
 Depends on nothing. Must never know primitives or values.
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Positions start to start + size of an axis, plus where the tile begins if `moving`."""
+    """Positions start to start + size of an axis, plus where loop number `loop` has come, if it moves with one."""
 
     start: int
     size: int
-    moving: bool = False
+    loop: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Window:
 
     @property
     def moves(self) -> bool:
-        """Whether the part depends on the tile."""
-        return any(s is not None and s.moving for s in self.spans)
+        """Whether the part depends on a loop."""
+        return any(s is not None and s.loop is not None for s in self.spans)
 
 
 def whole(rank: int) -> Window:
@@ -46,9 +46,9 @@ def whole(rank: int) -> Window:
     return Window((None,) * rank, tuple(range(rank)))
 
 
-def moving(rank: int, axis: int, size: int) -> Window:
-    """A tile along one axis."""
-    return Window(tuple(Span(0, size, True) if a == axis else None for a in range(rank)), tuple(range(rank)))
+def moving(rank: int, axis: int, size: int, loop: int = 0) -> Window:
+    """A part along one axis that moves with a loop."""
+    return Window(tuple(Span(0, size, loop) if a == axis else None for a in range(rank)), tuple(range(rank)))
 
 
 @dataclasses.dataclass(frozen=True)

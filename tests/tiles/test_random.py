@@ -65,7 +65,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(PAIRS), st.booleans()), min_size=1, m
 ENDS = st.lists(st.sampled_from(SUMS), min_size=1, max_size=3)
 
 
-def check(n, tile, steps, ends, bad):
+def check(n, tile, steps, ends, bad, chunk=None):
     dtype = jnp.float64 if X64 else jnp.float32
     rng = np.random.RandomState(n)
     arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((n, n), (n, n), (n,), (n, 3))]
@@ -80,7 +80,7 @@ def check(n, tile, steps, ends, bad):
             return [end(p, q, x, y) for end in ends]
 
     expected = jax.jit(function)(*arrays)
-    tiled, consts = trace_tiled(function, arrays, Options(threshold=1, tile=tile))
+    tiled, consts = trace_tiled(function, arrays, Options(threshold=1, tile=tile, chunk=chunk))
     for got, want in zip(jax.jit(tiled)(*consts, *arrays), expected, strict=True):
         assert got.dtype == want.dtype
         got, want = np.asarray(got), np.asarray(want)
@@ -95,20 +95,21 @@ CASES = {
     "steps": STEPS,
     "ends": ENDS,
     "bad": st.sampled_from([None, None, None, np.nan, np.inf]),
+    "chunk": st.sampled_from([None, 3, 4]),
 }
 
 
 @hypothesis.given(**CASES)
 @hypothesis.settings(max_examples=15)
-def test_tiles_give_what_jax_gives(n, tile, steps, ends, bad):
-    check(n, tile if tile in (1, 7) else n + tile, steps, ends, bad)
+def test_tiles_give_what_jax_gives(n, tile, steps, ends, bad, chunk):
+    check(n, tile if tile in (1, 7) else n + tile, steps, ends, bad, chunk)
 
 
 @pytest.mark.slow
 @hypothesis.given(**CASES)
 @hypothesis.settings(max_examples=200)
-def test_many_tiles_give_what_jax_gives(n, tile, steps, ends, bad):
-    check(n, tile if tile in (1, 7) else n + tile, steps, ends, bad)
+def test_many_tiles_give_what_jax_gives(n, tile, steps, ends, bad, chunk):
+    check(n, tile if tile in (1, 7) else n + tile, steps, ends, bad, chunk)
 
 
 @pytest.mark.parametrize("step", range(len(PAIRS)))
@@ -117,8 +118,9 @@ def test_each_kind_of_pair_values(step):
 
 
 @pytest.mark.parametrize("end", range(len(SUMS)))
-def test_each_kind_of_reduction(end):
-    check(11, 4, [(PAIRS[7], False)], [SUMS[end]], None)
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_each_kind_of_reduction(end, chunk):
+    check(11, 4, [(PAIRS[7], False)], [SUMS[end]], None, chunk)
 
 
 def test_a_slice_of_an_axis_that_has_to_be_whole():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hessop.tiles import Choice, Options, schedule_of, trace_tiled
-from hessop.tiles.evaluate import evaluate_tiled, tile_length
+from hessop.tiles.evaluate import evaluate_tiled
+from hessop.tiles.loops import Axis, part_length
 
 N = 12
 X = jnp.linspace(0.1, 1.0, N)
@@ -171,18 +172,48 @@ def test_points_are_read_without_the_value():
 
 
 @pytest.mark.parametrize(
-    ("size", "others", "options", "length"),
+    ("size", "most", "length"),
     [
-        (100, 100, Options(tile=7), 7),
-        (100, 100, Options(tile=1000), 100),
-        (100, 100, Options(limit=3000), 25),  # 30 would fit; 25 divides
-        (101, 100, Options(limit=3000), 30),  # nothing near divides
-        (100, 10**9, Options(), 1),
-        (0, 0, Options(), 1),
+        (100, 30, 25),  # divides
+        (96, 30, 24),  # so does it, in whole vectors; 32 would not fit
+        (101, 30, 26),  # nothing near divides: four parts that overlap little
+        (100, 1000, 100),
+        (100, 0, 1),
+        (0, 10, 1),
     ],
 )
-def test_length_of_a_tile(size, others, options, length):
-    assert tile_length(size, others, options) == length
+def test_length_of_a_part(size, most, length):
+    assert part_length(size, most) == length
+
+
+def test_the_last_part_is_moved_up():
+    axis = Axis(10, 4)
+    assert [int(axis.start(k)) for k in range(axis.count)] == [0, 4, 6]
+    assert [axis.new(k).tolist() for k in range(axis.count)] == [[True] * 4, [True] * 4, [False, False, True, True]]
+    assert Axis(8, 4).new(1) is None
+
+
+def lengths(fn, *arrays, **options):
+    """Lengths of the loops, outermost first."""
+    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, **options))
+    text = str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
+    return list(map(int, re.findall(r"length=(\d+)", text)))
+
+
+def test_long_sums_of_few_digits_are_taken_in_chunks():
+    """Inside of a chunk the loop over tiles; never one tile alone, whose columns would be cut for each entry."""
+    rows = lambda a: jnp.sum(jnp.tanh(pair(a)), axis=1)
+    assert sorted(lengths(rows, jnp.ones(600, jnp.float32))) == [3, 3]
+    assert lengths(rows, jnp.ones(300, jnp.float32)) == []
+    assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [3, 6]
+    assert len(lengths(rows, jnp.ones(600, jnp.float32), planes=False)) == 1
+    assert len(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(600, jnp.float32))) == 1
+    assert sorted(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(60), chunk=20, tile=15)) == [3, 4]
+
+
+@pytest.mark.x64
+def test_long_sums_of_many_digits_are_not():
+    assert lengths(lambda a: jnp.sum(jnp.tanh(pair(a)), axis=1), jnp.ones(512)) == []
 
 
 def test_a_budget_makes_tiles_shorter():
