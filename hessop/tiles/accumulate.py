@@ -17,7 +17,7 @@ from jax import Array, lax
 from hessop._jaxpr import bind
 from hessop.tiles.planes import Cell, Cells, Planes, common_shape
 from hessop.tiles.rules import Tools
-from hessop.tiles.rules_sums import reduced
+from hessop.tiles.rules_sums import has_few_digits, reduced
 from hessop.tiles.windows import Window
 
 State = tuple[Array, ...]
@@ -118,11 +118,6 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
 
 
 # --- sums ---
-
-
-def has_few_digits(dtype: Any) -> bool:
-    """Whether long sums lose digits that are missed: thousands of parts one after the other lose two, of seven or sixteen."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 32
 
 
 def _sum_start(eqn: Any, count: int) -> State:

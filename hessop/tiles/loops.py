@@ -15,11 +15,12 @@ from jax.extend import core as jex
 
 from hessop._jaxpr import Equations, flatten_jaxpr, peak_bytes
 from hessop._price import work_of
-from hessop.tiles.accumulate import ACCUMULATE, Part, State, has_few_digits
+from hessop.tiles.accumulate import ACCUMULATE, Part, State
 from hessop.tiles.options import Options
 from hessop.tiles.planes import SHORT
 from hessop.tiles.reader import Reader
 from hessop.tiles.rules import RULES
+from hessop.tiles.rules_sums import LONGEST_PRODUCT, has_few_digits
 from hessop.tiles.schedule import Loop, Place, Schedule
 from hessop.tiles.windows import Span, Window, moving, source, whole
 
@@ -58,22 +59,29 @@ class Axis:
         return body(jnp.zeros((), jnp.int32), states) if self.count == 1 else lax.fori_loop(0, self.count, body, states)
 
 
-# Floats that a CPU adds at once: rows of other lengths end in steps of one.
-_VECTOR = 8
+def part_length(size: int, most: int, step: int = 1) -> int:
+    """A length of parts of an axis: at most so long, made to divide the axis where that is near, else to overlap little.
 
-
-def part_length(size: int, most: int) -> int:
-    """A length of parts of an axis: at most so long, made to divide the axis where that is near, else to overlap little."""
+    Args:
+        size: of the axis.
+        most: of a part.
+        step: of which a length should be a multiple.
+    """
     most = max(1, min(size, most))
-    near = [length for length in range(most, most // 2, -1) if size % length == 0]
-    even = [length for length in near if length % _VECTOR == 0]
-    return (even or near or [-(-size // -(-size // most))])[0]
+    for length in range(most - most % step, most // 2, -step):
+        if size % length == 0:
+            return length
+    even = -(-size // -(-size // most))
+    return min(most, -(-even // step) * step)
 
 
 def tiles(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -> "Tiles":
     """The loop over tiles for some reductions; in chunks, if some of them are long sums of few digits."""
     chunks = _chunks(loop, options)
     return Tiles(plan, env, loop, options) if chunks is None else ChunkedTiles(plan, env, loop, options, chunks)
+
+
+_FUSED = frozenset(["broadcast_in_dim", "iota", "select_n", "lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or"])
 
 
 class Tiles:
@@ -101,8 +109,9 @@ class Tiles:
         return flatten_jaxpr(jax.make_jaxpr(self.body)(jax.ShapeDtypeStruct((), jnp.int32), self.start()))[0]
 
     def work(self) -> float:
-        """Elements touched by all tiles."""
-        return self.tiles.count * work_of(self.traced().eqns)
+        """Elements touched by all tiles. What is broadcast or masked is never stored by itself."""
+        eqns = [eqn for eqn in self.traced().eqns if eqn.primitive.name not in _FUSED]
+        return self.tiles.count * work_of(eqns)
 
     def peak(self) -> int:
         """Bytes that a tile takes if nothing is fused: an upper estimate."""
@@ -208,18 +217,26 @@ class ChunkedTiles(Tiles):
         return found
 
 
-# XLA's CPU backend adds up longer rows of floats of few digits, as products with ones, worse than its own sums do.
-_LONGEST_SUM = 320
+# What a CPU adds at once, at most: rows of other lengths end in steps of one.
+_VECTOR = 16
+
+
+# A chunk is at least so many times longer than what it adds to is wide: less would cost more than the planes do.
+_WORTH = 8
 
 
 def _chunks(loop: Loop, options: Options) -> Axis | None:
     """What the reductions of a loop are added up along inside of a tile, if some are long sums of few digits."""
     longs = {place.long for place in loop.places}
-    loses = options.planes and any(map(_loses_digits, loop.eqns))
-    most = options.chunk or (_LONGEST_SUM if loses else None)
-    if most is None or len(longs) != 1 or min(longs) <= most:
+    if options.chunk is None and not (options.planes and any(map(_loses_digits, loop.eqns))):
         return None
-    return Axis(min(longs), part_length(min(longs), most))
+    most = options.chunk or LONGEST_PRODUCT
+    if len(longs) != 1 or min(longs) <= most:
+        return None
+    width = max(eqn.outvars[0].aval.size // place.size for eqn, place in zip(loop.eqns, loop.places, strict=True))
+    if options.chunk is None and _WORTH * width > most:
+        return None
+    return Axis(min(longs), part_length(min(longs), most, _VECTOR))
 
 
 def _loses_digits(eqn: Any) -> bool:

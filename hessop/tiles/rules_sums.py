@@ -130,17 +130,17 @@ def _sum_of_product(tools: Tools, cell: Cell, axis: int) -> Cell | None:
     product = lambda group: functools.reduce(cells.times, [Cell(f) for f in sorted(group, key=cells.serial)])
     full = product(matrix).array
     weights = product(vector).array if vector else None
-    total = cells.once(("weighted", axis), [full, weights], lambda: _weighted(full, weights, axis))
+    total = cells.once(("weighted", axis), [full, weights], lambda: _weighted(tools, full, weights, axis))
     for f in [product(front)] if front else []:
         flat = cells.once(("squeeze", axis), [f.array], lambda f=f: jnp.squeeze(jnp.asarray(f.array), axis))
         total = cells.times(Cell(total), Cell(flat)).array
     return Cell(total, cell.negative)
 
 
-def _weighted(matrix: Array, weights: Any, axis: int) -> Array:
+def _weighted(tools: Tools, matrix: Array, weights: Any, axis: int) -> Array:
     """Sum of matrix * weights along an axis that the weights hold alone."""
     if weights is None:
-        return summed(matrix, axis)
+        return _sum(tools, matrix, axis)
     dims = (((axis,), (0,)), ((), ()))
     vector = jnp.squeeze(jnp.asarray(weights), 1 - axis)
     return lax.dot_general(matrix, vector, dims, precision=lax.Precision.HIGHEST, preferred_element_type=matrix.dtype)
@@ -150,8 +150,18 @@ def _weighted(matrix: Array, weights: Any, axis: int) -> Array:
 _SMALL_SUM = 2**14
 
 
+# Longer rows of floats of few digits are summed as JAX does it: as products with ones they lose more digits.
+LONGEST_PRODUCT = 320
+
+
+def has_few_digits(dtype: Any) -> bool:
+    """Whether long sums lose digits that are missed: thousands of parts one after the other lose two, of seven or sixteen."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 32
+
+
 def _sum(tools: Tools, array: Array, axis: int) -> Array:
-    product = tools.products and array.ndim > 1 and array.size > _SMALL_SUM and jnp.issubdtype(array.dtype, jnp.inexact)
+    long = array.size > _SMALL_SUM and (array.shape[axis] <= LONGEST_PRODUCT or not has_few_digits(array.dtype))
+    product = tools.products and array.ndim > 1 and long and jnp.issubdtype(array.dtype, jnp.inexact)
     return summed(array, axis) if product else jnp.sum(array, axis=axis, dtype=array.dtype)
 
 

@@ -175,7 +175,6 @@ def test_points_are_read_without_the_value():
     ("size", "most", "length"),
     [
         (100, 30, 25),  # divides
-        (96, 30, 24),  # so does it, in whole vectors; 32 would not fit
         (101, 30, 26),  # nothing near divides: four parts that overlap little
         (100, 1000, 100),
         (100, 0, 1),
@@ -184,6 +183,19 @@ def test_points_are_read_without_the_value():
 )
 def test_length_of_a_part(size, most, length):
     assert part_length(size, most) == length
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "length"),
+    [
+        (960, 320, 320),
+        (1000, 300, 200),  # divides, and is a multiple; 250 only divides
+        (2483, 320, 312),  # 191 divides; eight parts of 311 and a little more
+        (100, 5, 5),
+    ],
+)
+def test_length_of_a_part_in_steps_of_eight(size, most, length):
+    assert part_length(size, most, 8) == length
 
 
 def test_the_last_part_is_moved_up():
@@ -203,10 +215,12 @@ def lengths(fn, *arrays, **options):
 def test_long_sums_of_few_digits_are_taken_in_chunks():
     """Inside of a chunk the loop over tiles; never one tile alone, whose columns would be cut for each entry."""
     rows = lambda a: jnp.sum(jnp.tanh(pair(a)), axis=1)
-    assert sorted(lengths(rows, jnp.ones(600, jnp.float32))) == [3, 3]
+    assert sorted(lengths(rows, jnp.ones(600, jnp.float32))) == [2, 2]
     assert lengths(rows, jnp.ones(300, jnp.float32)) == []
-    assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [3, 6]
+    assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [2, 6]
     assert len(lengths(rows, jnp.ones(600, jnp.float32), planes=False)) == 1
+    wide = lambda a: jnp.sum(pair(a)[:, :, None] * jnp.ones((1, 1, 64), a.dtype), axis=1)  # what is added to is as large as a chunk
+    assert len(lengths(wide, jnp.ones(600, jnp.float32), tile=100)) == 1
     assert len(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(600, jnp.float32))) == 1
     assert sorted(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(60), chunk=20, tile=15)) == [3, 4]
 
