@@ -219,7 +219,8 @@ def test_long_sums_of_few_digits_are_taken_in_chunks():
     assert lengths(rows, jnp.ones(300, jnp.float32)) == []
     assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [2, 6]
     assert len(lengths(rows, jnp.ones(600, jnp.float32), planes=False)) == 1
-    wide = lambda a: jnp.sum(pair(a)[:, :, None] * jnp.ones((1, 1, 64), a.dtype), axis=1)  # what is added to is as large as a chunk
+    # What is added to is as large as a chunk.
+    wide = lambda a: jnp.sum(pair(a)[:, :, None, None] * jnp.ones((1, 1, 8, 8), a.dtype), axis=1)
     assert len(lengths(wide, jnp.ones(600, jnp.float32), tile=100)) == 1
     assert len(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(600, jnp.float32))) == 1
     assert sorted(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(60), chunk=20, tile=15)) == [3, 4]
