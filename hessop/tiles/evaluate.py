@@ -32,7 +32,7 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
     """
     plan = schedule_of(equations, options)
     env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
-    reader = Reader(plan.virtual, env, options.tools())
+    reader = Reader(plan.virtual, frozenset(), env, options.tools())
     for step in plan.steps:
         if isinstance(step, Choice):
             for loop in _cheapest(plan, env, step, options):

@@ -20,6 +20,7 @@ from hessop.tiles.options import Options
 from hessop.tiles.planes import SHORT
 from hessop.tiles.reader import Reader
 from hessop.tiles.rules import RULES
+from hessop.tiles.rules_elementwise import ELEMENTWISE
 from hessop.tiles.rules_sums import LONGEST_PRODUCT, has_few_digits
 from hessop.tiles.schedule import Loop, Place, Schedule
 from hessop.tiles.windows import Span, Window, moving, source, whole
@@ -89,6 +90,7 @@ class Tiles:
 
     def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options):
         self.plan, self.env, self.options = plan, env, options
+        self.seed = _seed(plan, env)
         self.steps = list(zip(loop.eqns, loop.places, strict=True))
         size = loop.places[0].size
         self.tiles = Axis(size, min(options.tile or self.longest(size), size))
@@ -98,7 +100,10 @@ class Tiles:
 
     def longest(self, size: int) -> int:
         """Length of a tile of an axis by the limit on its planes."""
-        return part_length(size, self.options.limit // max(1, max(self.elements(*step) for step in self.steps)))
+        most = self.options.limit // max(1, max(self.elements(*step) for step in self.steps))
+        # Without a loop what is stored would be made anew in whatever reads it.
+        stores = any(eqn.primitive.name in ELEMENTWISE for eqn, _ in self.steps)
+        return part_length(size, min(most, -(-size // 2)) if stores else most)
 
     def elements(self, eqn: Any, place: Place) -> int:
         """Elements of the largest plane that is read for one position of a tile."""
@@ -138,7 +143,7 @@ class Tiles:
     def body(self, k: Any, states: States) -> States:
         """The states with tile number k."""
         length, first, new = self.tiles.length, self.tiles.start(k), self.tiles.new(k)
-        reader = Reader(self.plan.virtual, self.env, self.options.tools(first))
+        reader = Reader(self.plan.virtual, self.plan.shared, self.env, self.options.tools(first, seed=self.seed))
         after = []
         for (eqn, place), state in zip(self.steps, states, strict=True):
             rank = len(eqn.outvars[0].aval.shape)
@@ -194,7 +199,9 @@ class ChunkedTiles(Tiles):
         What two tiles share is added twice to the same, not one after the other.
         """
         first, new = self.tiles.start(m), self.chunks.new(k)
-        reader = Reader(self.plan.virtual, self.env, self.options.tools(self.chunks.start(k), first))
+        reader = Reader(
+            self.plan.virtual, self.plan.shared, self.env, self.options.tools(self.chunks.start(k), first, seed=self.seed)
+        )
         found = []
         for (eqn, place), state, written in zip(self.steps, states, after, strict=True):
             axis = place.out_axis
@@ -274,3 +281,12 @@ def _tile(eqn: Any, v: Any, axis: int | None, length: int) -> Window:
         return window  # is put together in the natural order
     # As a sum that is made tile by tile lays it out, so that both read one array.
     return dataclasses.replace(window, order=(axis, *(a for a in range(rank) if a != axis)))
+
+
+def _seed(plan: Schedule, env: dict[Any, Array]) -> Array | None:
+    """An integer that the compiler does not know, whatever it is; None where none is needed or to be had."""
+    for array in env.values() if plan.shared else ():
+        if array.size and (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            first = lax.slice(array, [0] * array.ndim, [1] * array.ndim)
+            return lax.convert_element_type(lax.squeeze(first, range(array.ndim)), jnp.int32)
+    return None

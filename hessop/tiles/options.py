@@ -33,6 +33,6 @@ class Options:
     planes: bool = True
     regroup: bool = False
 
-    def tools(self, *starts: Any) -> Tools:
+    def tools(self, *starts: Any, seed: Any = None) -> Tools:
         """What rules work with, where loops have come to these positions."""
-        return Tools(Cells(self.regroup), SHORT if self.planes else 1, self.planes, starts)
+        return Tools(Cells(self.regroup), SHORT if self.planes else 1, self.planes, starts, seed if self.planes else None)

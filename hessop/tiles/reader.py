@@ -32,14 +32,15 @@ class Reader:
 
     Attributes:
         virtual: the equations of what is not stored.
+        shared: which of that is made once.
         env: what is stored.
         tools: what rules work with; they know where the loops are.
     """
 
-    def __init__(self, virtual: dict[Any, Any], env: dict[Any, Array], tools: Tools):
-        self.virtual, self.env, self.tools = virtual, env, tools
+    def __init__(self, virtual: dict[Any, Any], shared: frozenset[Any], env: dict[Any, Array], tools: Tools):
+        self.virtual, self.shared, self.env, self.tools = virtual, shared, env, tools
         self.memo: dict[Any, Planes] = {}
-        self.points = Points(virtual, self.stored)
+        self.points = Points(self.virtual, self.stored)
         self.selects: dict[Any, bool] = {}
 
     # --- whole values ---
@@ -78,6 +79,8 @@ class Reader:
         if key not in self.memo:
             eqn = self.virtual.get(v)
             planes = self.cut(v, window) if eqn is None else self.made(eqn, window, known)
+            if v in self.shared:
+                planes = self.tools.made_once(planes)
             self.memo[key] = self.decided(planes, known) if known else planes
         return self.memo[key]
 

@@ -10,8 +10,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
 from hessop._jaxpr import bind
-from hessop.tiles.planes import Cells, Frame, Planes, short_axes
+from hessop.tiles.planes import Cell, Cells, Frame, Planes, short_axes
 from hessop.tiles.windows import Follow, Follows, Window
 
 
@@ -24,17 +28,41 @@ class Tools:
         short: axes up to this length are taken apart.
         products: whether a sum over a long axis is a product with ones (on a CPU it is much faster).
         starts: where the part begins that each loop has come to, outermost first.
+        seed: an integer, whatever it is, that is not known while compiling; None if nothing has to be kept.
     """
 
     cells: Cells
     short: int
     products: bool
     starts: tuple[Any, ...] = ()
+    seed: Any = None
 
     def frame(self, shape: Sequence[int], window: Window) -> Frame:
         """The layout of a part of a value of that (whole) shape."""
         short = short_axes(shape, self.short)
         return Frame(window.shape(shape), short, tuple(a for a in window.order if a not in short))
+
+    def made_once(self, planes: Planes) -> Planes:
+        """The same planes, but made once however many kernels read them: they become quotients, see `sharing`.
+
+        What is subtracted is zero and what divides is one, which the compiler does not know. A divisor that nothing else reads
+        it would turn into a factor.
+        """
+        if self.seed is None or not jnp.issubdtype(planes.dtype, jnp.floating):
+            return planes
+        one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: _one(self.seed, planes.dtype))
+        table = np.empty(planes.table.shape, object)
+        for index in np.ndindex(*table.shape):
+            array, negative = planes.table[index]
+            if not isinstance(array, np.ndarray):
+                array = self.cells.once("made once", [array, one], lambda a=array: (a - (1 - one)) / one)
+            table[index] = Cell(array, negative)
+        return dataclasses.replace(planes, table=table)
+
+
+def _one(seed: Any, dtype: Any) -> Any:
+    """One, whatever the integer is."""
+    return lax.convert_element_type((seed | 1) != 0, dtype)
 
 
 Apply = Callable[[Tools, Any, Sequence[Planes], Window], Planes]

@@ -19,6 +19,7 @@ from hessop._jaxpr import Equations
 from hessop.tiles.accumulate import ACCUMULATE, Axes
 from hessop.tiles.rules import RULES, Rule
 from hessop.tiles.rules_moves import MOVES
+from hessop.tiles.sharing import shared_values, worth_storing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +67,14 @@ class Schedule:
         large: those of them that are large.
         steps: equations that run whole, and choices of loops.
         refused: (equation, why) for what has a large value and no rule.
+        shared: those of the virtual values that are worth making once in a tile.
     """
 
     virtual: dict[Any, Any]
     large: frozenset[Any]
     steps: tuple[Any, ...]
     refused: tuple[tuple[Any, str], ...]
+    shared: frozenset[Any]
 
 
 def schedule(equations: Equations, threshold: int, shortest: int) -> Schedule:
@@ -83,8 +86,9 @@ def schedule(equations: Equations, threshold: int, shortest: int) -> Schedule:
         shortest: the length that an axis must exceed to be long: to lie in a plane, and to be tiled.
     """
     planner = _Planner(equations, threshold, shortest)
-    for eqn in equations.eqns:
-        planner.add(eqn)
+    whole = [eqn for group in planner.whole.values() for eqn in group]
+    if stored := worth_storing(equations, planner.virtual, shortest, whole):
+        planner = _Planner(equations, threshold, shortest, stored)
     return planner.finish()
 
 
@@ -93,8 +97,8 @@ _PRODUCT_ROOM = 4
 
 
 class _Planner:
-    def __init__(self, equations: Equations, threshold: int, shortest: int):
-        self.threshold, self.shortest = threshold, shortest
+    def __init__(self, equations: Equations, threshold: int, shortest: int, stored: frozenset[Any] = frozenset()):
+        self.equations, self.threshold, self.shortest, self.stored = equations, threshold, shortest, stored
         self.virtual: dict[Any, Any] = {}
         self.aliases: dict[Any, Any] = {}
         self.axes: dict[Any, frozenset[int]] = {}  # of virtual values: along which tiles can be made
@@ -103,10 +107,13 @@ class _Planner:
         self.whole: dict[int, list[Any]] = {}
         self.reductions: dict[int, list[tuple[Any, dict[Any, Place]]]] = {}
         self.refused: list[tuple[Any, str]] = []
+        for eqn in equations.eqns:
+            self.add(eqn)
 
     def add(self, eqn: Any) -> None:
         level = max((self.level[v] for v in _vars(eqn.invars)), default=0)
-        large = any(self.is_large(v.aval.shape) for v in eqn.outvars) and not (self.is_product(eqn) or self.is_part(eqn))
+        large = any(self.is_large(v.aval.shape) and v not in self.stored for v in eqn.outvars)
+        large = large and not (self.is_product(eqn) or self.is_part(eqn))
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
         reads = any(v in self.virtual for v in _vars(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
@@ -214,7 +221,8 @@ class _Planner:
                 named = [(eqn, self.by_class(places)) for eqn, places in ready]
                 ways = (tuple(_shared(named)), tuple(_each_its_own(named)))
                 steps.append(Choice(ways if ways[0] != ways[1] else ways[:1]))
-        return Schedule(self.virtual | self.aliases, frozenset(self.virtual), tuple(steps), tuple(self.refused))
+        shared = shared_values(self.equations, self.virtual, self.shortest)
+        return Schedule(self.virtual | self.aliases, frozenset(self.virtual), tuple(steps), tuple(self.refused), shared)
 
 
 Ready = Sequence[tuple[Any, dict[Any, Place]]]
