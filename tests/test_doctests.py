@@ -14,6 +14,8 @@ import pytest
 
 import hessop
 
+# The examples are run as JAX is installed, whatever the lane.
+pytestmark = pytest.mark.once
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

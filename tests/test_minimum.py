@@ -14,6 +14,8 @@ from hessop.krylov.lanczos import lowest_eigenpair
 from tests.objectives import rigid_motions
 from tests.optax.support import lennard_jones
 
+pytestmark = pytest.mark.once
+
 EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
 

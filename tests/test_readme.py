@@ -1,5 +1,6 @@
 """The README as a newcomer meets it: its code runs in order, its commands exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ TEXT = markdown.read(README)
 pytestmark = pytest.mark.x64
 
 
+@pytest.mark.slow
 def test_code_runs_with_strict_settings():
     namespace = markdown.run(README)
     assert namespace["dense"].shape == (90, 90)
@@ -24,6 +26,7 @@ def test_code_runs_in_a_fresh_interpreter():
     # JAX as it is installed: no strict promotion, 64-bit types off.
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", markdown.program(TEXT)],
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
         cwd=markdown.ROOT,
         capture_output=True,
         text=True,

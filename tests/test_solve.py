@@ -10,7 +10,7 @@ import pytest
 
 import hessop
 
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 N = 6
 
 

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import hessop
 
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 QUERIES = {
     lx.symmetric_tag: lx.is_symmetric,
@@ -301,8 +301,8 @@ def test_tangent_operator(getkey, form):
     "solver",
     [
         lx.CG(1e-12, 1e-12, max_steps=3),
-        lx.GMRES(1e-12, 1e-12, max_steps=4, restart=1),
-        lx.BiCGStab(1e-12, 1e-12, max_steps=3),
+        pytest.param(lx.GMRES(1e-12, 1e-12, max_steps=4, restart=1), marks=pytest.mark.slow),
+        pytest.param(lx.BiCGStab(1e-12, 1e-12, max_steps=3), marks=pytest.mark.slow),
     ],
     ids=lambda solver: type(solver).__name__,
 )

@@ -10,6 +10,8 @@ from hessop import MINRES
 
 from .support import check_one_bad_lane, matrices, positive, random_problems, reason, symmetric
 
+pytestmark = pytest.mark.once
+
 
 def tolerance(x32, x64):
     return x64 if jnp.result_type(float) == jnp.float64 else x32

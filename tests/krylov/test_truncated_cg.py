@@ -11,6 +11,8 @@ from hessop import StopReason, TruncatedCG
 
 from .support import check_one_bad_lane, matrices, positive, reason, symmetric
 
+pytestmark = pytest.mark.once
+
 SADDLE = np.diag([1.0, -2.0, 3.0])
 
 

@@ -10,7 +10,7 @@ from hessop.krylov.boundary import minimize_in_ball, step_to_boundary
 
 from .support import matrices, model, random_problems, reason, solve_many, symmetric
 
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 # The problems by which scipy tests TRLIB: matrix, gradient, radii. In the hard ones scipy's solution is the minimum in the
 # Krylov space of the gradient only; here it is the global one.
@@ -85,7 +85,6 @@ def test_conditions_of_a_global_minimum(name):
         np.testing.assert_allclose(solution.stats["curvature"], np.linalg.eigvalsh(H)[0], rtol=1e-9)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("decades", [1, 8])
 def test_random_problems(decades):
     rng = np.random.RandomState(decades)

@@ -35,7 +35,7 @@ from hessop.structure.terms import (
 from tests.structure.support import DTYPE
 
 # Where an index goes does not depend on the dtype: one lane is enough.
-pytestmark = pytest.mark.x64
+pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def check(shape, steps, falls_back=False):
 
 # Each example compiles: a few here, more with `make slow`, as many as the profile says with `make soak`.
 @pytest.mark.once
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(FUNCTIONS)
 def test_random_compositions(case):
     check(*case)
@@ -174,7 +174,7 @@ def check_interrupted(shape, before, name, after):
 
 
 @pytest.mark.once
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(INTERRUPTED)
 def test_a_primitive_without_rule_in_the_middle(case):
     check_interrupted(*case)
