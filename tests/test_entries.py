@@ -17,7 +17,7 @@ DTYPE = jnp.zeros(()).dtype
 TOLERANCE = 1e-12 if jnp.float64 == DTYPE else 2e-5
 
 # What other dtypes and versions see; tests/test_program.py has all of them there.
-AGAIN = {"attention", "custom_vjp", "fixed_loop", "lennard_jones", "neighbor_list", "ode_scan", "tanh_net"}
+AGAIN = {"affine", "custom_vjp", "fixed_loop", "lennard_jones", "neighbor_list", "ode_scan"}
 
 
 def relative(a, b) -> float:
@@ -48,7 +48,8 @@ def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
 
 # What a pytree adds does not depend on the function, so that a few functions of each form will do.
 @every_objective(
-    array={o.name for o in OBJECTIVES} - {"cholesky_logdet", "embedded_atoms"},  # long to compile, and tests/structure has them
+    array={o.name for o in OBJECTIVES}
+    - {"attention", "cholesky_logdet", "embedded_atoms", "tanh_net"},  # long to compile, and tests/structure has them
     nested={"affine", "ode_scan", "custom_vjp"},
     dict={"tanh_net"},
 )

@@ -46,7 +46,6 @@ def many_lowest(spectra, keys, steps):
     return jax.vmap(one)(spectra, keys)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("steps", [8, 20])
 def test_the_bound_holds(steps):
     """Spectra that hide their lowest eigenvalue: one below a crowd, a dense edge, geometric, uniform."""
@@ -66,7 +65,7 @@ def test_the_bound_holds(steps):
     assert np.all(found.error < (0.3 if steps == 20 else np.inf))
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_few_distinct_eigenvalues_are_found_exactly():
     d = jnp.asarray(np.repeat([-2.0, 0.5, 3.0], 20), float)
     start = jax.random.normal(jax.random.key(0), d.shape, d.dtype)
@@ -77,7 +76,6 @@ def test_few_distinct_eigenvalues_are_found_exactly():
     assert found.size == pytest.approx(3, rel=20 * EPS)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("scale", [0.0, 2.0**-60, 2.0**60])
 def test_operators_of_any_scale(scale):
     d = jnp.asarray([1.0, 2.0, 3.0, 4.0], float) * scale
@@ -88,7 +86,6 @@ def test_operators_of_any_scale(scale):
 # --- is_minimum ---
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("max_products", [None, 30])
 def test_closed_forms(max_products):
     rng = np.random.RandomState(0)
@@ -127,7 +124,7 @@ def test_no_saddle_is_called_a_minimum(name, max_products):
     assert verdict(found) in (expected if max_products != 1 else expected | {"undecided"})
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_clusters_with_and_without_their_rigid_motions():
     x = jnp.asarray(TETRAHEDRON, float)
     H = hessop.HessianOperator(lennard_jones, x)
@@ -143,7 +140,7 @@ def test_clusters_with_and_without_their_rigid_motions():
     assert verdict(found) == "saddle"  # it folds
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_rotations_that_depend_on_each_other():
     x = jnp.asarray([[0.0, 0.0, 0.0], [R, 0.0, 0.0]], float)  # along its axis one rotation does nothing
     for max_products in (None, 6):
@@ -164,7 +161,6 @@ def test_a_point_that_is_not_stationary():
     assert not hessop.is_minimum(H, xtol=1e-5)
 
 
-@pytest.mark.once
 def test_what_is_not_known_well_is_undecided():
     n = 1200
     d = np.linspace(1e-3, 1, n)
@@ -211,7 +207,6 @@ def test_jit_vmap_pytrees_and_dtypes():
     assert [names[k] for k in batched.verdict._value] == ["minimum", "away"]
 
 
-@pytest.mark.once
 def test_a_new_point_compiles_nothing_again():
     count = []
 
@@ -247,7 +242,6 @@ def test_the_shift_is_enough_and_not_more(lowest, max_products):
     assert float(jnp.vdot(step, H.gradient)) > 0
 
 
-@pytest.mark.once
 def test_the_shift_covers_what_may_be_missed():
     n = 1500
     d = np.linspace(-1e-3, 1, n)

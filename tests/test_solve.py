@@ -44,7 +44,7 @@ CASES = {
     "Normal(CG)": (indefinite, (), lx.Normal(lx.CG(1e-13, 1e-13, max_steps=500))),
 }
 # The others solve in contract/test_lineax.py, where these are slow; TruncatedCG in krylov/.
-SLOW = {"BiCGStab", "Auto", "Normal(CG)", "TruncatedCG"}
+SLOW = {"BiCGStab", "Auto", "GMRES", "Normal(CG)", "TruncatedCG"}
 
 
 def batched(solve):

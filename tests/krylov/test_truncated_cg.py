@@ -219,6 +219,7 @@ def test_under_jit_vmap_grad_and_jvp(options):
     close(jax.jvp(jax.jit(solve), (x, params, b), tangents)[1], jax.jvp(dense, (x, params, b), tangents)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_a_pulled_back_derivative_is_not_truncated():
     A, b = definite()
@@ -294,7 +295,10 @@ def test_new_numbers_do_not_compile_again():
     assert len(traces) == first
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, pytest.param(jnp.float16, marks=pytest.mark.slow), pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+)
 def test_dtypes_are_kept(dtype):
     b = jnp.asarray([0.5, 0.25, -0.25], dtype)
     for matrix in (np.diag([1.0, 2.0, 4.0]), SADDLE):

@@ -41,6 +41,7 @@ def check_everything(fn, x):
     assert_close(found["mm"].reshape(2, n), products, n * scale)
 
 
+@pytest.mark.x64  # float32 in the layouts below
 @pytest.mark.parametrize("case", CASES)
 def test_everything_read_off_the_terms_equals_jax_hessian(case):
     check_everything(case.fn, points(7))
