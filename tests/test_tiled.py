@@ -1,5 +1,7 @@
 """`tiled`: the same function, under every transformation, without its large intermediates."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -429,3 +431,17 @@ def test_float32_row_sums_are_as_exact_as_those_of_xla(n):
         np.sqrt(np.mean((np.asarray(jax.jit(jax.grad(f))(x), np.float64) - exact) ** 2)) for f in (hessop.tiled(energy), energy)
     ]
     assert errors[0] < 1.1 * errors[1]
+
+
+def test_a_long_unrolled_loop():
+    """Each value of a chain is made of the one before: more of them than Python has frames."""
+
+    def energy(a):
+        p = pair(a)
+        for _ in range(400):
+            p = p + 0.01 * jnp.sin(p)
+        return jnp.sum(p**2)
+
+    before = sys.getrecursionlimit()
+    np.testing.assert_allclose(small(energy)(A), jax.jit(energy)(A), rtol=1e-5)
+    assert sys.getrecursionlimit() == before

@@ -3,7 +3,9 @@
 Depends on everything else in this package. Must never know functions, operators or how a budget was chosen.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,6 +33,26 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         options: sizes.
     """
     plan = schedule_of(equations, options)
+    with _recursion(_FRAMES * len(plan.virtual)):
+        return _evaluate(plan, equations, values, options)
+
+
+# A value is read through those that it is made of, a few frames each: an unrolled loop makes a long chain of them.
+_FRAMES = 8
+
+
+@contextlib.contextmanager
+def _recursion(more: int) -> Iterator[None]:
+    """So many frames more than Python allows by itself."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + more)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def _evaluate(plan: Schedule, equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
     env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
     reader = Reader(plan.virtual, frozenset(), env, options.tools())
     for step in plan.steps:

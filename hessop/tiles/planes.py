@@ -143,6 +143,8 @@ class Cells:
     def put_together(self, planes: Planes) -> Array:
         """The whole array, repeated along the axes that its planes do not depend on."""
         frame = planes.frame
+        if 0 in frame.shape:
+            return jnp.zeros(frame.shape, planes.dtype)
         natural = tuple(sorted(frame.order))
         if natural != frame.order:
             planes = self.relabel(planes, range(len(frame.shape)), dataclasses.replace(frame, order=natural))

@@ -41,7 +41,7 @@ class Reader:
         self.virtual, self.shared, self.env, self.tools = virtual, shared, env, tools
         self.memo: dict[Any, Planes] = {}
         self.points = Points(self.virtual, self.stored)
-        self.selects: dict[Any, bool] = {}
+        self.selects: set[Any] | None = None
 
     # --- whole values ---
 
@@ -166,12 +166,14 @@ class Reader:
 
     def has_select(self, v: Any) -> bool:
         """Whether a selection stands behind a value."""
-        if isinstance(v, jex.Literal) or v not in self.virtual:
-            return False
-        if v not in self.selects:
-            eqn = self.virtual[v]
-            self.selects[v] = eqn.primitive.name == "select_n" or any(self.has_select(w) for w in eqn.invars)
-        return self.selects[v]
+        if self.selects is None:
+            self.selects = set()
+            for w, eqn in self.virtual.items():  # in order, and not by recursion: chains may be long
+                if eqn.primitive.name == "select_n" or any(
+                    u in self.selects for u in eqn.invars if not isinstance(u, jex.Literal)
+                ):
+                    self.selects.add(w)
+        return not isinstance(v, jex.Literal) and v in self.selects
 
 
 def _literal(literal: Any, frame: Frame) -> Planes:
