@@ -16,7 +16,7 @@ from hessop._point import Point
 from hessop._price import Price, work_of
 from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
-from hessop._structured import covers, structure_bytes, structure_price, terms_by_rows
+from hessop._structured import covers, structure_bytes, structure_estimate, structure_price, terms_by_rows
 from hessop._take import Row, Take
 
 # A row that is read by itself shares nothing with those beside it: about four times the work for particles in space.
@@ -150,6 +150,8 @@ def bytes_without_rule(program: HessianProgram, budget: int) -> int:
 def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
     before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     estimate = before + structure.peak
+    if estimate > budget:
+        estimate = min(estimate, structure_estimate(point, take, limit))
     if estimate <= budget or not compile:
         return estimate, False
     told = structure_bytes(point, take, limit)

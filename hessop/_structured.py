@@ -20,7 +20,7 @@ from hessop._price import Price, price
 from hessop._take import Blocks, Offset, Row, Take
 from hessop._terms_program import TERMS_OPTIONS, TermsProgram
 from hessop.structure import StructuredHessian, propagate
-from hessop.tiles import trace_tiled
+from hessop.tiles import stored_bytes, trace_tiled
 
 
 def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
@@ -68,6 +68,15 @@ def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
     return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes_of(point, stored), shift).compile()))
 
 
+def structure_estimate(point: Point, take: Take, limit: int | None) -> int:
+    """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
+
+    def estimate() -> int:
+        return stored_bytes(_tiled(point, take, limit)[0].final(), TERMS_OPTIONS)
+
+    return point.program.executable(("structure estimate", take, point.residuals is not None, limit), estimate)
+
+
 def terms_by_rows(limit: int | None) -> RowMaker:
     """Some rows of the matrix at a time from the terms, where the whole of it does not fit."""
 
@@ -104,6 +113,21 @@ def _fixed(point: Point) -> int:
     return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
 
 
+def _tiled(point: Point, take: Take, limit: int | None) -> Any:
+    """(residuals or primals) -> what is taken, to be evaluated by tiles; and the constants that it takes in front."""
+    program, stored = point.program, point.residuals is not None
+
+    def build() -> Any:
+        terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
+
+        def taken(*source: Array) -> Sequence[Array]:
+            return terms(*(source if stored else program.residuals(source)))
+
+        return trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
+
+    return program.executable(("structure by tiles", take, stored, limit), build)
+
+
 def _executable(point: Point, take: Take, limit: int | None) -> Any:
     """(residuals or primals, shift) -> what is taken, in one computation that stores no pair values.
 
@@ -113,12 +137,7 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
     program, layout, stored = point.program, point.layout, point.residuals is not None
 
     def build() -> Any:
-        terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
-
-        def taken(*source: Array) -> Sequence[Array]:
-            return terms(*(source if stored else program.residuals(source)))
-
-        tiled, consts = trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
+        tiled, consts = _tiled(point, take, limit)
 
         def run(source: Sequence[Array], shift: Array | None) -> Array:
             (found,) = tiled(*consts, *source)

@@ -151,3 +151,14 @@ def test_energies_of_the_benchmarks_equal_jax_hessian(name):
         found = {route: hessop.hessian(ENERGIES[name], route=route)(x) for route in ("auto", "structure")}
     for matrix in found.values():
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=TOLERANCE * max(1.0, np.abs(expected).max()))
+
+
+def test_blocks_under_jit_where_all_pairs_do_not_fit():
+    """Nothing is compiled inside of a trace to ask what it takes: the estimate counts what is stored, which is no pairs."""
+
+    def energy(x):
+        return jnp.sum(1.0 / (1.0 + jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
+
+    blocks = jax.jit(lambda x: hessop.HessianOperator(energy, x).block_diagonal())
+    lowered = blocks.lower(jax.ShapeDtypeStruct((60_000, 3), jnp.float32))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**27

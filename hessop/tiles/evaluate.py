@@ -10,18 +10,50 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jax.extend import core as jex
 
 from hessop._jaxpr import Equations
 from hessop.tiles.loops import tiles
 from hessop.tiles.options import Options
 from hessop.tiles.planes import SHORT
 from hessop.tiles.reader import Reader
+from hessop.tiles.rules import RULES
 from hessop.tiles.schedule import Choice, Loop, Schedule, schedule
 
 
 def schedule_of(equations: Equations, options: Options) -> Schedule:
     """The schedule of flat equations, without dead ones, under these options."""
     return schedule(equations, options.threshold, SHORT)
+
+
+# Planes that a tile holds at once, at most some dozens.
+_PLANES = 64
+
+
+def stored_bytes(equations: Equations, options: Options) -> int:
+    """Bytes of all that is stored, at any time: an upper estimate from shapes.
+
+    Args:
+        equations: flat equations, without dead ones.
+        options: how they will be evaluated.
+    """
+    plan = schedule_of(equations, options)
+    read = {
+        v
+        for eqn in plan.steps
+        if not isinstance(eqn, Choice)
+        for v in eqn.invars
+        if not isinstance(v, jex.Literal) and v in plan.virtual and not _reads_little(eqn, v)
+    }
+    made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
+    kept = {*equations.invars, *read, *made, *(v for v in equations.outvars if not isinstance(v, jex.Literal))}
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
+
+
+def _reads_little(eqn: Any, v: Any) -> bool:
+    """Whether an equation that runs whole reads a virtual value only where it needs it, see `Reader.run`."""
+    name = eqn.primitive.name
+    return (name == "gather" or name in RULES) and v.aval.size > max(w.aval.size for w in eqn.outvars)
 
 
 def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:

@@ -21,14 +21,16 @@ ELEMENTWISE = frozenset(
     convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
     population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
     """.split()  # noqa: SIM905 (one name a line would be three screens)
 )
 _COMMUTATIVE = frozenset(["max", "min", "and", "or", "xor", "eq", "ne"])
 
 
 # f(-a) = -f(a), exactly.
-_ODD = frozenset(["sign", "round", "copy", "copy_p", "reduce_precision", "optimization_barrier", "real", "imag"])
+_ODD = frozenset(
+    ["sign", "round", "copy", "copy_p", "reduce_precision", "optimization_barrier", "real", "imag", "stop_gradient"]
+)
 
 
 def _elementwise(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
