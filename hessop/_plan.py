@@ -150,10 +150,10 @@ def bytes_without_rule(program: HessianProgram, budget: int) -> int:
 def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
     before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     estimate = before + structure.peak
-    if estimate > budget:
-        estimate = min(estimate, structure_estimate(point, take, limit))
-    if estimate <= budget or not compile:
+    if estimate <= budget:
         return estimate, False
+    if not compile:
+        return min(estimate, structure_estimate(point, take, limit)), False
     told = structure_bytes(point, take, limit)
     return (estimate, False) if told is None else (told, True)
 

@@ -31,7 +31,7 @@ _PLANES = 64
 
 
 def stored_bytes(equations: Equations, options: Options) -> int:
-    """Bytes of all that is stored, at any time: an upper estimate from shapes.
+    """Bytes of all that is stored at any time, from shapes; a gather is taken to read points, as nearly all do.
 
     Args:
         equations: flat equations, without dead ones.
