@@ -6,7 +6,7 @@ with their own parameters, and calls are recognised by primitive, never by the n
 
 import dataclasses
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,11 @@ def call_jaxpr(eqn: Any) -> Any | None:
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, on the versions that close a jaxpr and on those that merged the two classes."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Those of an equation's inputs, or of a jaxpr's outputs, that are not literals."""
+    return [v for v in atoms if not isinstance(v, jex.Literal)]
 
 
 def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -161,11 +166,11 @@ def shape_of(value: Any) -> jax.ShapeDtypeStruct:
 
 def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
     """The equations that `outvars` depend on, and those with an effect, in order."""
-    live = {v for v in outvars if not isinstance(v, jex.Literal)}
+    live = set(variables(outvars))
     kept = []
     for eqn in reversed(flat.eqns):
         if eqn.effects or any(v in live for v in eqn.outvars):
-            live.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+            live.update(variables(eqn.invars))
             kept.append(eqn)
     return kept[::-1]
 
@@ -271,17 +276,17 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
     An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
     """
     moving = set(batched)
-    last = {v: k for k, eqn in enumerate(equations.eqns) for v in eqn.invars if not isinstance(v, jex.Literal)}
-    last.update((v, len(equations.eqns)) for v in equations.outvars if not isinstance(v, jex.Literal))
+    last = {v: k for k, eqn in enumerate(equations.eqns) for v in variables(eqn.invars)}
+    last.update((v, len(equations.eqns)) for v in variables(equations.outvars))
     alive = sum(_bytes(v) for v in moving)
     peak = alive
     for k, eqn in enumerate(equations.eqns):
-        if not any(not isinstance(v, jex.Literal) and v in moving for v in eqn.invars):
+        if not any(v in moving for v in variables(eqn.invars)):
             continue
         moving.update(eqn.outvars)
         alive += sum(_bytes(v) for v in eqn.outvars)
         peak = max(peak, alive + _inner_bytes(eqn))
-        spent = {v for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, jex.Literal) and v in moving}
+        spent = {v for v in variables((*eqn.invars, *eqn.outvars)) if v in moving}
         alive -= sum(_bytes(v) for v in spent if last.get(v, k) <= k)
     return peak
 

@@ -8,9 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
-from jax.extend import core as jex
-
-from hessop._jaxpr import Equations, carried_jaxprs, peak_bytes
+from hessop._jaxpr import Equations, carried_jaxprs, peak_bytes, variables
 
 # Multiply-adds of a matrix product per element of an elementwise pass that take the same time on one CPU core, measured:
 # a pass is bound by memory, a matrix product by arithmetic.
@@ -71,10 +69,10 @@ def _work(eqn: Any, rate: float) -> float:
         depth = math.prod(eqn.invars[0].aval.shape[d] for d in contract)
         return _product_work(written, depth, sum(v.aval.size for v in eqn.invars))
     if name.startswith(("gather", "scatter")):
-        read = max((v.aval.size for v in eqn.invars[1:] if not isinstance(v, jex.Literal)), default=0)
+        read = max((v.aval.size for v in variables(eqn.invars[1:])), default=0)
         return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
     if name.startswith("reduce"):
-        return rate * sum(v.aval.size for v in eqn.invars if not isinstance(v, jex.Literal))
+        return rate * sum(v.aval.size for v in variables(eqn.invars))
     return rate * written
 
 

@@ -30,6 +30,7 @@ from hessop._jaxpr import (
     has_primitive,
     needed_equations,
     open_jaxpr,
+    variables,
     without_duplicates,
 )
 from hessop._self_pairs import SelfPair, rewrite
@@ -247,7 +248,7 @@ def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
     moving = set(tangents)
     linear, primal = [], []
     for eqn in eqns:
-        if any(not isinstance(v, jex.Literal) and v in moving for v in eqn.invars):
+        if any(v in moving for v in variables(eqn.invars)):
             moving.update(eqn.outvars)
             linear.append(eqn)
         else:
@@ -257,7 +258,7 @@ def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
     linear = [*again, *linear]
     made = {v for eqn in linear for v in eqn.outvars} | set(tangents)
     reads = [v for eqn in linear for v in eqn.invars] + list(products)
-    residuals = list(dict.fromkeys(v for v in reads if not isinstance(v, jex.Literal) and v not in made))
+    residuals = list(dict.fromkeys(v for v in variables(reads) if v not in made))
     outvars = [*flat.outvars[: 1 + n_x], *residuals]
     return (
         Equations(tuple(primal_in), tuple(primal), tuple(outvars)),
@@ -275,21 +276,17 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
 
     for eqn in primal:  # elements that would have to be stored to make each free result again
         if eqn.primitive.name in _FREE and not eqn.effects:
-            small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in _variables(eqn))
+            small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in variables(eqn.invars))
 
-    wanted = [v for eqn in linear for v in _variables(eqn)]
+    wanted = [v for eqn in linear for v in variables(eqn.invars)]
     chosen = set()
     while wanted:
         v = wanted.pop()
         if v in chosen or v not in small or small[v] * _FREE_RATIO > size(v):
             continue
         chosen.add(v)
-        wanted.extend(w for w in _variables(maker[v]))
+        wanted.extend(variables(maker[v].invars))
     return [eqn for eqn in primal if any(v in chosen for v in eqn.outvars)]
-
-
-def _variables(eqn: Any) -> list[Any]:
-    return [v for v in eqn.invars if not isinstance(v, jex.Literal)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jax.extend import core as jex
 
-from hessop._jaxpr import Equations
+from hessop._jaxpr import Equations, variables
 from hessop.tiles.loops import tiles
 from hessop.tiles.options import Options
 from hessop.tiles.planes import SHORT
@@ -42,11 +41,11 @@ def stored_bytes(equations: Equations, options: Options) -> int:
         v
         for eqn in plan.steps
         if not isinstance(eqn, Choice)
-        for v in eqn.invars
-        if not isinstance(v, jex.Literal) and v in plan.virtual and not _reads_little(eqn, v)
+        for v in variables(eqn.invars)
+        if v in plan.virtual and not _reads_little(eqn, v)
     }
     made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
-    kept = {*equations.invars, *read, *made, *(v for v in equations.outvars if not isinstance(v, jex.Literal))}
+    kept = {*equations.invars, *read, *made, *variables(equations.outvars)}
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
 
 

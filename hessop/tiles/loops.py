@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend import core as jex
 
-from hessop._jaxpr import Equations, flatten_jaxpr, peak_bytes
+from hessop._jaxpr import Equations, flatten_jaxpr, peak_bytes, variables
 from hessop._price import work_of
 from hessop.tiles.accumulate import ACCUMULATE, Part, State
 from hessop.tiles.options import Options
@@ -107,7 +106,7 @@ class Tiles:
 
     def elements(self, eqn: Any, place: Place) -> int:
         """Elements of the largest plane that is read for one position of a tile."""
-        return max(_plane_size(v.aval.shape) // place.size for v in _vars(eqn))
+        return max(_plane_size(v.aval.shape) // place.size for v in variables(eqn.invars))
 
     def traced(self) -> Equations:
         """The innermost body as equations."""
@@ -248,10 +247,6 @@ def _chunks(loop: Loop, options: Options) -> Axis | None:
 
 def _loses_digits(eqn: Any) -> bool:
     return eqn.primitive.name == "reduce_sum" and has_few_digits(eqn.outvars[0].aval.dtype)
-
-
-def _vars(eqn: Any) -> list[Any]:
-    return [v for v in eqn.invars if not isinstance(v, jex.Literal)]
 
 
 def _finish(eqn: Any, state: State) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from jax.extend import core as jex
 
-from hessop._jaxpr import bind
+from hessop._jaxpr import bind, variables
 from hessop.tiles.planes import Cell, Frame, Planes
 from hessop.tiles.points import Points
 from hessop.tiles.rules import RULES, Tools
@@ -60,7 +60,7 @@ class Reader:
             if found is not None:
                 self.env[eqn.outvars[0]] = found
                 return
-        large = [v for v in eqn.invars if not isinstance(v, jex.Literal) and v in self.virtual]
+        large = [v for v in variables(eqn.invars) if v in self.virtual]
         if eqn.primitive.name in RULES and any(v.aval.size > eqn.outvars[0].aval.size for v in large):
             made = self.made(eqn, whole(len(eqn.outvars[0].aval.shape)))
             self.env[eqn.outvars[0]] = self.tools.cells.put_together(made)
@@ -169,9 +169,7 @@ class Reader:
         if self.selects is None:
             self.selects = set()
             for w, eqn in self.virtual.items():  # in order, and not by recursion: chains may be long
-                if eqn.primitive.name == "select_n" or any(
-                    u in self.selects for u in eqn.invars if not isinstance(u, jex.Literal)
-                ):
+                if eqn.primitive.name == "select_n" or any(u in self.selects for u in variables(eqn.invars)):
                     self.selects.add(w)
         return not isinstance(v, jex.Literal) and v in self.selects
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.extend import core as jex
 
-from hessop._jaxpr import Equations
+from hessop._jaxpr import Equations, variables
 from hessop.tiles.accumulate import ACCUMULATE, Axes
 from hessop.tiles.rules import RULES, Rule
 from hessop.tiles.rules_moves import MOVES
@@ -111,11 +111,11 @@ class _Planner:
             self.add(eqn)
 
     def add(self, eqn: Any) -> None:
-        level = max((self.level[v] for v in _vars(eqn.invars)), default=0)
+        level = max((self.level[v] for v in variables(eqn.invars)), default=0)
         large = any(self.is_large(v.aval.shape) and v not in self.stored for v in eqn.outvars)
         large = large and not (self.is_product(eqn) or self.is_part(eqn))
         rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
-        reads = any(v in self.virtual for v in _vars(eqn.invars))
+        reads = any(v in self.virtual for v in variables(eqn.invars))
         axes = self.tileable(eqn, rule) if rule is not None and (large or reads) else frozenset()
         if large and axes and rule is not None:
             (out,) = eqn.outvars
@@ -140,18 +140,18 @@ class _Planner:
 
     def is_part(self, eqn: Any) -> bool:
         """Whether this only puts entries of a stored value at other places: nothing is saved by not storing it."""
-        inputs = _vars(eqn.invars)
+        inputs = variables(eqn.invars)
         if eqn.primitive.name not in MOVES or any(v in self.virtual for v in inputs):
             return False
         return eqn.outvars[0].aval.size <= max((v.aval.size for v in inputs), default=0)
 
     def is_product(self, eqn: Any) -> bool:
         """Whether this multiplies a virtual matrix with stored vectors: the result is no larger than they are, and dear."""
-        if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in _vars(eqn.invars)):
+        if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in variables(eqn.invars)):
             return False
         (axes, _), _ = eqn.params["dimension_numbers"]
         long = any(eqn.invars[0].aval.shape[a] > self.shortest for a in axes)
-        stored = max((v.aval.size for v in _vars(eqn.invars) if v not in self.virtual), default=0)
+        stored = max((v.aval.size for v in variables(eqn.invars) if v not in self.virtual), default=0)
         return long and eqn.outvars[0].aval.size <= _PRODUCT_ROOM * stored
 
     def tileable(self, eqn: Any, rule: Rule) -> frozenset[int]:
@@ -262,10 +262,6 @@ def _reason(eqn: Any, rule: Rule | None) -> str:
     if rule is None:
         return "no rule makes parts of it"
     return "it mixes every long axis"
-
-
-def _vars(atoms: Iterable[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, jex.Literal)]
 
 
 class _Classes:

@@ -10,9 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from jax.extend import core as jex
-
-from hessop._jaxpr import Equations
+from hessop._jaxpr import Equations, variables
 from hessop.tiles.rules_elementwise import ELEMENTWISE
 from hessop.tiles.rules_moves import MOVES
 
@@ -46,9 +44,10 @@ def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: i
     long = _LONG if long is None else long
     planes = lambda v: math.prod(n for n in v.aval.shape if n <= shortest)
     # No kernel sums along a plane and does anything else, so that what is summed is made once already.
-    summed = {v for eqn in equations.eqns if _sums(eqn, shortest) for v in _vars(eqn.invars)}
+    summed = {v for eqn in equations.eqns if _sums(eqn, shortest) for v in variables(eqn.invars)}
     behind = _behind(virtual, summed)
-    kernels: dict[Any, set[Any]] = {v: {v} for v in _vars(equations.outvars)}  # by what they make: those that make a value too
+    # By what they make: those that make a value too.
+    kernels: dict[Any, set[Any]] = {v: {v} for v in variables(equations.outvars)}
     found: set[Any] = set()
     for eqn in (eqn for eqn in reversed(equations.eqns) if eqn.outvars):
         name, v = eqn.primitive.name, eqn.outvars[0]
@@ -58,7 +57,7 @@ def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: i
             found.add(v)
         if v not in virtual or v in summed or v in found or (several and name in _DEAR):
             makes = {v}
-        for w in _vars(eqn.invars):
+        for w in variables(eqn.invars):
             kernels.setdefault(w, set()).update(makes)
     # What is made from another of them may not be long any more.
     behind = _behind(virtual, summed | found)
@@ -69,7 +68,7 @@ def _behind(virtual: Virtual, made: Collection[Any]) -> dict[Any, frozenset[Any]
     """For each virtual value the cheap operations that are made with it, as far as what is made once."""
     found: dict[Any, frozenset[Any]] = {}
     for v, eqn in virtual.items():
-        name, inputs = eqn.primitive.name, _vars(eqn.invars)
+        name, inputs = eqn.primitive.name, variables(eqn.invars)
         before = frozenset[Any]().union(*(found[w] for w in inputs if w in found and w not in made))
         found[v] = frozenset() if name not in _CHEAP else before if name in MOVES else before | {v}
     return found
@@ -86,8 +85,8 @@ def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: 
     """
     shared = shared_values(equations, virtual, shortest, _VERY_LONG)
     found: set[Any] = set()
-    made = [(_vars(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
-    made += [([v], v.aval.size) for v in _vars(equations.outvars) if v in virtual]
+    made = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
+    made += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
     for inputs, size in made if shared else ():
         seen: set[Any] = set()
         left = list(inputs)
@@ -98,7 +97,7 @@ def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: 
                 if v in shared and _ROOM * v.aval.size <= size:
                     found.add(v)
                 elif v not in shared:
-                    left += _vars(virtual[v].invars)
+                    left += variables(virtual[v].invars)
     return frozenset(found)
 
 
@@ -111,7 +110,3 @@ def _sums(eqn: Any, shortest: int) -> bool:
     else:
         return False
     return any(eqn.invars[0].aval.shape[a] > shortest for a in axes)
-
-
-def _vars(atoms: Iterable[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, jex.Literal)]
