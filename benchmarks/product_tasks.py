@@ -54,6 +54,30 @@ def not_virtual(task, routes):
     compare(task, routes)
 
 
+def digits(task, routes):
+    """Energies, gradients and products in float32, by hessop and by jit, against sums in float64."""
+    case = Case(**task)
+    case.only("issue_787", "safe_sqrt")
+    from handwritten import value_and_gradient
+
+    x, v = (np.asarray(a, np.float64) for a in (case.x, case.v))
+    gradient, products, _ = zip(*(_row(x, i) for i in range(case.N)), strict=True)
+    expected = {
+        "energy": np.asarray(value_and_gradient(x)[0]),
+        "gradient": np.stack(gradient),
+        "HVP": np.stack([product(v) for product in products]),
+    }
+    for name in task["routes"]:
+        try:
+            call, _, _ = routes[name](case)
+        except Skip as why:
+            say({**case.key, "route": name, "skipped": str(why)})
+        else:
+            result, true = np.asarray(call(), np.float64), expected[name.split(": ")[0]]
+            rms = float(np.sqrt(np.mean((result - true) ** 2)) / np.max(np.abs(true)))
+            say({**case.key, "route": name, "error": difference(result, true), "rms": rms})
+
+
 # --- one process at a size where all pairs do not fit ---
 
 

@@ -67,6 +67,15 @@ def small_claims(rows):
     return found
 
 
+def digits_claims(rows):
+    found = []
+    for case in cases(rows):
+        for quantity in ("gradient", "HVP"):
+            errors = ratio(rows, f"{quantity}: hessop", f"{quantity}: jit", "rms", **case)
+            found.append(at_most(f"errors of the {quantity} to those of jit: {named(case)}", 1.0, errors))
+    return found
+
+
 def large_claims(rows):
     found = []
     for case in cases(rows):
@@ -139,6 +148,14 @@ PARTS = {
         patience=0.5,
         rounds=40,
     ),
+    "digits": Part(
+        "what float32 loses, by sums in float64",
+        digits_claims,
+        "digits",
+        energies=("issue_787",),
+        sizes=(600, 1000, 2477, ISSUE, 8000),
+        routes=tuple(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit")),
+    ),
     "large": Part(
         "all of it in a process at N = 50,000",
         large_claims,
@@ -158,6 +175,7 @@ def _tasks():
         "compare": lambda task: compare(task, ROUTES),
         "not virtual": lambda task: product_tasks.not_virtual(task, ROUTES),
         "equal": product_tasks.equal,
+        "digits": lambda task: product_tasks.digits(task, ROUTES),
         "large": product_tasks.large,
         "large process": product_tasks.large_process,
     }

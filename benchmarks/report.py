@@ -183,6 +183,7 @@ _FIGURES = [
     ("Share of the problems that are solved within so many (N) times the least of any solver", "share", "{:.2f}".format),
     ("Largest residual of the sampled rows, relative to the right-hand side", "residual", "{:.1e}".format),
     ("Largest difference, relative to the largest entry", "error", "{:.1e}".format),
+    ("Root mean square of the differences, relative to the largest entry", "rms", "{:.1e}".format),
     ("Exponent of the time in N", "exponent", "{:.2f}".format),
 ]
 

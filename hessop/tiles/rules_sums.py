@@ -61,9 +61,10 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
             source[k] = i
         # A table of no axes would give its cell as the tuple that it is.
         group = list(planes.table[tuple(source)].flat) if gone else [planes.table[tuple(source)]]
-        total = functools.reduce(lambda a, b: _pair(cells, name, a, b), group)
-        for a in sorted((a for a in axes if a in planes.frame.order), key=planes.frame.order.index, reverse=True):
-            total = _along_plane(tools, name, total, planes.frame.order.index(a), planes.shape[a])
+        total, left = functools.reduce(lambda a, b: _pair(cells, name, a, b), group), list(planes.frame.order)
+        for a in _inner_first(planes, axes, name):
+            total = _along_plane(tools, name, total, left.index(a), planes.shape[a])
+            left.remove(a)
         table[index] = total
     kept = [a for a in range(len(planes.shape)) if a not in axes]
     renamed = {a: k for k, a in enumerate(kept)}
@@ -73,6 +74,16 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
         tuple(renamed[a] for a in planes.frame.order if a in renamed),
     )
     return cells.relabel(Planes(small, table, planes.dtype), range(len(kept)), frame)
+
+
+def _inner_first(planes: Planes, axes: Sequence[int], name: str) -> list[int]:
+    """The axes along planes to reduce, in an order in which most of a sum is a product, see `_sum`: XLA's CPU backend
+    makes no vector code of a sum over all of a plane that it computes on the way.
+    """
+    along = [a for a in reversed(planes.frame.order) if a in axes]
+    if name != "reduce_sum" or not has_few_digits(planes.dtype):
+        return along
+    return sorted(along, key=lambda a: planes.shape[a] > LONGEST_PRODUCT)
 
 
 def _pair(cells: Cells, name: str, a: Cell, b: Cell) -> Cell:
@@ -168,8 +179,8 @@ def _sum(tools: Tools, array: Array, axis: int) -> Array:
 def summed(array: Array, axis: int) -> Array:
     """A sum along an axis as a product with ones: XLA's CPU backend fuses several sums of one expression very badly."""
     ones = jnp.ones((array.shape[axis],), array.dtype)
-    dims = (((axis,), (0,)), ((), ()))
-    return lax.dot_general(array, ones, dims, precision=lax.Precision.HIGHEST, preferred_element_type=array.dtype)
+    sides, dims = ((array, ones), ((axis,), (0,))) if axis > 0 else ((ones, array), ((0,), (0,)))
+    return lax.dot_general(*sides, (dims, ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=array.dtype)
 
 
 RULES.update({name: Rule(_reduce_follows, _reduce) for name in _BINARY})
