@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from hessop import _recompute
 from hessop._abstract import AbstractHessian
 from hessop._annotations import (
     Arguments,
@@ -34,7 +35,6 @@ from hessop._plan import Plan, choose_route
 from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
-from hessop._recompute import recomputes, value_and_gradient
 from hessop._structured import terms_of
 from hessop._take import Row
 from hessop._terms_program import TermsProgram
@@ -128,7 +128,7 @@ class HessianOperator(AbstractHessian):
     @property
     def value(self) -> Array:
         """fn(x, *args), a scalar."""
-        return self._run("value", lambda program, _, primals, shift: value_and_gradient(program, primals)[0])
+        return self._run("value", lambda program, _, primals, shift: _recompute.value(program, primals))
 
     @property
     def gradient(self) -> Any:
@@ -144,7 +144,7 @@ class HessianOperator(AbstractHessian):
     def raw_value_and_gradient(self) -> tuple[Array, Any]:
         """Both from one evaluation, without a look at whether they are finite."""
         name = "value and gradient"
-        value, gradient = self._run(name, lambda program, _, primals, shift: value_and_gradient(program, primals))
+        value, gradient = self._run(name, lambda program, _, primals, shift: _recompute.value_and_gradient(program, primals))
         return value, self._like_x(gradient)
 
     def problem(self) -> str | None:
@@ -251,11 +251,11 @@ class HessianOperator(AbstractHessian):
         return choose_product(point, route=self.route, budget=budget, count=count, compile=asked or not point.traced)
 
     def _single_product(self, point: Point) -> str:
-        tiled = recomputes(point.program, dear=self.route == "tiles")
+        tiled = _recompute.recomputes(point.program, dear=self.route == "tiles")
         return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:
-        return self._run("gradient", lambda program, _, primals, shift: value_and_gradient(program, primals)[1])
+        return self._run("gradient", lambda program, _, primals, shift: _recompute.gradient(program, primals))
 
     def _check_finite(self, matrix: Array) -> None:
         if not _trace_is_finite(matrix):

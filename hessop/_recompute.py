@@ -20,16 +20,29 @@ _OPTIONS = Options()
 _LONGEST_SUM = 64
 
 
-def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """The value and the gradient leaves at `primals` = [*consts, *x, *args]."""
+def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
+    """The value at `primals` = [*consts, *x, *args]."""
+    return _outputs(program, primals, "value", slice(1))[0]
 
+
+def gradient(program: HessianProgram, primals: Sequence[Array]) -> list[Array]:
+    """The leaves of the gradient at `primals`. Its sums run in chunks where that of the value, over other axes, is not made."""
+    return _outputs(program, primals, "gradient", slice(1, None))
+
+
+def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Both from one pass over tiles."""
+    value, *gradient = _outputs(program, primals, "value and gradient", slice(None))
+    return value, gradient
+
+
+def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wanted: slice) -> list[Array]:
     def traced(*source: Array) -> list[Array]:
         value, gradient, _ = program.linearize(source)
-        return [value, *gradient]
+        return [value, *gradient][wanted]
 
-    tiled = program.executable("tiled gradient", lambda: _by_tiles(traced, primals, dear=False))
-    value, *gradient = traced(*primals) if tiled is None else tiled(*primals)
-    return value, gradient
+    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, dear=False))
+    return traced(*primals) if tiled is None else tiled(*primals)
 
 
 def recomputed_product(

@@ -77,8 +77,9 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
 
 
 def _inner_first(planes: Planes, axes: Sequence[int], name: str) -> list[int]:
-    """The axes along planes to reduce, in an order in which most of a sum is a product, see `_sum`: XLA's CPU backend
-    makes no vector code of a sum over all of a plane that it computes on the way.
+    """The axes along planes to reduce: innermost first, or such that most of a sum is a product, see `_sum`.
+
+    XLA's CPU backend makes no vector code of a sum over all of a plane that it computes on the way.
     """
     along = [a for a in reversed(planes.frame.order) if a in axes]
     if name != "reduce_sum" or not has_few_digits(planes.dtype):
