@@ -446,3 +446,24 @@ def test_a_long_unrolled_loop():
     before = sys.getrecursionlimit()
     np.testing.assert_allclose(small(energy)(A), jax.jit(energy)(A), rtol=1e-5)
     assert sys.getrecursionlimit() == before
+
+
+@pytest.mark.parametrize("quantity", ["value", "gradient", "product"])
+@pytest.mark.parametrize("name", ["pairs", "net"])
+def test_where_nothing_is_large_the_compiled_program_is_that_of_jax(name, quantity):
+    """Never slower than jit: as many instructions, and as many floating-point operations."""
+    x = jnp.asarray(np.random.RandomState(0).rand(10, 3), jnp.float32)
+    energy = {
+        "pairs": lambda x: jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1))),
+        "net": lambda x: jnp.sum(jnp.tanh(jnp.tanh(x @ x.T) @ x)),
+    }[name]
+    H = lambda x: hessop.HessianOperator(energy, x)
+    ours, of_jax = {
+        "value": (lambda x: H(x).value, energy),
+        "gradient": (lambda x: H(x).raw_gradient(), jax.grad(energy)),
+        "product": (lambda x: H(x).mv(x), lambda x: jax.jvp(jax.grad(energy), (x,), (x,))[1]),
+    }[quantity]
+    programs = [jax.jit(f).lower(x).compile() for f in (ours, of_jax)]
+    instructions = [p.as_text().count(" = ", p.as_text().index("ENTRY")) for p in programs]
+    operations = [p.cost_analysis()["flops"] for p in programs]
+    assert (instructions[0], operations[0]) == (instructions[1], operations[1])
