@@ -19,15 +19,16 @@ def step_to_boundary(xx: Array, xp: Array, pp: Array, radius: Array) -> Array:
 
     Args:
         xx: x.x in the norm of the region.
-        xp: x.p, not negative but for rounding.
+        xp: x.p.
         pp: p.p, positive.
         radius: not negative.
     """
     length = jnp.sqrt(xx)
     room = jnp.maximum((radius - length) * (radius + length), 0)
-    # The form of the root that has no cancellation for x.p >= 0.
-    denominator = jnp.sqrt(xp * xp + pp * room) + jnp.maximum(xp, 0)
-    tau = room / jnp.where(denominator > 0, denominator, 1)
+    # The form of the root that has no cancellation.
+    root = jnp.sqrt(xp * xp + pp * room)
+    denominator = jnp.where(xp >= 0, root + xp, pp)
+    tau = jnp.where(xp >= 0, room, root - xp) / jnp.where(denominator > 0, denominator, 1)
     # The square of a very large radius overflows; x is nothing to it.
     return jnp.where(jnp.isfinite(room), tau, radius / jnp.sqrt(pp))
 

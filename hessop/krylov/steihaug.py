@@ -135,7 +135,8 @@ class _Iteration:
         change = unit / path.unit
         q = vec.scaled(q, 1 / unit)
         seen = self.look(path, at, q)
-        tau, crossing = self.length(path, seen, unit)
+        side = self.side(path, seen)
+        tau, crossing = self.length(path, seen, unit, side)
         tau = jnp.where(checking, 0, tau)
         x = path.x if self.problem.y0 is None else vec.scaled(path.x, change)
         x = vec.plus(x, tau, p)
@@ -163,7 +164,7 @@ class _Iteration:
             x=x,
             dual_x=vec.plus(path.dual_x, tau, path.dual_p) if self.needs_dual else None,
             r=r,
-            p=vec.select(seen.flat, p, vec.plus(z, beta, p)),
+            p=vec.select(seen.flat, vec.scaled(p, side), vec.plus(z, beta, p)),
             dual_p=vec.plus(r, beta, path.dual_p) if self.needs_dual else None,
             gamma=gamma,
             unit=unit,
@@ -182,20 +183,35 @@ class _Iteration:
         rounding = _FLAT_ULPS * self.eps * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(qq), size * pp)
         return _Product(pp, pq, qq, size, flat=~path.checking & (pq <= rounding))
 
-    def length(self, path: _Path, seen: _Product, unit: Array) -> tuple[Array, Array]:
-        """How far to go along p, and whether that is to the boundary although the curvature is positive."""
+    def side(self, path: _Path, seen: _Product) -> Array:
+        """-1 where curvature that is not positive is followed along -p, else 1.
+
+        b.p = r.p > 0 as long as x and p are conjugate. Where rounding has lost that, p may lead uphill from where one began.
+        """
+        one = jnp.ones((), self.problem.dtype)
+        if self.problem.y0 is not None:
+            return one
+        return jnp.where(seen.flat & (vec.dot(self.b, path.p) < 0), -one, one)
+
+    def length(self, path: _Path, seen: _Product, unit: Array, side: Array) -> tuple[Array, Array]:
+        """How far to go along p, back if `side` is -1, and whether that is to the boundary in spite of positive curvature."""
         bounded = jnp.where(seen.pq > 0, path.gamma / jnp.where(seen.pq > 0, seen.pq, 1), jnp.inf)
         # As far as |curvature| would take it, but no farther than sense: a product that is nearly zero is noise. Where there
         # is no curvature at all, the preconditioned b itself.
         size = jnp.maximum(jnp.sqrt(seen.pp) * jnp.sqrt(seen.qq), jnp.sqrt(self.eps) * seen.size * seen.pp)
         free = jnp.where(size > 0, path.gamma / jnp.where(size > 0, size, 1), self.m_unit)
         if self.problem.radius is None:
-            return jnp.where(seen.flat, free, bounded), jnp.zeros((), bool)
+            return self.no_higher(path, seen, side * jnp.where(seen.flat, free, bounded)), jnp.zeros((), bool)
         radius = self.radius(unit)
         dual_x, dual_p = (path.dual_x, path.dual_p) if self.needs_dual else (path.x, path.p)
-        edge = step_to_boundary(vec.dot(path.x, dual_x), vec.dot(path.x, dual_p), vec.dot(path.p, dual_p), radius)
+        edge = step_to_boundary(vec.dot(path.x, dual_x), side * vec.dot(path.x, dual_p), vec.dot(path.p, dual_p), radius)
         tau = jnp.where(seen.flat & jnp.isinf(edge), free, jnp.minimum(bounded, edge))
-        return tau, ~path.checking & ~seen.flat & (bounded >= edge)
+        return self.no_higher(path, seen, side * tau), ~path.checking & ~seen.flat & (bounded >= edge)
+
+    def no_higher(self, path: _Path, seen: _Product, tau: Array) -> Array:
+        """tau, or zero where it is backwards and the model is higher there: the path so far is a step downhill."""
+        change = tau * (tau * seen.pq / 2 - vec.dot(path.r, path.p))
+        return jnp.where((tau < 0) & (change > 0), 0, tau)
 
     def radius(self, unit: Array) -> Array:
         """The radius in the units of x."""

