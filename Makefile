@@ -8,7 +8,8 @@ BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
+# Tests take from a millisecond to half a minute: who is done takes over what waits at another.
+PYTEST := $(BIN)/python -m pytest --dist worksteal
 # For what looks at another dtype or version, and not at the rest once more.
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 

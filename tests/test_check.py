@@ -24,6 +24,7 @@ def test_silent_on_what_is_right(objective):
     assert hessop.check_hessian(objective.fn, point()) is None
 
 
+@pytest.mark.once
 def test_silent_on_pytrees_and_args():
     for kind in KINDS:
         hessop.check_hessian(lift(OBJECTIVES[1].fn), point(kind))

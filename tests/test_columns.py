@@ -20,6 +20,7 @@ def operator(fn=net):
     return hessop.HessianOperator(fn, x, route="columns")
 
 
+@pytest.mark.once
 def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
     H = operator()
     whole = np.asarray(H.materialize())
@@ -35,6 +36,7 @@ def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
     assert chunks[-1] == 60
 
 
+@pytest.mark.once
 def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(monkeypatch):
     H = operator()
     monkeypatch.setattr(_chunks, "fill", lambda *a, **k: pytest.fail("it computed"))

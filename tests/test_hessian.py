@@ -43,6 +43,7 @@ def test_keywords_and_static_arguments():
     same(hessop.hessian(two)(a, b, scale=0.5), jax.hessian(two)(a, b, scale=0.5))
 
 
+@pytest.mark.once
 def test_aux():
     a, b = arrays()
     fn = lambda a, b: (two(a, b), {"norm": jnp.sum(b**2)})

@@ -12,6 +12,7 @@ import pytest
 
 import hessop
 
+pytestmark = pytest.mark.once
 ROOT = pathlib.Path(__file__).parents[1]
 
 # From the bottom up: a module (or a package, as one) imports only from lines above its own.

@@ -41,6 +41,7 @@ def point():
     return jnp.asarray(X, jnp.result_type(float))
 
 
+@pytest.mark.once
 def test_ten_points_trace_once():
     count = 0
 
@@ -235,6 +236,7 @@ def test_args_come_back_and_static_ones_are_static():
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
+@pytest.mark.once
 def test_self_pairs_option_reaches_the_program():
     def distances(x):
         return jnp.sum(jnp.sqrt(jnp.sum((x[None] - x[:, None]) ** 2, -1)))

@@ -144,6 +144,7 @@ def test_rows_in_chunks_from_terms():
 # --- the contract of lineax ---
 
 
+@pytest.mark.once
 def test_it_is_an_operator_as_before():
     x = points(4)
     H = hessop.HessianOperator(pairs, x, route="structure", tags=lx.positive_semidefinite_tag)
@@ -198,6 +199,7 @@ def linearized(fn, x, **options):
     return lx.linearise(hessop.HessianOperator(fn, x, **options))
 
 
+@pytest.mark.once
 def test_terms_are_kept_where_they_pay():
     assert linearized(pairs, points(30)).terms is not None
     assert linearized(pairs, points(30), route="columns").terms is None
@@ -286,6 +288,7 @@ def test_terms_of_few_entries_are_never_made_a_matrix():
     close(kept(chain, x).mv(v), jax.jvp(jax.grad(chain), (x,), (v,))[1], 10)
 
 
+@pytest.mark.once
 def test_the_plan_says_how():
     text = lambda fn, x, **options: str(hessop.HessianOperator(fn, x, **options).plan())
     assert "of lineax.linearise: from terms" in text(pairs, points(30))

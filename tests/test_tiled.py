@@ -391,6 +391,7 @@ def test_unhashable_arguments_are_named():
         hessop.tiled(lambda a, s: a)(A, {1, 2})
 
 
+@pytest.mark.once
 def test_the_hessian_of_a_tiled_function_is_planned_from_the_function():
     # Inside of a tiled call it saw no terms and counted no memory: 1.9 GB for the blocks of 300 particles.
     def energy(x):
@@ -417,6 +418,7 @@ def test_many_tiles_lose_no_digits(tile):
         np.testing.assert_array_equal(hessop.tiled(worse, tile=tile)(y), jax.jit(worse)(y))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n", [600, 4000])
 def test_float32_row_sums_are_as_exact_as_those_of_xla(n):
     """Sums along rows are products with ones, whose error grew with the row: 2.3 times that of XLA's own sums at 2483."""
@@ -434,6 +436,7 @@ def test_float32_row_sums_are_as_exact_as_those_of_xla(n):
     assert error(lambda x: hessop.HessianOperator(energy, x).raw_gradient()) < 1.1 * of_xla
 
 
+@pytest.mark.once
 def test_a_long_unrolled_loop():
     """Each value of a chain is made of the one before: more of them than Python has frames."""
 

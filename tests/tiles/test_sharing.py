@@ -82,6 +82,7 @@ def test_what_a_much_larger_value_is_made_of_is_stored():
         np.testing.assert_allclose(hessop.tiled(fn)(X), fn(X), rtol=1e-12 if X.dtype == jnp.float64 else 1e-4)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("tile", [7, N])
 def test_hessian_of_a_long_polynomial(tile):
     """As a switching function of a potential: products and the dense matrix are what JAX gives."""
