@@ -22,7 +22,7 @@ help:
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks, two hours; BENCH=--quick is short, BENCH=--help lists parts"
+	@echo "make bench         the benchmarks, some hours; BENCH=--quick is short, BENCH=--help lists parts"
 	@echo "make docs          the documentation, into site/; a warning is an error"
 	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"

@@ -98,12 +98,12 @@ def compiled(function, *arrays, memory=math.inf):
     if size > memory:
         raise Skip(f"needs {in_bytes(size)}")
     facts = {"trace": traced - start, "compile": done - traced, "temporaries": analysis.temp_size_in_bytes}
-    facts["program"] = _told_apart(executable)
+    facts["program"] = _fingerprint(executable)
     return (lambda: executable(*arrays)), facts
 
 
-def _told_apart(executable):
-    """What two programs have in common if they are one: its floating-point operations and its instructions, as text."""
+def _fingerprint(executable):
+    """Equal for two programs that are one, but for names: how many floating-point operations and instructions it has."""
     text = executable.as_text()
     costs = executable.cost_analysis() or {}
     return f"{costs.get('flops', 0):.0f} operations, {text.count(' = ', text.index('ENTRY'))} instructions"

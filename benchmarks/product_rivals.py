@@ -109,6 +109,7 @@ ROUTES = {
     "energy: hessop.tiled": _jitted(lambda case, x, v: hessop.tiled(case.masked)(x)),
     "energy: handwritten": _handwritten(lambda hand, x, v: hand.value_and_gradient(x)),
     "gradient: hessop": _jitted(lambda case, x, v: hessop.HessianOperator(case.fn, x).raw_gradient()),
+    "gradient: with value": _jitted(lambda case, x, v: hessop.HessianOperator(case.fn, x).raw_value_and_gradient()[1]),
     "gradient: jit": _jitted(lambda case, x, v: jax.grad(case.masked)(x)),
     "gradient: hessop.tiled": _jitted(lambda case, x, v: jax.grad(hessop.tiled(case.masked))(x)),
     "gradient: handwritten": _handwritten(lambda hand, x, v: hand.value_and_gradient(x)),

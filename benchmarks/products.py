@@ -160,7 +160,7 @@ PARTS = {
         "digits",
         energies=("issue_787",),
         sizes=(600, 1000, 2477, ISSUE, 8000),
-        routes=tuple(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit")),
+        routes=(*(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit")), "gradient: with value"),
     ),
     "large": Part(
         "all of it in a process at N = 50,000",

@@ -62,7 +62,7 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
         # A table of no axes would give its cell as the tuple that it is.
         group = list(planes.table[tuple(source)].flat) if gone else [planes.table[tuple(source)]]
         total, left = functools.reduce(lambda a, b: _pair(cells, name, a, b), group), list(planes.frame.order)
-        for a in _inner_first(planes, axes, name):
+        for a in _reduction_order(planes, axes, name):
             total = _along_plane(tools, name, total, left.index(a), planes.shape[a])
             left.remove(a)
         table[index] = total
@@ -76,7 +76,7 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
     return cells.relabel(Planes(small, table, planes.dtype), range(len(kept)), frame)
 
 
-def _inner_first(planes: Planes, axes: Sequence[int], name: str) -> list[int]:
+def _reduction_order(planes: Planes, axes: Sequence[int], name: str) -> list[int]:
     """The axes along planes to reduce: innermost first, or such that most of a sum is a product, see `_sum`.
 
     XLA's CPU backend makes no vector code of a sum over all of a plane that it computes on the way.
