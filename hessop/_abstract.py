@@ -20,21 +20,36 @@ from jax.core import Tracer
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
-from hessop._chunks import fill, fill_traced, open_output
-from hessop._lineax import matrix_operator
+from hessop._chunks import check_output, fill, fill_traced, open_output
+from hessop._finite import at_point, result_is_finite, result_problem, warn
+from hessop._lineax import copied, matrix_operator
 from hessop._plan import choose_route
 from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
+from hessop._program import HessianProgram
 from hessop._progress import Progress, progress_bar
-from hessop._recompute import recomputed_product
+from hessop._recompute import recomputed_product, value_and_gradient
+from hessop._settings import settings
 from hessop._structured import run_structure
 from hessop._take import Blocks, Offset, Row, Take
 from hessop._tree import Layout
 
 
+def as_made(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an operator, run under the settings of JAX that its program was made with."""
+
+    @functools.wraps(method)
+    def under_settings(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with settings(self.program.x64):
+            return method(self, *args, **kwargs)
+
+    return under_settings
+
+
 class AbstractHessian(lx.AbstractLinearOperator):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
+    program: eqx.AbstractVar[HessianProgram]
     shift: eqx.AbstractVar[Array | None]
     tags: eqx.AbstractVar[frozenset[object]]
     memory: eqx.AbstractVar[int | None]
@@ -42,6 +57,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
 
     # --- lineax's abstract methods ---
 
+    @as_made
     def mv(self, vector: Any) -> Any:
         """H v: one Hessian-vector product.
 
@@ -55,6 +71,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
         leaves = check_vector(vector, self.in_structure(), "vector")
+        self._check_symmetry()
         tiled = self.route == "tiles"  # also what is dear to make again
         return self._like_x(self._run(("mv", tiled), functools.partial(_product, tiled), leaves))
 
@@ -72,6 +89,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
 
     # --- products and entries ---
 
+    @as_made
     def mm(self, vectors: Any) -> Any:
         """H V: k products at once, sharing one linearization.
 
@@ -85,8 +103,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError: `vectors` differs from x in more than the leading axis.
         """
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
+        self._check_symmetry()
         point = self._point()
-        budget = self._budget(None, None, point.primals or point.residuals or ())
+        budget = self._budget(None, None, point.source)
         assert budget is not None
         count = leaves[0].shape[0] if leaves else 0
         found = choose_products(point, route=self.route, budget=budget, count=count)
@@ -95,6 +114,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         tiled, consts = found
         return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
 
+    @as_made
     def materialize(
         self,
         *,
@@ -129,11 +149,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        taken = self._entries(Row(), chunk, memory, out=out, progress=progress)
-        if out is None and not isinstance(taken, Tracer):  # with nothing kept of the point only the result says so
-            self._check_finite(taken)
-        return taken
+        return self._entries(Row(), chunk, memory, out=out, progress=progress)
 
+    @as_made
     def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal, a pytree like x.
 
@@ -144,6 +162,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         taken = self._entries(Offset(0), chunk, memory)
         return self._like_x(self._layout().unravel(taken[:, 0]))
 
+    @as_made
     def block_diagonal(self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal blocks.
 
@@ -164,6 +183,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         parts = take.split(self._entries(take, chunk, memory), layout)
         return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
 
+    @as_made
     def trace(self, *, chunk: Chunk = None, memory: Memory = None) -> Array:
         """The exact trace, a scalar.
 
@@ -175,25 +195,34 @@ class AbstractHessian(lx.AbstractLinearOperator):
 
     # --- what lineax's functions call ---
 
+    @as_made
     def materialise(self) -> lx.AbstractLinearOperator:
         """The dense matrix as an operator of lineax's own."""
         return matrix_operator(self.materialize(), self.in_structure(), self.tags)
 
+    @as_made
     def lineax_diagonal(self) -> Array:
         """The diagonal as a flat vector [n]."""
         return self._entries(Offset(0), None, None)[:, 0]
 
+    @as_made
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
         """Diagonal [n], lower and upper diagonal [n - 1]."""
         beside = self._entries(Offset(1), None, None)[:-1, 0]
-        return self.lineax_diagonal(), beside, beside
+        # Of an asymmetric matrix columns are read, see `hessop._take`: what is beside the diagonal to the right is below it.
+        above = self._entries(Offset(-1), None, None)[1:, 0] if self.program.foreign_rule else beside
+        return self.lineax_diagonal(), beside, above
+
+    def __deepcopy__(self, memo: Any) -> "AbstractHessian":
+        return copied(self)
 
     # --- inner ---
 
     def _point(self) -> Point:
         raise NotImplementedError
 
-    def _check_finite(self, matrix: Array) -> None:
+    def _problem_of_point(self) -> str | None:
+        """What is not finite before the Hessian is looked at; None where all is, or where nothing is known."""
         raise NotImplementedError
 
     def _layout(self) -> Layout:
@@ -207,7 +236,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         point = self._point()
         program, stored = point.program, point.residuals is not None
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
-        return jitted(point.residuals if stored else point.primals, point.shift, *extra)
+        return jitted(point.source, point.shift, *extra)
 
     def _budget(self, memory: Memory, chunk: Chunk, arrays: Sequence[Any]) -> int | None:
         if memory is not None:
@@ -221,13 +250,14 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """What `take` takes of each row [n, width], by the cheapest route."""
         point = self._point()
         chunk = check_chunk(chunk)
+        self._check_symmetry()
         if self.route == "structure" and not isinstance(take, Row):
             chunk = None  # the terms give these at once
-        budget = self._budget(memory, chunk, point.primals or point.residuals or ())
+        budget = self._budget(memory, chunk, point.source)
         layout = point.layout
-        if output.get("out") is not None:
-            output["out"] = open_output(output["out"], layout.n, layout.dtype)
         out = output.get("out")
+        if out is not None:
+            check_output(out, layout.n, layout.dtype)
         if layout.n == 0:
             return jnp.zeros((0, take.width(layout)), layout.dtype) if out is None else out
         asked = memory is not None or self.memory is not None
@@ -240,20 +270,75 @@ class AbstractHessian(lx.AbstractLinearOperator):
             host_output=out is not None,
             compile=asked or not point.traced,
         )
-        if choice.chunking is None:
-            return self._from_terms(point, take, choice.limit, **output)
         if point.traced:
+            if choice.chunking is None:
+                return run_structure(point, take, choice.limit)[0]
             return fill_traced(point, take, choice.chunking)
-        return fill(point, take, choice.chunking, **output)
+        if out is not None:
+            output["out"] = open_output(out, layout.n, layout.dtype)
+        if choice.chunking is None:
+            taken, finite = self._from_terms(point, take, choice.limit, **output)
+        else:
+            taken, finite = fill(point, take, choice.chunking, **output)
+        self._check_finite(point, take, None if out is not None else taken, finite)
+        return taken
 
     def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any = None, progress: Any = False) -> Any:
         n, dtype = point.layout.n, point.layout.dtype
         with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
-            taken = run_structure(point, take, limit)
+            taken, finite = run_structure(point, take, limit)
             if out is not None:
                 out[:] = np.asarray(taken)
             report(Progress(done=n, total=n, chunk=n))
-        return taken if out is None else out
+        return (taken if out is None else out), finite
+
+    def _check_finite(self, point: Point, take: Take, taken: Array | None, finite: Array | None) -> None:
+        """Say what is not finite of the value, the gradient and the result (None: it is not on the device)."""
+        known = finite is not None or point.primals is not None
+        if finite is None and point.primals is not None:
+            finite = self._run("value and gradient finite", _finite_at_point)
+        if finite is not None and not bool(np.all(np.asarray(finite))):
+            warn(self._problem_of_point())
+        elif taken is not None and not bool(np.asarray(result_is_finite(taken, isinstance(take, Row)))):
+            warn(result_problem(point.program, point.layout, taken, take.name, known))
+
+    def _check_symmetry(self) -> None:
+        """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""
+        program = self.program
+        if not program.foreign_rule or "symmetry" in program.executables:
+            return
+        point = self._point()
+        if point.traced:
+            return
+        program.executables["symmetry"] = True
+        keys = jax.random.split(jax.random.key(0), 2)
+        u, v = (point.layout.unravel(jax.random.normal(key, (point.layout.n,), point.layout.dtype)) for key in keys)
+        Hu, Hv = (self._run(("mv", False), functools.partial(_product, False), w) for w in (u, v))
+        error, size = (float(a) for a in _asymmetry([u, v], [Hu, Hv]))
+        eps = max(float(jnp.finfo(dtype).eps) for dtype in point.layout.dtypes)
+        if error > ROUNDING * eps * size:
+            warn(
+                f"asymmetric: u.Hv and v.Hu differ by {error:.1e}, {error / (eps * size):.0f} units of rounding: a custom_vjp "
+                f"or custom_jvp rule is not the derivative of its function. The matrix is that of jax.hessian, but solvers "
+                f"and eigensolvers that rely on symmetry may go wrong; hessop.check_hessian tells more"
+            )
+
+
+# Rounding allowed in a product, in units of eps times the norms involved; clean functions stay below 20.
+ROUNDING = 200
+
+
+@jax.jit
+def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
+    """|u.Hv - v.Hu|, and the size of what rounding is relative to."""
+    layout = Layout(vectors[0])
+    (u, v), (Hu, Hv) = ([layout.ravel(leaves) for leaves in pair] for pair in (vectors, products))
+    norm = jnp.linalg.norm
+    return jnp.abs(u @ Hv - v @ Hu), norm(Hu) * norm(v) + norm(Hv) * norm(u)
+
+
+def _finite_at_point(program: Any, stored: bool, source: Any, shift: Any) -> Array:
+    return at_point(*value_and_gradient(program, source))
 
 
 def _product(dear: bool, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

@@ -1,11 +1,12 @@
 """What a user hands over, sorted: arrays that may change freely, and everything else, which is part of the function.
 
-Arrays, numpy scalars and Python floats are dynamic (a new value never recompiles); Python ints, bools, strings and
-functions are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.
+Arrays and floats, numpy's too, are dynamic (a new value never recompiles); ints, bools (numpy's too), strings and functions
+are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.
 Depends on JAX. Must never know Hessians.
 """
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,35 +14,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from hessop._annotations import Function
 from hessop._tree import leaf_name
 
 
-class _Dynamic:
-    """Stands for an array among the static leaves."""
+class _Dynamic(enum.Enum):
+    """Stands for an array among the static leaves; an enumeration, so that a copy of it is itself."""
 
-    def __repr__(self) -> str:
-        return "*"
+    array = "*"
 
 
-_DYNAMIC = _Dynamic()
+class _Held:
+    """A number or array that the function is given as it is; equal to itself only."""
+
+    def __init__(self, value: Any):
+        self.value = value
 
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """The part of `args` that is not arrays; calling it with the arrays gives `args` back."""
+    """The part of `args` that is not arrays; calling it with the arrays gives `args` back.
+
+    Attributes:
+        tree: of args.
+        leaves: with a placeholder for each array.
+        types: of the leaves: True and 1 are not the same.
+    """
 
     tree: Any
     leaves: tuple[Any, ...]
+    types: tuple[type, ...]
 
     def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         rest = iter(arrays)
-        return self.tree.unflatten([next(rest) if leaf is _DYNAMIC else leaf for leaf in self.leaves])
+
+        def value(leaf: Any) -> Any:
+            return next(rest) if leaf is _Dynamic.array else leaf.value if isinstance(leaf, _Held) else leaf
+
+        return self.tree.unflatten([value(leaf) for leaf in self.leaves])
 
 
-def split_args(args: Sequence[Any]) -> tuple[tuple[Array, ...], Static]:
+def split_args(args: Sequence[Any], *, hold: bool = False) -> tuple[tuple[Array, ...], Static]:
     """Sort the leaves of `args` into arrays and the rest.
+
+    Args:
+        args: pytrees.
+        hold: whether what has a value now is no array of these, but given to the function as it is.
 
     Raises:
         TypeError: a leaf is neither an array nor hashable.
@@ -49,9 +69,12 @@ def split_args(args: Sequence[Any]) -> tuple[tuple[Array, ...], Static]:
     paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
     arrays, static = [], []
     for path, leaf in paths:
-        if isinstance(leaf, Array | np.ndarray | np.generic | float | complex):
-            arrays.append(jnp.asarray(leaf))
-            static.append(_DYNAMIC)
+        if _is_dynamic(leaf):
+            if hold and not isinstance(leaf, Tracer):
+                static.append(_Held(leaf))
+            else:
+                arrays.append(as_own_array(leaf))
+                static.append(_Dynamic.array)
             continue
         try:
             hash(leaf)
@@ -61,7 +84,21 @@ def split_args(args: Sequence[Any]) -> tuple[tuple[Array, ...], Static]:
                 f"hashable; register its class as a pytree with jax.tree_util"
             ) from error
         static.append(leaf)
-    return tuple(arrays), Static(tree, tuple(static))
+    return tuple(arrays), Static(tree, tuple(static), tuple(map(type, static)))
+
+
+def _is_dynamic(leaf: Any) -> bool:
+    if isinstance(leaf, np.generic):
+        return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return isinstance(leaf, Array | np.ndarray | float | complex)
+
+
+def as_own_array(value: Any) -> Array:
+    """A number or array as an array of JAX that does not change with the memory that it came from."""
+    if isinstance(value, Array):
+        return value
+    # By device_put, which a transfer guard knows to be meant; of a copy, since JAX may keep numpy's memory.
+    return jax.device_put(np.array(value) if isinstance(value, np.ndarray) else value)
 
 
 def check_x(x: Any, name: str = "x") -> Any:
@@ -74,20 +111,39 @@ def check_x(x: Any, name: str = "x") -> Any:
     paths, tree = jax.tree_util.tree_flatten_with_path(x)
     if not paths:
         raise ValueError(f"{name}: got {x!r}, a pytree without arrays; expected at least one real floating array")
-    return tree.unflatten([_check_leaf(leaf, leaf_name(path, name)) for path, leaf in paths])
+    fix = _how_to_split(x, name)
+    return tree.unflatten([_check_leaf(leaf, leaf_name(path, name), fix) for path, leaf in paths])
 
 
-def _check_leaf(leaf: Any, name: str) -> Any:
-    fix = "expected a real floating array; what is not differentiated belongs in args"
+def _check_leaf(leaf: Any, name: str, fix: str) -> Any:
     if not isinstance(leaf, Array | np.ndarray | np.generic | float):
-        if isinstance(leaf, int | list):
+        if isinstance(leaf, int):
             fix += f"; jnp.asarray({name}, dtype=float) makes one"
         raise TypeError(f"{name}: got {type(leaf).__name__}, {fix}")
-    array = jnp.asarray(leaf)
+    array = as_own_array(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name}: got dtype {array.dtype}, {fix}")
     # A Python float or a weakly typed array would promote differently from a vector of the same dtype.
     return lax.convert_element_type(array, array.dtype)
+
+
+def _how_to_split(x: Any, name: str) -> str:
+    """What to do where a leaf is not differentiated."""
+    fix = "expected a real floating array"
+    libraries = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    if "flax" in libraries:
+        return (
+            f"{fix}; of a module of flax.nnx take the parameters, graph, params, rest = nnx.split({name}, nnx.Param, ...), and "
+            f"differentiate lambda params: loss(nnx.merge(graph, params, rest))"
+        )
+    if "equinox" in libraries:
+        return (
+            f"{fix}; of an equinox module take the arrays, params, static = eqx.partition({name}, eqx.is_inexact_array), and "
+            f"differentiate lambda params: loss(eqx.combine(params, static))"
+        )
+    if isinstance(x, list | tuple) and all(isinstance(v, int | float) for v in x):
+        fix += f" (a list of numbers is a pytree of scalars; jnp.asarray({name}, dtype=float) is a vector)"
+    return f"{fix}; what is not differentiated belongs in args"
 
 
 def check_vector(vector: Any, structure: Any, name: str, extra: str | None = None) -> list[Any]:
@@ -99,7 +155,10 @@ def check_vector(vector: Any, structure: Any, name: str, extra: str | None = Non
     """
     expected, tree = jax.tree_util.tree_flatten_with_path(structure)
     if jax.tree.structure(vector) != tree:
-        raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}")
+        why = ""
+        if len(expected) > 1 and all(like.shape == () for _, like in expected):
+            why = "; x is a pytree of scalars: jnp.asarray(x) is a vector, if that is what was meant"
+        raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}{why}")
     named = list(zip(jax.tree.leaves(vector), expected, strict=True))
     leaves = [as_array(leaf, leaf_name(path, name), "an array") for leaf, (path, _) in named]
     skip = 0 if extra is None else 1

@@ -5,6 +5,7 @@ budgets. Must never know operators, lineax or what the rows are made of.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from jax import Array, lax
 from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
+from hessop._finite import at_point
 from hessop._jaxpr import shape_of
-from hessop._point import Point, shapes_of
+from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._progress import Progress, progress_bar
 from hessop._take import Take
 
@@ -34,6 +36,7 @@ class RowMaker:
         fixed: point -> bytes that are needed whatever the chunk, an upper estimate.
         per_row: point -> bytes that each row of a chunk needs, an upper estimate.
         reads_residuals: whether residuals that are computed once and kept spare work.
+        columns: whether these are columns, and not rows, where the matrix may be asymmetric.
     """
 
     name: Hashable
@@ -41,6 +44,7 @@ class RowMaker:
     fixed: Callable[[Point], int]
     per_row: Callable[[Point], int]
     reads_residuals: bool
+    columns: bool = False
 
 
 # --- How many rows at a time ------------------------------------------------------------------------------------------
@@ -164,35 +168,50 @@ def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
 
 
-def _compiled_rows(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker) -> Any:
-    source, shift = shapes_of(point, stored), None if point.shift is None else shape_of(point.shift)
-    key = ("rows", maker.name, take, chunk, stored, shift is None)
-
-    def build() -> Any:
-        start = jax.ShapeDtypeStruct((), point.index_dtype)
-        return jax.jit(maker.make(point, take, chunk, stored)).lower(source, shift, start).compile()
-
-    return point.program.executable(key, build)
+def _rows_of(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker) -> Any:
+    """(residuals or primals, shift, first row) -> what is taken of `chunk` rows; jitted."""
+    key = ("rows", maker.name, take, chunk, stored)
+    return point.program.executable(key, lambda: jax.jit(maker.make(point, take, chunk, stored)))
 
 
-def _compiled_residuals(point: Point) -> Any:
-    assert point.primals is not None
-    primals = [shape_of(a) for a in point.primals]
-    return point.program.executable("residuals", lambda: jax.jit(point.program.residuals).lower(primals).compile())
+def residuals_of(point: Point) -> Any:
+    """Primals -> (residuals, whether value and gradient are finite); jitted."""
+    program = point.program
+
+    def residuals(primals: Sequence[Array]) -> tuple[list[Array], Array]:
+        value, gradient, found = program.linearize(primals)
+        return found, at_point(value, gradient)
+
+    return program.executable("residuals", lambda: jax.jit(residuals))
 
 
 def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
     """Bytes at the worst moment, by what the compiler says of the executables that would run."""
+    program = point.program
     n, width = point.layout.n, take.width(point.layout)
-    rows = executable_bytes(_compiled_rows(point, take, chunk, stored, maker))
+    arrays, before, held = placed_shapes(point.source), 0, 0
+    where = placement(point.source)
+    if stored and point.residuals is None:
+        compiled = program.executable(("compiled residuals", where), lambda: residuals_of(point).lower(arrays).compile())
+        before = executable_bytes(compiled) or 0
+        held = sum(a.size * a.dtype.itemsize for a in arrays)
+        arrays = shapes_of(point, stored)
+        if any(where):  # each of them is where the compiler puts it
+            arrays = [
+                jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+                for a, sharding in zip(arrays, compiled.output_shardings[0], strict=True)
+            ]
+    shift = None if point.shift is None else shape_of(point.shift)
+    start = jax.ShapeDtypeStruct((), point.index_dtype)
+    compiled = program.executable(
+        ("compiled rows", maker.name, take, chunk, stored, shift is None, where),
+        lambda: _rows_of(point, take, chunk, stored, maker).lower(arrays, shift, start).compile(),
+    )
+    rows = executable_bytes(compiled)
     if rows is None:  # this backend does not tell: only the shapes are left
         return _estimate(point, take, host_output, maker)(chunk)
     buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
-    before = 0
-    if stored and point.primals is not None:
-        before = executable_bytes(_compiled_residuals(point)) or 0
-        rows += sum(a.size * a.dtype.itemsize for a in point.primals)
-    return max(before, rows + buffer)
+    return max(before, rows + held + buffer)
 
 
 # --- Filling ----------------------------------------------------------------------------------------------------------
@@ -207,14 +226,26 @@ def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
         stored = chunking.maker.reads_residuals
         source = tuple(point.program.residuals(point.primals)) if stored else point.primals
     rows = chunking.maker.make(point, take, chunk, stored)
+    columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
     if chunk == n:
-        return rows(source, point.shift, jnp.zeros((), point.index_dtype))
+        found = rows(source, point.shift, jnp.zeros((), point.index_dtype))
+        return take.transposed(found, point.layout) if columns else found
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
-        return lax.dynamic_update_slice_in_dim(matrix, rows(source, point.shift, start), start, axis=0)
+        return _placed(matrix, rows(source, point.shift, start), start, axis)
 
-    return lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
+    found = lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
+    return take.transposed(found, point.layout) if columns and not axis else found
+
+
+def _axis(point: Point, take: Take, maker: RowMaker) -> int:
+    """Along which axis of the result chunks lie: columns of the whole matrix lie beside each other."""
+    return 1 if maker.columns and take.width(point.layout) == point.layout.n else 0
+
+
+def _placed(matrix: Array, rows: Array, start: Array, axis: int) -> Array:
+    return lax.dynamic_update_slice_in_dim(matrix, rows.T if axis else rows, start, axis=axis)
 
 
 def fill(
@@ -224,10 +255,10 @@ def fill(
     *,
     out: Any = None,
     progress: ProgressOption = False,
-) -> Any:
+) -> tuple[Any, Array | None]:
     """All rows [n, width] by a loop on the host.
 
-    One executable computes a chunk, one writes it into the preallocated result in place. Where an allocation fails all
+    One executable computes a chunk, one writes it into the result in place. Where an allocation fails all
     the same, the chunk is halved, for good, and what is filled stays.
 
     Args:
@@ -238,21 +269,21 @@ def fill(
         progress: a bar, or a function that is called with a `Progress` after each chunk.
 
     Returns:
-        The device array, or `out`.
+        The device array, or `out`; and whether value and gradient are finite, where that was found out on the way.
     """
-    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    source: Sequence[Array] = point.residuals if point.residuals is not None else (point.primals or ())
+    n, chunk = point.layout.n, chunking.chunk
+    source, finite = point.source, None
     stored = chunking.stored
     if stored and point.residuals is None:
-        source = _compiled_residuals(point)(list(source))
-    source = list(source)
+        source, finite = residuals_of(point)(source)
+    columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
     matrix, start = None, 0
     with progress_bar(progress, n, point.layout.dtype) as report:
         while start < n:
             first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+            at = jax.device_put(np.asarray(first, point.index_dtype))
             try:
-                compiled = _compiled_rows(point, take, chunk, stored, chunking.maker)
-                rows = compiled(source, point.shift, np.asarray(first, point.index_dtype))
+                rows = _rows_of(point, take, chunk, stored, chunking.maker)(source, point.shift, at)
                 rows.block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
@@ -264,26 +295,38 @@ def fill(
                 chunk //= 2
                 continue
             if out is not None:
-                out[first : first + chunk] = np.asarray(rows)
+                if axis:
+                    out[:, first : first + chunk] = np.asarray(rows).T
+                else:
+                    out[first : first + chunk] = np.asarray(rows)
             elif chunk == n:
-                matrix = rows
+                matrix = take.transposed(rows, point.layout) if columns and axis else rows
+            elif matrix is None:
+                matrix = _begin(rows, at, (n, take.width(point.layout)), axis)
             else:
-                matrix = jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
-                matrix = _write(matrix, rows, np.asarray(first, point.index_dtype))
+                matrix = _write(matrix, rows, at, axis)
             start = first + chunk
             report(Progress(done=start, total=n, chunk=chunk))
     if out is not None:
-        return out
-    return jnp.zeros((n, width), point.layout.dtype) if matrix is None else matrix
+        return out, finite
+    if matrix is None:
+        matrix = jnp.zeros((n, take.width(point.layout)), point.layout.dtype)
+    return (take.transposed(matrix, point.layout) if columns and not axis else matrix), finite
 
 
-@jax.jit(donate_argnums=0)
-def _write(matrix: Array, rows: Array, start: Array) -> Array:
-    return lax.dynamic_update_slice_in_dim(matrix, rows, start, axis=0)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _begin(rows: Array, start: Array, shape: tuple[int, int], axis: int) -> Array:
+    """The first chunk in a new result, which lies where the chunk does."""
+    return _placed(jnp.zeros(shape, rows.dtype), rows, start, axis)
 
 
-def open_output(out: Any, n: int, dtype: Any) -> Any:
-    """`out` as something that takes out[a:b] = rows, checked; a path becomes a .npy file that numpy.load can map."""
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _write(matrix: Array, rows: Array, start: Array, axis: int) -> Array:
+    return _placed(matrix, rows, start, axis)
+
+
+def check_output(out: Any, n: int, dtype: Any) -> None:
+    """Whether `out` is something that takes out[a:b] = rows."""
     if isinstance(out, str | os.PathLike):
         path = os.fspath(out)
         if not path.endswith(".npy"):
@@ -291,7 +334,7 @@ def open_output(out: Any, n: int, dtype: Any) -> Any:
                 f"out: got the path {path!r}, expected one that ends in .npy; open any other store yourself (a zarr "
                 f"array, say) and pass the array"
             )
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n, n))
+        return
     if isinstance(out, Array) or not hasattr(out, "__setitem__"):
         raise TypeError(
             f"out: got {type(out).__name__}, expected something that can be written in place: a numpy array or memmap, a "
@@ -300,4 +343,10 @@ def open_output(out: Any, n: int, dtype: Any) -> Any:
     shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
     if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
         raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
-    return out
+
+
+def open_output(out: Any, n: int, dtype: Any) -> Any:
+    """`out` as an array; a path becomes a .npy file that numpy.load can map."""
+    if not isinstance(out, str | os.PathLike):
+        return out
+    return np.lib.format.open_memmap(os.fspath(out), mode="w+", dtype=dtype, shape=(n, n))

@@ -1,7 +1,8 @@
 """The columns route: entries of the Hessian from products with chunks of basis vectors; always applies, always exact.
 
-H is symmetric, so the product with e_i is row i and nothing is transposed. What is wanted of each row (all of it, its
-diagonal entry, its diagonal block) is taken inside the executable, so that only the matrix itself is ever (n, n).
+The product with e_i is column i. H is symmetric, so that is row i, and nothing is transposed; but where derivative rules of
+somebody's own take part it may not be, and columns are written as columns. What is wanted of each (all of it, its diagonal
+entry, its diagonal block) is taken inside the executable, so that only the matrix itself is ever (n, n).
 Depends on the program, layouts and on how chunks of rows are run. Must never know operators, lineax or the other routes.
 """
 
@@ -13,6 +14,7 @@ from jax import Array, lax
 from hessop._chunks import RowMaker
 from hessop._jaxpr import peak_bytes
 from hessop._point import Point, shifted_product
+from hessop._program import HessianProgram
 from hessop._take import Take
 
 
@@ -47,4 +49,6 @@ def _per_row(point: Point) -> int:
     return own + 2 * layout.n * layout.dtype.itemsize
 
 
-PRODUCTS = RowMaker("products", _rows, _fixed, _per_row, reads_residuals=True)
+def products(program: HessianProgram) -> RowMaker:
+    """Rows (or columns, where these may differ) by products."""
+    return RowMaker("products", _rows, _fixed, _per_row, reads_residuals=True, columns=program.foreign_rule)

@@ -17,8 +17,8 @@ from hessop._annotations import Argnums, Function
 from hessop._arguments import as_leaf
 from hessop._lineax import nested_blocks
 from hessop._operator import HessianOperator
-from hessop._program import NotScalarError, Wrapped
 from hessop._tiled import untiled
+from hessop._trace import NotScalarError, Wrapped
 
 _OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
 _MATERIALIZE_OPTIONS = ("chunk", "progress")
@@ -64,7 +64,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
             H = HessianOperator(wrapped, x, (rest, kwargs, module), **for_operator)
-            result = _shaped(H.materialize(**for_matrix), H)
+            result = H.in_container(_shaped(H.materialize(**for_matrix), H))
         except NotScalarError:
             return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)
         return (result, fn(*args, **kwargs)[1]) if has_aux else result

@@ -6,7 +6,7 @@ with their own parameters, and calls are recognised by primitive, never by the n
 
 import dataclasses
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +15,16 @@ from jax.extend import core as jex
 
 # Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
 # inlining those would drop the user's rule from any further differentiation.
-_CALLS = frozenset(
+CALLS = frozenset(
     ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
 )
 
-_LIBRARY = os.path.dirname(str(jax.__file__)) + os.sep
+_INSTALLED = os.path.dirname(os.path.dirname(str(jax.__file__)))
+# Of whom a line is no user's.
+_LIBRARIES = tuple(os.path.join(_INSTALLED, name, "") for name in ("jax", "equinox", "lineax", "optax", "jaxtyping"))
 _OURS = os.path.dirname(__file__) + os.sep
-_RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
+# What carries a derivative rule of somebody's own.
+RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Equations:
 
 def call_jaxpr(eqn: Any) -> Any | None:
     """The jaxpr that a call-like equation stands for, else None."""
-    if eqn.primitive.name not in _CALLS:
+    if eqn.primitive.name not in CALLS:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
 
@@ -61,7 +64,7 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 def evaluate(equations: Equations, values: Sequence[Any]) -> list[Any]:
     """Run flat equations on values or tracers."""
-    return _run(equations.invars, equations.eqns, equations.outvars, values, inline=False)
+    return _run(equations.invars, equations.eqns, equations.outvars, values)
 
 
 def _run(
@@ -70,11 +73,23 @@ def _run(
     outvars: Any,
     values: Sequence[Any],
     *,
-    inline: bool,
+    inline: Callable[[Any], bool] = lambda eqn: False,
+    constants: Iterator[Any] | None = None,
     ran: list[Any] | None = None,
     caller: Any = None,
 ) -> list[Any]:
-    """The outputs; what runs is put on the list `ran`: primitive, and where it came from (of a call if not known inside)."""
+    """The outputs of flat equations.
+
+    Args:
+        invars: variables of `values`.
+        eqns: the equations.
+        outvars: what is returned.
+        values: arrays or tracers.
+        inline: which calls are replaced by what they stand for.
+        constants: what takes the place of the constants of these calls, in order; by default their own.
+        ran: a list that gets the primitive of what runs, and where it came from (its call, if not known inside).
+        caller: the call that is being inlined.
+    """
     env = dict(zip(invars, values, strict=True))
 
     def read(v: Any) -> Any:
@@ -82,7 +97,7 @@ def _run(
 
     for eqn in eqns:
         inputs = [read(v) for v in eqn.invars]
-        inner = call_jaxpr(eqn) if inline else None
+        inner = call_jaxpr(eqn) if inline(eqn) else None
         if inner is None:
             out = bind(eqn, inputs)
             if ran is not None:
@@ -90,18 +105,66 @@ def _run(
                 ran.append((eqn.primitive, origin.source_info))
         else:
             jaxpr, consts = open_jaxpr(inner)
+            held = consts if constants is None else [next(constants) for _ in consts]
             out = _run(
                 (*jaxpr.constvars, *jaxpr.invars),
                 jaxpr.eqns,
                 jaxpr.outvars,
-                [*consts, *inputs],
-                inline=True,
+                [*held, *inputs],
+                inline=inline,
+                constants=constants,
                 ran=ran,
                 # JAX cuts the traceback inside a jitted function of a library at its entry.
                 caller=eqn if caller is None or source_line(eqn) else caller,
             )
         env.update(zip(eqn.outvars, out, strict=True))
     return [read(v) for v in outvars]
+
+
+def _is_call(eqn: Any) -> bool:
+    return call_jaxpr(eqn) is not None
+
+
+def _holds_constants(eqn: Any) -> bool:
+    """Whether an equation is a call that captured arrays, or one inside of it did."""
+    inner = call_jaxpr(eqn)
+    return inner is not None and bool(_constants_of(inner))
+
+
+def _constants_of(closed: Any) -> list[Any]:
+    """What a jaxpr and the calls inside of it captured, in the order of `_run`."""
+    jaxpr, consts = open_jaxpr(closed)
+    found = list(consts)
+    for eqn in jaxpr.eqns:
+        inner = call_jaxpr(eqn)
+        if inner is not None:
+            found += _constants_of(inner)
+    return found
+
+
+def constants_as_inputs(closed: Any) -> Any:
+    """The same jaxpr with what it captured as its first inputs, what the calls inside captured included.
+
+    See `captured` for the values. Nothing is baked in: who holds the values may change them.
+    """
+    jaxpr, consts = open_jaxpr(closed)
+    every = captured(closed)
+    if not every:
+        return closed
+    kept = [shape_of(v.aval) for v in jaxpr.constvars] + [shape_of(jax.typeof(c)) for c in every[len(consts) :]]
+
+    def run(*values: Any) -> list[Any]:
+        held, inputs = values[: len(every)], values[len(every) :]
+        own, others = held[: len(consts)], iter(held[len(consts) :])
+        invars = (*jaxpr.constvars, *jaxpr.invars)
+        return _run(invars, jaxpr.eqns, jaxpr.outvars, [*own, *inputs], inline=_holds_constants, constants=others)
+
+    return jax.make_jaxpr(run)(*kept, *[shape_of(v.aval) for v in jaxpr.invars])
+
+
+def captured(closed: Any) -> tuple[Any, ...]:
+    """The arrays that a traced function captured, as they are now."""
+    return tuple(_constants_of(closed))
 
 
 def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
@@ -111,10 +174,10 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     """
     jaxpr, consts = open_jaxpr(closed)
     invars = (*jaxpr.constvars, *jaxpr.invars)
-    if not any(call_jaxpr(eqn) is not None for eqn in jaxpr.eqns):
+    if not any(map(_is_call, jaxpr.eqns)):
         return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
     ran: list[tuple[Any, Any]] = []
-    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=True, ran=ran))(
+    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=_is_call, ran=ran))(
         *[shape_of(v.aval) for v in invars]
     )
     flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
@@ -133,7 +196,7 @@ def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[
 
 def inline_rules(equations: Equations) -> Equations:
     """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
-    if not any(eqn.primitive.name in _RULED for eqn in equations.eqns):
+    if not any(eqn.primitive.name in RULED for eqn in equations.eqns):
         return equations
 
     ran: list[tuple[Any, Any]] = []
@@ -142,10 +205,10 @@ def inline_rules(equations: Equations) -> Equations:
         env = dict(zip(equations.invars, values, strict=True))
         for eqn in equations.eqns:
             inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
-            if eqn.primitive.name in _RULED:
+            if eqn.primitive.name in RULED:
                 jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
                 held = (*jaxpr.constvars, *jaxpr.invars)
-                out = _run(held, jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=True, ran=ran, caller=eqn)
+                out = _run(held, jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=_is_call, ran=ran, caller=eqn)
             else:
                 out = bind(eqn, inputs)
                 ran.append((eqn.primitive, eqn.source_info))
@@ -260,10 +323,15 @@ def source_line(eqn: Any) -> str | None:
     """File, line and function of the user's code that an equation comes from."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
-        if not frame.file_name.startswith((_LIBRARY, _OURS, "<")):
+        if is_user_file(frame.file_name):
             function = frame.function_name.rsplit("<locals>.", 1)[-1]
             return f"{frame.file_name}:{frame.line_num} ({function})"
     return None
+
+
+def is_user_file(name: str) -> bool:
+    """Whether a file is neither ours nor that of a library that calls us or is called."""
+    return not name.startswith((*_LIBRARIES, _OURS, "<"))
 
 
 def _bytes(v: Any) -> int:

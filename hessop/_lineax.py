@@ -41,18 +41,35 @@ def _is_diagonal(op: Any) -> bool:
     return op.in_size() == 1 or not one.isdisjoint(op.tags)
 
 
-KNOWN_TAGS = frozenset(
-    (
-        lx.symmetric_tag,
-        lx.diagonal_tag,
-        lx.tridiagonal_tag,
-        lx.unit_diagonal_tag,
-        lx.lower_triangular_tag,
-        lx.upper_triangular_tag,
-        lx.positive_semidefinite_tag,
-        lx.negative_semidefinite_tag,
+_TAGS = {
+    name: getattr(lx, name)
+    for name in (
+        "symmetric_tag",
+        "diagonal_tag",
+        "tridiagonal_tag",
+        "unit_diagonal_tag",
+        "lower_triangular_tag",
+        "upper_triangular_tag",
+        "positive_semidefinite_tag",
+        "negative_semidefinite_tag",
     )
-)
+}
+KNOWN_TAGS = frozenset(_TAGS.values())
+
+
+def tag_names(tags: frozenset[object]) -> tuple[str, ...]:
+    """Tags by name: lineax compares them by identity, which a pickle or a deep copy does not keep."""
+    return tuple(name for name, tag in _TAGS.items() if tag in tags)
+
+
+def tags_named(names: tuple[str, ...]) -> frozenset[object]:
+    """The inverse of `tag_names`."""
+    return frozenset(_TAGS[name] for name in names)
+
+
+def copied(operator: Any) -> Any:
+    """The same operator with arrays of its own, for `copy.deepcopy`; what is static is shared."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), operator)
 
 
 def check_tags(tags: Any) -> frozenset[object]:

@@ -1,23 +1,22 @@
 """The front door: `HessianOperator`, the Hessian of a function at a point as a lineax linear operator.
 
-It holds the point and finds the program of the function at its shapes, which is traced once; `AbstractHessian` does the
-rest. Nothing below this module knows it.
+It traces the function as it is, finds the program of what that says, and holds the point; `AbstractHessian` does the rest.
+Nothing below this module knows it.
 """
 
-import warnings
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
 from hessop import _recompute
-from hessop._abstract import AbstractHessian
+from hessop._abstract import AbstractHessian, as_made
 from hessop._annotations import (
     Arguments,
     Function,
@@ -28,9 +27,11 @@ from hessop._annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._arguments import Static, as_leaf, check_scalar, check_x, split_args
+from hessop._arguments import Static, as_leaf, check_scalar, check_x
 from hessop._budget import parse_memory
-from hessop._lineax import check_tags, register
+from hessop._chunks import residuals_of
+from hessop._finite import point_problem, warn
+from hessop._lineax import check_tags, register, tag_names, tags_named
 from hessop._plan import Plan, choose_route
 from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
@@ -39,7 +40,7 @@ from hessop._structured import terms_of
 from hessop._take import Row
 from hessop._terms_program import TermsProgram
 from hessop._tiled import untiled
-from hessop._tree import leaf_name
+from hessop._trace import trace
 from hessop.structure import StructuredHessian
 
 
@@ -47,11 +48,15 @@ from hessop.structure import StructuredHessian
 class HessianOperator(AbstractHessian):
     """The Hessian of `fn` at `x`, matrix-free: a symmetric [`lineax.AbstractLinearOperator`].
 
-    A pytree whose leaves are x and the arrays of args: a new point of the same shape never recompiles, and everything works
-    under `jax.jit`, `jax.vmap` and `jax.grad` (with respect to x and to args).
+    It is the Hessian of the function as it is when the operator is made: `fn` is traced once, and what it captured (globals,
+    attributes, numpy arrays that change in place) is held as it was. Make an operator again to see a change. A function that
+    says the same, a new lambda or partial, compiles nothing.
+
+    A pytree whose leaves are x, the arrays of args and those that `fn` captured: a new point of the same shape never
+    recompiles, and everything works under `jax.jit`, `jax.vmap` and `jax.grad` (with respect to x and to args).
 
     Attributes:
-        fn: the function.
+        program: what the function says, linearised.
         x: the point, a pytree of real floating arrays of n elements in all.
         shift: lam of H + lam I, or None.
         tags: what is known of the matrix; holds `lineax.symmetric_tag`.
@@ -67,9 +72,11 @@ class HessianOperator(AbstractHessian):
          [0. 3. 2.]]
     """
 
-    fn: Callable[..., Any] = eqx.field(static=True)
+    program: HessianProgram = eqx.field(static=True)
     x: Any
     _arrays: tuple[Array, ...]
+    _captured: tuple[Array, ...]
+    _source: "_Source" = eqx.field(static=True)
     _static: Static = eqx.field(static=True)
     shift: Array | None
     tags: frozenset[object] = eqx.field(static=True)
@@ -88,12 +95,12 @@ class HessianOperator(AbstractHessian):
         memory: Memory = None,
         self_pairs: SelfPairs = "auto",
     ):
-        """Hold `fn` and the point; nothing is computed.
+        """Trace `fn` and hold the point; nothing is computed.
 
         Args:
-            fn: function fn(x, *args) that returns a real scalar. Static: give the same object again, not a new lambda.
+            fn: function fn(x, *args) that returns a real scalar.
             x: pytree of real floating arrays.
-            args: tuple of pytrees. Arrays and Python floats may change without recompiling; other leaves are static.
+            args: tuple of pytrees. Arrays and floats may change without recompiling; other leaves are static.
             tags: tags of lineax, such as `lineax.positive_semidefinite_tag`; unchecked promises of the user.
             route: "structure" (terms), "columns" (products with basis vectors), "tiles" (nothing as large as all pairs is
                 stored, whatever that costs), or "auto" for the cheapest.
@@ -105,16 +112,24 @@ class HessianOperator(AbstractHessian):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind; the message says which and what was expected.
         """
-        self.fn, module = as_leaf(untiled(fn))
+        leaf, module = as_leaf(untiled(fn))
         self.x = check_x(x)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
-        self._arrays, self._static = split_args((*module, *args))
         self.shift = None
         self.tags = check_tags(tags)
         self.route = _one_of(route, RouteName, "route")
         self.memory = None if memory is None else parse_memory(memory)
         self.self_pairs = _one_of(self_pairs, SelfPairsName, "self_pairs")
+        traced = trace(leaf, self.x, (*module, *args))
+        self._arrays, self._static = traced.arrays, traced.static
+        self._source = _Source(leaf, traced.out_tree)
+        self.program, self._captured = program_for(traced, self.self_pairs)
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function, or after a `jax.jit` one that says the same."""
+        return self._source.fn
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -126,31 +141,39 @@ class HessianOperator(AbstractHessian):
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.x)
 
     @property
+    @as_made
     def value(self) -> Array:
         """fn(x, *args), a scalar."""
         return self._run("value", lambda program, _, primals, shift: _recompute.value(program, primals))
 
     @property
+    @as_made
     def gradient(self) -> Any:
         """The gradient, a pytree like x. Outside of jit, one that is not finite is reported by a RuntimeWarning."""
-        if not self._point().traced:
-            _warn(self.problem())
-        return self.raw_gradient()
+        gradient = self._gradient()
+        if not self._point().traced and not all(np.all(np.isfinite(np.asarray(g, np.float64))) for g in gradient):
+            warn(self._problem_of_point())
+        return self._like_x(gradient)
 
+    @as_made
     def raw_gradient(self) -> Any:
         """The gradient, a pytree like x, without a look at whether it is finite."""
         return self._like_x(self._gradient())
 
+    @as_made
     def raw_value_and_gradient(self) -> tuple[Array, Any]:
         """Both from one evaluation, without a look at whether they are finite."""
         name = "value and gradient"
         value, gradient = self._run(name, lambda program, _, primals, shift: _recompute.value_and_gradient(program, primals))
         return value, self._like_x(gradient)
 
+    @as_made
     def problem(self) -> str | None:
-        """What is not finite at this point and what to look at, or None; not inside jit."""
-        return self._problem(self._gradient())
+        """What of the value and the gradient is not finite at this point and what to look at, or None; not inside jit."""
+        value, gradient = self.raw_value_and_gradient()
+        return point_problem(self.program, self.x, value, jax.tree.leaves(gradient))
 
+    @as_made
     def damped(self, lam: Scalar) -> "HessianOperator":
         """H + lam I in one product, tagged positive semidefinite.
 
@@ -168,16 +191,7 @@ class HessianOperator(AbstractHessian):
         """
         shift = check_scalar(lam, "lam").astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
-        undamped = HessianOperator(
-            self.fn,
-            self.x,
-            self.args,
-            tags=_damped_tags(self.tags, lam),
-            route=self.route,
-            memory=self.memory,
-            self_pairs=self.self_pairs,
-        )
-        return eqx.tree_at(lambda op: op.shift, undamped, total, is_leaf=lambda leaf: leaf is None)
+        return self._replace(shift=total, tags=_damped_tags(self.tags, lam))
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat vectors, with matvec, rmatvec and matmat."""
@@ -185,6 +199,7 @@ class HessianOperator(AbstractHessian):
 
         return linear_operator(self)
 
+    @as_made
     def plan(self, memory: Memory = None) -> Plan:
         """What `materialize()` would do at this budget; print it.
 
@@ -218,6 +233,7 @@ class HessianOperator(AbstractHessian):
             problem=None if point.traced else self.problem(),
         )
 
+    @as_made
     def linearise(self) -> "LinearizedHessian":
         """The same operator in the form whose products cost least from now on, which `plan()` names.
 
@@ -232,16 +248,35 @@ class HessianOperator(AbstractHessian):
         choice = self._choose_product(point)
         program, source = choice.program, point.primals or ()
         if choice.stored:
-            source = program.executable(("residuals", False), lambda: jax.jit(program.residuals))(list(source))
+            source = residuals_of(dataclasses.replace(point, program=program))(list(source))[0]
         kept = (tuple(source), choice.stored)
         return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
+
+    def in_container(self, result: Any) -> Any:
+        """`result` in the container that the function returns its scalar in."""
+        return self._source.out_tree.unflatten([result])
 
     # --- inner ---
 
     def _point(self) -> Point:
-        program = program_for(self.fn, self.x, self._arrays, self._static, self.self_pairs)
-        primals = (*program.consts, *jax.tree.leaves(self.x), *self._arrays)
-        return Point(program, self._layout(), primals, None, self.shift)
+        x_leaves = jax.tree.leaves(self.x)
+        program, captured = self.program, self._captured
+        if not _fits(program, (*x_leaves, *self._arrays)):
+            # Somebody changed shapes or dtypes of the leaves: it is the same function still, but another program.
+            program, captured = program_for(trace(self.fn, self.x, self.args), self.self_pairs)
+        return Point(program, self._layout(), (*program.own, *captured, *x_leaves, *self._arrays), None, self.shift)
+
+    def _replace(self, **fields: Any) -> "HessianOperator":
+        """The same operator with other values of some fields."""
+        new = object.__new__(HessianOperator)
+        for field in dataclasses.fields(self):
+            object.__setattr__(new, field.name, fields.get(field.name, getattr(self, field.name)))
+        return new
+
+    def __reduce__(self) -> Any:
+        """To be pickled: the function by reference, which is traced where it is loaded."""
+        options = {"tags": tag_names(self.tags), "route": self.route, "memory": self.memory, "self_pairs": self.self_pairs}
+        return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
         budget = self._budget(memory, None, point.primals or ())
@@ -257,23 +292,8 @@ class HessianOperator(AbstractHessian):
     def _gradient(self) -> list[Array]:
         return self._run("gradient", lambda program, _, primals, shift: _recompute.gradient(program, primals))
 
-    def _check_finite(self, matrix: Array) -> None:
-        if not _trace_is_finite(matrix):
-            _warn(self.problem())
-
-    def _problem(self, gradient: Sequence[Array]) -> str | None:
-        """Which entries of the gradient are not finite and what to look at, or None."""
-        paths = jax.tree_util.tree_flatten_with_path(self.x)[0]
-        found = []
-        for (path, leaf), g in zip(paths, gradient, strict=True):
-            bad, bad_x = _count_not_finite(g), _count_not_finite(leaf)
-            if bad_x:
-                found.append(f"{leaf_name(path, 'x')} itself has {bad_x} of {leaf.size} entries that are not finite")
-            elif bad:
-                found.append(f"{bad} of {g.size} entries of the gradient with respect to {leaf_name(path, 'x')}")
-        if not found:
-            return None
-        return "not finite: " + "; ".join(found) + ". " + _cause(self._point().program)
+    def _problem_of_point(self) -> str | None:
+        return self.problem()
 
 
 @register
@@ -331,9 +351,39 @@ class LinearizedHessian(AbstractHessian):
         """The terms of the Hessian (without the shift), if these are what is kept."""
         return self.program.terms(self.source) if isinstance(self.program, TermsProgram) else None
 
-    def _check_finite(self, matrix: Array) -> None:
-        if not _trace_is_finite(matrix):
-            _warn("not finite: the Hessian has entries that are not finite. " + _cause(self.program))
+    def _problem_of_point(self) -> str | None:
+        return None
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "LinearizedHessian: cannot be pickled, as it holds a program and not the function; pickle the HessianOperator and "
+            "linearise that again where it is loaded"
+        )
+
+
+class _Source:
+    """Where a program came from: for people and for copies. Equal to any other, as the program says what is computed."""
+
+    def __init__(self, fn: Callable[..., Any], out_tree: Any):
+        self.fn, self.out_tree = fn, out_tree
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Source)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
+    """Whether the leaves of x and args are what the program was traced for."""
+    invars = program.primal.invars
+    wanted = invars[len(invars) - len(leaves) :]
+    return all(v.aval.shape == a.shape and v.aval.dtype == a.dtype for v, a in zip(wanted, leaves, strict=True))
+
+
+def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
+    """An operator out of a pickle."""
+    return HessianOperator(fn, x, args, **{**options, "tags": tags_named(options["tags"])})._replace(shift=shift)
 
 
 def _one_of(value: Any, choices: Any, name: str) -> Any:
@@ -351,36 +401,3 @@ def _damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
     if lx.negative_semidefinite_tag in tags and nonpositive:
         return kept | {lx.negative_semidefinite_tag}
     return kept if negative else kept | {lx.positive_semidefinite_tag}
-
-
-@jax.jit
-def _finite_trace(matrix: Array) -> Array:
-    # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.
-    return jnp.all(jnp.isfinite(matrix.reshape(-1)[:: matrix.shape[1] + 1]))
-
-
-def _trace_is_finite(matrix: Array) -> bool:
-    """Whether the trace is finite: a NaN that poisons rows shows there, for n reads rather than n^2."""
-    return bool(_finite_trace(matrix))
-
-
-def _count_not_finite(array: Array) -> int:
-    return int(np.sum(~np.asarray(jnp.isfinite(array))))
-
-
-def _cause(program: HessianProgram) -> str:
-    if program.self_pairs and not program.rewritten:
-        places = "; ".join(f"{pair.primitive} at {pair.where}" for pair in program.self_pairs)
-        return (
-            f"Self pairs (i == i) reach a primitive that is singular at zero: {places}. "
-            f'self_pairs="auto" treats them as the constants they are'
-        )
-    return (
-        "Look for a primitive that is singular at this point (sqrt, log, division or a norm at zero) behind a jnp.where that "
-        "masks only its result: its input must be masked too; jax.debug_nans shows the place"
-    )
-
-
-def _warn(problem: str | None) -> None:
-    if problem is not None:
-        warnings.warn(problem, RuntimeWarning, stacklevel=3)

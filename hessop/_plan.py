@@ -10,7 +10,7 @@ from typing import Any
 
 from hessop._budget import format_bytes
 from hessop._chunks import Chunking, RowMaker, choose_chunking
-from hessop._columns import PRODUCTS
+from hessop._columns import products
 from hessop._errors import MemoryBudgetError
 from hessop._point import Point
 from hessop._price import Price, work_of
@@ -74,7 +74,7 @@ def choose_route(
         chunking = choose_chunking(maker, point, take, **limits)
         return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit)
 
-    columns = functools.partial(by_rows, "columns", PRODUCTS)
+    columns = functools.partial(by_rows, "columns", products(point.program))
     if route == "columns":
         return columns("asked for")
     if not covers(take):

@@ -4,7 +4,7 @@ Depends on programs and layouts. Must never know operators or routes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from hessop._tree import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A program at a point: `primals` = [*consts, *x, *args], or the residuals already computed from them; H + shift I."""
+    """A program at a point: `primals` = [*own, *captured, *x, *args], or the residuals computed from them; H + shift I."""
 
     program: HessianProgram
     layout: Layout
@@ -31,6 +31,11 @@ class Point:
     def traced(self) -> bool:
         """Whether any of the arrays is a tracer, so that no host loop is possible."""
         return any(isinstance(a, Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
+
+    @property
+    def source(self) -> list[Array]:
+        """The residuals where they are kept, else the primals."""
+        return list(self.residuals if self.residuals is not None else self.primals or ())
 
     @property
     def index_dtype(self) -> Any:
@@ -61,3 +66,20 @@ def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
         return [shape_of(v.aval) for v in point.program.linear.invars[: point.program.n_residuals]]
     assert point.primals is not None
     return [shape_of(a) for a in point.primals]
+
+
+def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
+    """Shapes with where the arrays are, for the compiler: what lies nowhere in particular goes where the others are."""
+
+    def placed(a: Array) -> jax.ShapeDtypeStruct:
+        shape = shape_of(a)
+        if isinstance(a, Tracer) or not getattr(a, "committed", False):
+            return shape
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, weak_type=shape.weak_type, sharding=a.sharding)
+
+    return [placed(a) for a in arrays]
+
+
+def placement(arrays: Sequence[Array]) -> Hashable:
+    """What tells executables for arrays on other devices apart."""
+    return tuple(a.sharding if not isinstance(a, Tracer) and getattr(a, "committed", False) else None for a in arrays)

@@ -15,7 +15,7 @@ from jax import Array
 from hessop._abstract import AbstractHessian
 from hessop._annotations import Hessian, Scalar
 from hessop._arguments import check_scalar, check_vector
-from hessop._lineax import matrix_operator, register
+from hessop._lineax import copied, matrix_operator, register
 from hessop._tree import Layout
 
 
@@ -89,6 +89,12 @@ class BlockJacobi(lx.AbstractLinearOperator):
     def materialise(self) -> lx.AbstractLinearOperator:
         """The dense matrix as an operator of lineax's own."""
         return matrix_operator(self.as_matrix(), self.in_structure(), self.tags)
+
+    def __deepcopy__(self, memo: Any) -> "BlockJacobi":
+        return copied(self)
+
+    def __reduce__(self) -> Any:
+        return BlockJacobi, (self.blocks, self.in_structure())
 
     def lineax_diagonal(self) -> Array:
         """The diagonal as a flat vector [n]."""

@@ -1,39 +1,43 @@
-"""The Hessian program: `fn` at the shapes of `x`, as one flat jaxpr that is linear in the tangent.
+"""The Hessian program: a traced function as one flat jaxpr that is linear in the tangent.
 
 `HessianProgram.primal` maps (constants, x, args) to the value, the gradient and the residuals; `HessianProgram.linear`
 maps (residuals, t) to H(x) t. Every route (columns, structure, tiles) consumes this and nothing else of the function.
 Linearising FIRST means that JAX has applied every differentiation rule (custom_jvp, custom_vjp, remat, double where)
 before any equation is looked at, so that no rule can be ignored here by inlining.
 
-Depends on JAX and on the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
+A program is found by what the trace of the function says (`_fingerprint`), not by the function: a function that says
+something else now has another program, and a new lambda that says the same has the one that is there.
+
+Depends on JAX, on traces and on the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
 """
 
 import dataclasses
-import types
-import weakref
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.extend import core as jex
 
 from hessop._annotations import SelfPairs
+from hessop._fingerprint import fingerprint, has_foreign_rule
 from hessop._jaxpr import (
     Equations,
+    constants_as_inputs,
     evaluate,
     flatten_jaxpr,
     has_primitive,
     needed_equations,
-    open_jaxpr,
     variables,
     without_duplicates,
 )
 from hessop._self_pairs import SelfPair, rewrite
+from hessop._settings import settings, x64_is_on
+from hessop._trace import Trace, snapshot
 
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
 
@@ -46,27 +50,33 @@ _FREE_RATIO = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HessianProgram:
-    """`fn` at fixed shapes, linearised once.
+    """A function at fixed shapes, linearised once. It holds no array of the user's: all functions that say the same share it.
 
     Attributes:
-        consts: the arrays that `fn` captured; passed to every executable as arguments, never baked in.
-        primal: (consts, x leaves, args leaves) -> (value, gradient leaves, residuals).
+        own: arrays that JAX's rules made; the first inputs of `primal`.
+        primal: (own and captured arrays, x leaves, args leaves) -> (value, gradient leaves, residuals).
         linear: (residuals, tangent leaves) -> H t leaves; linear in the tangent.
         x_avals: shape and dtype of each leaf of x.
         mode: how the program differentiates; "rev_over_rev" only where a custom_vjp has no JVP rule.
         self_pairs: the places where self pairs reach a singular primitive.
         rewritten: whether self pairs were made the constants they are.
+        foreign_rule: whether a derivative rule that is not JAX's own takes part, so that the matrix may be asymmetric.
+        x64: whether 64-bit types were on when it was traced.
     """
 
-    consts: tuple[Any, ...]
+    own: tuple[Any, ...]
     primal: Equations
     linear: Equations
     x_avals: tuple[jax.ShapeDtypeStruct, ...]
-    value_dtype: Any
     mode: Mode
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
+    foreign_rule: bool
+    x64: bool
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __deepcopy__(self, memo: Any) -> "HessianProgram":
+        return self
 
     @property
     def n_residuals(self) -> int:
@@ -74,7 +84,7 @@ class HessianProgram:
         return len(self.linear.invars) - len(self.x_avals)
 
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
-        """Value, gradient leaves and residuals at `primals` = [*consts, *x, *args]."""
+        """Value, gradient leaves and residuals at `primals` = [*own, *captured, *x, *args]."""
         value, *rest = (jnp.asarray(out) for out in evaluate(self.primal, primals))
         k = len(self.x_avals)
         return value, rest[:k], rest[k:]
@@ -103,115 +113,97 @@ class HessianProgram:
     def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """What `build()` returned the first time that `key` was asked for: jitted functions live with their program."""
         if key not in self.executables:
-            self.executables[key] = build()
+            built = build()
+            # Another thread may have been faster; both must use the same from now on.
+            return self.executables.setdefault(key, built)
         return self.executables[key]
 
 
-def trace_program(
-    fn: Callable[..., Any],
-    x: Any,
-    args: tuple[Any, ...],
-    static: Callable[[Sequence[Any]], tuple[Any, ...]],
-    self_pairs: SelfPairs,
-) -> HessianProgram:
-    """Trace `fn` once and linearise it.
+def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
+    """Linearise a traced function.
 
     Args:
-        fn: the user's function of (x, *args).
-        x: pytree of arrays (their shapes and dtypes matter, not their values).
-        args: the array leaves of the user's args, as a flat tuple.
-        static: puts the leaves of args back among what is not an array.
+        trace: the function at x and args.
         self_pairs: what to do with i == i pairs.
 
     Returns:
-        The program.
+        The program, and the arrays that its inputs begin with besides its own: what the function captured.
     """
-    x_leaves, x_tree = jax.tree.flatten(x)
-
-    def flat(x_leaves: Sequence[Array], arg_leaves: Sequence[Array]) -> Any:
-        out = fn(jax.tree.unflatten(x_tree, x_leaves), *static(arg_leaves))
-        _check_leaves(out, fn)
-        return out
-
-    traced = jax.make_jaxpr(flat)(x_leaves, list(args))
-    _check_output(traced, fn)
-    traced, consts = _constants_first(traced)
-    inputs = [*consts, *x_leaves, *args]
-    wrt = range(len(consts), len(consts) + len(x_leaves))
-    rewritten, pairs = rewrite(traced, [k in wrt for k in range(len(inputs))], self_pairs)
+    opened = constants_as_inputs(trace.jaxpr)
+    fixed, n_x = trace.captured, len(trace.x_leaves)
+    inputs = [*fixed, *trace.x_leaves, *trace.arrays]
+    wrt = range(len(fixed), len(fixed) + n_x)
+    rewritten, pairs = rewrite(opened, [k in wrt for k in range(len(inputs))], self_pairs)
     try:
-        mode, found = _linearized(rewritten or jex.jaxpr_as_fun(traced), inputs, wrt)
+        mode, found = _linearized(rewritten or jex.jaxpr_as_fun(opened), inputs, wrt, trace.name)
         leaked = any(isinstance(c, Tracer) for c in found[1])
     except jax.errors.UnexpectedTracerError:
         leaked = True
     if leaked:
-        # A custom derivative rule of fn holds values that fn computes, which die with its first trace: trace fn anew where
+        # A custom derivative rule of fn holds values that fn computes, which die with its first trace: trace fn again where
         # it is differentiated. It cannot be rewritten then.
-        rewritten, consts, inputs, wrt = None, (), [*x_leaves, *args], range(len(x_leaves))
-        mode, found = _linearized(lambda *v: [flat(v[: wrt.stop], v[wrt.stop :])], inputs, wrt)
-    flat_equations, inner_consts = found
-    primal, linear = _partition(flat_equations, len(x_leaves))
-    return HessianProgram(
-        consts=tuple(jnp.asarray(c) for c in (*inner_consts, *consts)),
+        rewritten, fixed, inputs, wrt = None, (), [*trace.x_leaves, *trace.arrays], range(n_x)
+        mode, found = _linearized(lambda *v: trace.flat(v[:n_x], v[n_x:]), inputs, wrt, trace.name)
+    flat, made = found
+    primal, linear = _partition(flat, n_x)
+    foreign = has_foreign_rule(trace.jaxpr)
+    # What JAX's own rules make is the same at each trace; what others make is the function's.
+    own = () if foreign else made
+    program = HessianProgram(
+        own=tuple(map(snapshot, own)),
         primal=primal,
         linear=linear,
-        x_avals=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in x_leaves),
-        value_dtype=traced.out_avals[0].dtype,
+        x_avals=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in trace.x_leaves),
         mode=mode,
         self_pairs=pairs,
         rewritten=rewritten is not None,
+        foreign_rule=foreign,
+        x64=x64_is_on(),
     )
-
-
-def _constants_first(traced: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The same jaxpr with its constants as its first inputs: what `fn` captured is passed, never baked in."""
-    jaxpr, consts = open_jaxpr(traced)
-    if not consts:
-        return traced, ()
-    equations = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
-    opened = jax.make_jaxpr(lambda *v: evaluate(equations, v))(*consts, *[v.aval for v in jaxpr.invars])
-    return opened, tuple(consts)
-
-
-class NotScalarError(TypeError):
-    """The function has other outputs than one scalar."""
-
-
-def _check_leaves(out: Any, fn: Callable[..., Any]) -> None:
-    for leaf in jax.tree.leaves(out):
-        if not isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex):
-            name, kind = getattr(fn, "__name__", type(fn).__name__), type(leaf).__name__
-            raise TypeError(f"fn: {name} returned {leaf!r} of type {kind}, expected one real scalar")
-
-
-def _check_output(traced: Any, fn: Callable[..., Any]) -> None:
-    name = getattr(fn, "__name__", type(fn).__name__)
-    fix = "return one real scalar, for example by jnp.sum"
-    if len(traced.out_avals) != 1:
-        raise NotScalarError(f"fn: {name} returned {len(traced.out_avals)} arrays, expected one real scalar; {fix}")
-    (aval,) = traced.out_avals
-    if aval.shape != ():
-        raise NotScalarError(f"fn: {name} returned shape {aval.shape}, expected shape (); {fix}")
-    if not jnp.issubdtype(aval.dtype, jnp.floating):
-        raise TypeError(f"fn: {name} returned dtype {aval.dtype}, expected a real floating dtype; {fix}")
+    return program, (*(map(snapshot, made) if foreign else ()), *fixed)
 
 
 def _linearized(
-    energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range
+    energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range, name: str
 ) -> tuple[Mode, tuple[Equations, tuple[Any, ...]]]:
-    """The joint program in the first mode that is possible."""
-    found = _joint(energy, inputs, wrt, "fwd_over_rev")
-    if found is not None:
-        return "fwd_over_rev", found
-    found = _joint(energy, inputs, wrt, "rev_over_rev")
-    assert found is not None
-    return "rev_over_rev", found
+    """The joint program in the first mode that is possible.
+
+    Raises:
+        TypeError: there is none: the function has no second derivative.
+    """
+    try:
+        return "fwd_over_rev", _joint(energy, inputs, wrt, "fwd_over_rev")
+    except _NoForward as error:
+        forward = error
+    try:
+        return "rev_over_rev", _joint(energy, inputs, wrt, "rev_over_rev")
+    except jax.errors.UnexpectedTracerError:
+        raise
+    except Exception as error:
+        raise TypeError(
+            f"fn: {name} has no second derivative that JAX can take. Forward over reverse: {_first_line(forward)}. Reverse "
+            f"over reverse: {_first_line(error)}. A custom_vjp, or a loop with a reverse rule of its own, stands in the way: use a "
+            f"custom_jvp or plain JAX there (diffrax: adjoint=diffrax.DirectAdjoint(); equinox: "
+            f"while_loop(..., kind='bounded'))"
+        ) from error
+
+
+class _NoForward(Exception):
+    """A part of the function has no forward derivative."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
 
 
 def _joint(
     energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range, mode: Mode
-) -> tuple[Equations, tuple[Any, ...]] | None:
-    """(inputs, t) -> (value, gradient, H t) as flat equations; None where forward-over-reverse is impossible."""
+) -> tuple[Equations, tuple[Any, ...]]:
+    """(inputs, t) -> (value, gradient, H t) as flat equations, and what was captured, which are the first inputs.
+
+    Raises:
+        _NoForward: forward over reverse is impossible.
+    """
 
     def joint(inputs: Any, tangents: Any) -> Any:
         before, x, after = inputs[: wrt.start], inputs[wrt.start : wrt.stop], inputs[wrt.stop :]
@@ -222,22 +214,24 @@ def _joint(
 
         if mode == "fwd_over_rev":
             grads, product, value = jax.linearize(gradient, *x, has_aux=True)
-            return value, list(grads), list(product(*tangents))
-        grads, vjp, value = jax.vjp(gradient, *x, has_aux=True)
-        return value, list(grads), list(vjp(tuple(tangents)))
+        else:
+            grads, vjp, value = jax.vjp(gradient, *x, has_aux=True)
+            # The derivative of the gradient along t, as in the other mode, and not its transpose.
+            transposed = jax.linear_transpose(lambda *t: vjp(t), *x)
+            product = lambda *t: transposed(t)
+        return value, list(grads), list(product(*tangents))
 
     try:
         traced = jax.make_jaxpr(joint)(list(inputs), [inputs[k] for k in wrt])
     except TypeError as error:
         # Some versions and nestings of JAX refuse here what others leave in the jaxpr as a `custom_lin`.
         if mode == "fwd_over_rev" and "custom_vjp" in str(error):
-            return None
+            raise _NoForward(str(error)) from error
         raise
-    flat, inner_consts = flatten_jaxpr(traced)
-    live = needed_equations(flat, flat.outvars[1 + len(wrt) :])
-    if mode == "fwd_over_rev" and has_primitive(live, "custom_lin"):
-        return None
-    return without_duplicates(flat), inner_consts
+    flat, made = flatten_jaxpr(traced)
+    if mode == "fwd_over_rev" and has_primitive(needed_equations(flat, flat.outvars[1 + len(wrt) :]), "custom_lin"):
+        raise _NoForward("can't apply forward-mode autodiff (jvp) to a custom_vjp function")
+    return without_duplicates(flat), made
 
 
 def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
@@ -289,72 +283,35 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     return [eqn for eqn in primal if any(v in chosen for v in eqn.outvars)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Wrapped:
-    """A function made of another: `call(fn, how, x, *args)`.
-
-    Programs are remembered by the inner function and by (`call`, `how`), so that a wrapper made anew finds them, and
-    nothing that is remembered holds the function.
-    """
-
-    fn: Callable[..., Any]
-    call: Callable[..., Any]
-    how: Hashable
-
-    def __call__(self, x: Any, *args: Any) -> Any:
-        return self.call(self.fn, self.how, x, *args)
+# Found by what the trace says. Each holds compiled code and no array of the user's; the least recently used goes first.
+_PROGRAMS: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
+_MOST_PROGRAMS = 512
+_LOCK = threading.Lock()
 
 
-# Programs, and with them their executables, live as long as the function they were traced from. Nothing in a program
-# refers to the function, so the weak reference is honest.
-_PROGRAMS: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
-_SHAPES_PER_FUNCTION = 64
-
-
-def _anchor(fn: Callable[..., Any]) -> tuple[Any, Hashable]:
-    """An object that lives as long as `fn`, and what tells `fn` from the object's other functions.
-
-    A bound method is made anew at each access and dies at once: its object lives. Our own wrappers name what they wrap.
-    """
-    if isinstance(fn, Wrapped):
-        owner, key = _anchor(fn.fn)
-        return owner, (key, fn.call, fn.how)
-    if isinstance(fn, types.MethodType):
-        return fn.__self__, fn.__func__
-    return fn, None
-
-
-def program_for(
-    fn: Callable[..., Any],
-    x: Any,
-    args: tuple[Any, ...],
-    static: Callable[[Sequence[Any]], tuple[Any, ...]],
-    self_pairs: SelfPairs,
-) -> HessianProgram:
-    """The program of `fn` at these shapes, traced at most once as long as `fn` lives."""
-    leaves, tree = jax.tree.flatten(x)
-    owner, role = _anchor(fn)
-    key = (
-        role,
-        tree,
-        tuple(jax.typeof(leaf) for leaf in leaves),
-        tuple(jax.typeof(leaf) for leaf in args),
-        static,
-        self_pairs,
-        bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
-    )
-    try:
-        programs = _PROGRAMS.setdefault(owner, OrderedDict())
-    except TypeError:  # the object takes no weak reference or hash: nothing to remember it by
-        programs = OrderedDict()
-    if key in programs:
-        programs.move_to_end(key)
-        return programs[key]
-    program = trace_program(fn, x, args, static, self_pairs)
-    # A captured tracer belongs to a trace that ends; the next trace must see its own.
-    if not any(isinstance(c, Tracer) for c in program.consts):
-        programs[key] = program
-        if len(programs) > _SHAPES_PER_FUNCTION:
-            programs.popitem(last=False)
-    return program
+def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
+    """The program of a traced function and what it captured; a program that is there, if it says the same."""
+    with settings():
+        if has_foreign_rule(trace.jaxpr):
+            # What a rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
+            program, fixed = linearized_program(trace, self_pairs)
+            said = [fingerprint(program.primal), fingerprint(program.linear)]
+        else:
+            program, fixed = None, trace.captured
+            said = [fingerprint(trace.jaxpr)]
+        key = (*said, len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        with _LOCK:
+            known = _PROGRAMS.get(key)
+            if known is not None:
+                _PROGRAMS.move_to_end(key)
+                return known, fixed
+        if program is None:
+            program, fixed = linearized_program(trace, self_pairs)
+    captured = set(map(id, trace.captured))
+    if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
+        return program, fixed  # a rule holds values of an outer trace, and dies with it
+    with _LOCK:
+        program = _PROGRAMS.setdefault(key, program)
+        while len(_PROGRAMS) > _MOST_PROGRAMS:
+            _PROGRAMS.popitem(last=False)
+    return program, fixed

@@ -21,7 +21,7 @@ _LONGEST_SUM = 64
 
 
 def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
-    """The value at `primals` = [*consts, *x, *args]."""
+    """The value at `primals` = [*own, *captured, *x, *args]."""
     return _outputs(program, primals, "value", slice(1))[0]
 
 
@@ -52,7 +52,7 @@ def recomputed_product(
 
     Args:
         program: the program.
-        primals: the point, [*consts, *x, *args].
+        primals: the point, [*own, *captured, *x, *args].
         tangents: t, leaf by leaf.
         dear: whether that is wanted also of what is dear to make again.
     """

@@ -14,8 +14,9 @@ from jax.extend import core as jex
 
 from hessop._budget import executable_bytes
 from hessop._chunks import RowMaker
+from hessop._finite import at_point
 from hessop._jaxpr import Equations, open_jaxpr
-from hessop._point import Point, shapes_of
+from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._price import Price, price
 from hessop._take import Blocks, Offset, Row, Take
 from hessop._terms_program import TERMS_OPTIONS, TermsProgram
@@ -53,19 +54,17 @@ def structure_price(point: Point, take: Take, limit: int | None) -> Price:
     return price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
 
 
-def run_structure(point: Point, take: Take, limit: int | None) -> Array:
-    """What `take` takes of each row [n, width]; inside a trace or outside."""
-    source = point.residuals if point.residuals is not None else point.primals
-    return _executable(point, take, limit)(list(source or ()), point.shift)
+def run_structure(point: Point, take: Take, limit: int | None) -> tuple[Array, Array | None]:
+    """What `take` takes of each row [n, width], and, from the point, whether value and gradient are finite."""
+    return _executable(point, take, limit)(point.source, point.shift)
 
 
 def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
     """Arguments, result and temporaries of the whole computation, as the compiler says."""
-    stored = point.residuals is not None
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
-    key = ("structure bytes", take, stored, shift is None, limit)
-    jitted = _executable(point, take, limit)
-    return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes_of(point, stored), shift).compile()))
+    key = ("structure bytes", take, point.residuals is not None, shift is None, limit, placement(point.source))
+    jitted, shapes = _executable(point, take, limit), placed_shapes(point.source)
+    return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
 def structure_estimate(point: Point, take: Take, limit: int | None) -> int:
@@ -114,14 +113,20 @@ def _fixed(point: Point) -> int:
 
 
 def _tiled(point: Point, take: Take, limit: int | None) -> Any:
-    """(residuals or primals) -> what is taken, to be evaluated by tiles; and the constants that it takes in front."""
+    """(residuals or primals) -> what is taken, to be evaluated by tiles; and the constants that it takes in front.
+
+    From the primals it gives, second, whether value and gradient are finite: they are made on the way.
+    """
     program, stored = point.program, point.residuals is not None
 
     def build() -> Any:
         terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
 
         def taken(*source: Array) -> Sequence[Array]:
-            return terms(*(source if stored else program.residuals(source)))
+            if stored:
+                return terms(*source)
+            value, gradient, residuals = program.linearize(source)
+            return *terms(*residuals), at_point(value, gradient)
 
         return trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
 
@@ -139,9 +144,10 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
     def build() -> Any:
         tiled, consts = _tiled(point, take, limit)
 
-        def run(source: Sequence[Array], shift: Array | None) -> Array:
-            (found,) = tiled(*consts, *source)
-            return found if shift is None else _shifted(found, shift, take, layout)
+        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array | None]:
+            found, *finite = tiled(*consts, *source)
+            found = found if shift is None else _shifted(found, shift, take, layout)
+            return found, finite[0] if finite else None
 
         return jax.jit(run)
 

@@ -17,6 +17,12 @@ from hessop._tree import Layout
 class Row:
     """All of the row."""
 
+    name = "Hessian"
+
+    def transposed(self, taken: Array, layout: Layout) -> Array:
+        """[n, n] as the rows, if it was taken of columns."""
+        return taken.T
+
     def width(self, layout: Layout) -> int:
         """Entries kept per row."""
         return layout.n
@@ -27,9 +33,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Offset:
-    """The entry `offset` to the right of the diagonal (0: the diagonal)."""
+    """The entry `offset` to the right of the diagonal (0: the diagonal). Of columns it is the one below."""
 
     offset: int = 0
+    name = "diagonal of the Hessian"
+
+    def transposed(self, taken: Array, layout: Layout) -> Array:
+        """What is taken of columns is asked for by another offset, not transposed."""
+        return taken
 
     def width(self, layout: Layout) -> int:
         """Entries kept per row."""
@@ -44,6 +55,11 @@ class Blocks:
     """The part of the row inside its diagonal block; `sizes` holds the block size of each leaf."""
 
     sizes: tuple[int, ...]
+    name = "diagonal blocks of the Hessian"
+
+    def transposed(self, taken: Array, layout: Layout) -> Array:
+        """[n, width] as the rows of the blocks, if it was taken of columns."""
+        return self.join([jnp.swapaxes(block, 1, 2) for block in self.split(taken, layout)], layout)
 
     def width(self, layout: Layout) -> int:
         """Entries kept per row: the largest block."""

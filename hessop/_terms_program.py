@@ -31,7 +31,7 @@ class TermsProgram(HessianProgram):
     Attributes:
         base: the program of the function, for its value and gradient.
         form: the terms, with shapes in the place of arrays.
-        make: (consts, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
+        make: (own and captured arrays, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
         made_of: what `make` takes in front of them.
         summed: whether the terms, before they were given this form, held products that have to be summed.
     """
@@ -47,7 +47,7 @@ class TermsProgram(HessianProgram):
         return dataclasses.replace(self.form, arrays=tuple(residuals))
 
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
-        """Value, gradient leaves and the arrays of the terms at `primals` = [*consts, *x, *args]."""
+        """Value, gradient leaves and the arrays of the terms at `primals` = [*own, *captured, *x, *args]."""
         value, gradient, _ = self.base.linearize(primals)
         return value, gradient, self.residuals(primals)
 
@@ -150,14 +150,15 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
     linear = _product(form, program.x_avals)
     kept = linear.invars[: len(form.arrays)]
     return TermsProgram(
-        consts=program.consts,
+        own=program.own,
         primal=Equations(kept, (), kept),  # what is there when a product begins
         linear=linear,
         x_avals=program.x_avals,
-        value_dtype=program.value_dtype,
         mode=program.mode,
         self_pairs=program.self_pairs,
         rewritten=program.rewritten,
+        foreign_rule=program.foreign_rule,
+        x64=program.x64,
         base=program,
         form=form,
         make=make,

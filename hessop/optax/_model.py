@@ -17,8 +17,8 @@ from jax import Array
 from hessop._arguments import as_leaf
 from hessop._operator import HessianOperator
 from hessop._precondition import quiet_block_jacobi
-from hessop._program import Wrapped
 from hessop._tiled import untiled
+from hessop._trace import Wrapped
 from hessop.krylov import _vectors as vec
 from hessop.krylov._options import check_steps, nonnegative
 

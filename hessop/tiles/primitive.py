@@ -19,6 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from hessop._jaxpr import Equations, evaluate, flatten_jaxpr, has_primitive, inline_rules, needed_equations, without_duplicates
+from hessop._settings import settings
 from hessop.tiles.evaluate import evaluate_tiled
 from hessop.tiles.options import Options
 
@@ -115,7 +116,8 @@ mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=True), multiple_r
 
 @tiled_p.def_impl
 def _impl(*values: Any, tiled: Tiled) -> list[Array]:
-    return _jitted(tiled)(*values)
+    with settings():  # or jit would come back here at once
+        return _jitted(tiled)(*values)
 
 
 def _jitted(tiled: Tiled) -> Callable[..., list[Array]]:

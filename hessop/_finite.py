@@ -1,0 +1,102 @@
+"""What is not finite at a point, and what to look at: the value first, then the gradient, then the Hessian.
+
+Executables that compute entries return `at_point`, which costs them next to nothing; `result_is_finite` reads what they made.
+Depends on programs and layouts. Must never know operators or routes.
+"""
+
+import functools
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hessop._jaxpr import is_user_file
+from hessop._program import HessianProgram
+from hessop._tree import Layout, leaf_name
+
+# So many entries are all looked at. Of more, the diagonal and rows at even distances: reading all of a large matrix takes a
+# fifth of the time of making it (benchmarks/dense.py), and what poisons a Hessian nearly always shows on its diagonal.
+_LOOKED_AT = 2**22
+
+
+def at_point(value: Array, gradient: Sequence[Array]) -> Array:
+    """Whether the value is finite, and whether the gradient is [2]."""
+    return jnp.stack(
+        [jnp.isfinite(value), jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradient] or [jnp.array(True)]))]
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def result_is_finite(taken: Array, square: bool) -> Array:
+    """Whether what was made of the Hessian [n, width] is finite; of a large matrix (`square`) a part of it is looked at."""
+    n = taken.shape[0]
+    if not square or taken.size <= _LOOKED_AT:
+        return jnp.all(jnp.isfinite(taken))
+    step = -(-taken.size // _LOOKED_AT)
+    # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.
+    diagonal = taken.reshape(-1)[:: n + 1]
+    return jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(taken[::step]))
+
+
+def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
+    """What of x, the value and the gradient is not finite, and what to look at; None where all is."""
+    found = []
+    paths = jax.tree_util.tree_flatten_with_path(x)[0]
+    counted = [(leaf_name(path, "x"), leaf, g) for (path, leaf), g in zip(paths, gradient, strict=True)]
+    at_x = [(name, leaf) for name, leaf, _ in counted if _count(leaf)]
+    found += [f"{name} itself has {_count(leaf)} of {leaf.size} entries that are not finite" for name, leaf in at_x]
+    if not bool(np.isfinite(np.asarray(value, np.float64))):
+        found.append(f"the value is {float(value)}")
+    in_x = {name for name, _ in at_x}
+    found += [
+        f"{_count(g)} of {g.size} entries of the gradient with respect to {name}"
+        for name, _, g in counted
+        if _count(g) and name not in in_x
+    ]
+    return "not finite: " + "; ".join(found) + ". " + cause(program) if found else None
+
+
+def result_problem(program: HessianProgram, layout: Layout, taken: Array, what: str, point_known: bool) -> str:
+    """What to say of a result that is not finite where the value and the gradient are."""
+    bad = ~np.isfinite(np.asarray(taken, np.float64))
+    row = int(np.argmax(np.any(bad, axis=1)))
+    names = [start <= row < start + size for start, size in zip(layout.offsets, layout.sizes, strict=True)]
+    leaf = f" (leaf {names.index(True)} of x)" if len(names) > 1 else ""
+    before = ", while the value and the gradient are finite" if point_known else ""
+    return (
+        f"not finite: {np.count_nonzero(bad)} of {bad.size} entries of the {what}, the first in row {row}{leaf}{before}. "
+        f"{cause(program)}. A function may have no second derivative at a point where its gradient is finite: |x|^1.5 at zero"
+    )
+
+
+def cause(program: HessianProgram) -> str:
+    """What to look at."""
+    if program.self_pairs and not program.rewritten:
+        places = "; ".join(f"{pair.primitive} at {pair.where}" for pair in program.self_pairs)
+        return (
+            f"Self pairs (i == i) reach a primitive that is singular at zero: {places}. "
+            f'self_pairs="auto" treats them as the constants they are'
+        )
+    return (
+        "Look for a primitive that is singular at this point (sqrt, log, division or a norm at zero) behind a jnp.where that "
+        "masks only its result: its input must be masked too; jax.debug_nans shows the place"
+    )
+
+
+def warn(problem: str | None) -> None:
+    """A RuntimeWarning at the line of the user's code that called; nothing for None."""
+    if problem is None:
+        return
+    frame, level = sys._getframe(1), 2
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(problem, RuntimeWarning, stacklevel=level)
+
+
+def _count(array: Array) -> int:
+    return int(np.sum(~np.isfinite(np.asarray(array, np.float64))))

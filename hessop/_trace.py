@@ -1,0 +1,195 @@
+"""One abstract trace of the user's function: what it says now, and the errors where it cannot be traced.
+
+Depends on JAX and on what is dynamic among the arguments. Must never know derivatives or programs.
+"""
+
+import dataclasses
+import functools
+import os
+import traceback
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hessop._arguments import Static, call_module, split_args
+from hessop._jaxpr import captured, is_user_file, open_jaxpr
+from hessop._settings import settings
+
+# What JAX raises where Python asks for a number that is not there: in a branch, a conversion to numpy, a boolean index; and,
+# without a class of their own, in shapes and slices.
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+_MAYBE_CONCRETE = (TypeError, IndexError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A function made of another: `call(fn, how, x, *args)`."""
+
+    fn: Callable[..., Any]
+    call: Callable[..., Any]
+    how: Hashable
+
+    def __call__(self, x: Any, *args: Any) -> Any:
+        return self.call(self.fn, self.how, x, *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What a function does at the shapes of x and args.
+
+    Attributes:
+        name: of the function, for messages.
+        flat: (x leaves, arrays) -> the output, which runs the function again.
+        x_leaves: of the point.
+        arrays: what is dynamic among the arguments.
+        static: the rest of the arguments.
+        jaxpr: (x leaves, arrays) -> one real scalar; closed.
+        captured: the arrays that the function captured: copies, where they can be changed in place.
+        out_tree: the container of the scalar.
+    """
+
+    name: str
+    flat: Callable[..., Any]
+    x_leaves: list[Any]
+    arrays: tuple[Any, ...]
+    static: Static
+    jaxpr: Any
+    captured: tuple[Any, ...]
+    out_tree: Any
+
+
+class NotScalarError(TypeError):
+    """The function has other outputs than one scalar."""
+
+
+def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
+    """Trace `fn(x, *args)` abstractly.
+
+    Arrays and floats of args are traced too, so that new values of them are no new program. A function that needs their
+    numbers (for numpy, a shape or a branch) is given them, as it would be without hessop.
+
+    Args:
+        fn: the user's function.
+        x: pytree of arrays.
+        args: what follows x, as the user gave it.
+
+    Raises:
+        TypeError: the function needs the numbers of x, or does not return one real scalar.
+    """
+    arrays, static = split_args(args)
+    try:
+        return _traced(fn, x, arrays, static)
+    except NotScalarError:
+        raise
+    except (*_CONCRETE, *_MAYBE_CONCRETE) as error:
+        fewer, holding = split_args(args, hold=True)
+        if len(fewer) < len(arrays):
+            try:
+                return _traced(fn, x, fewer, holding)
+            except _MAYBE_CONCRETE:
+                pass  # the first error names what is dynamic
+        if isinstance(error, _CONCRETE):
+            raise TypeError(_about_values(fn, error)) from error
+        if _is_list_of_numbers(x):
+            error.add_note(
+                f"x: a list or tuple of {len(x)} numbers is a pytree of scalars, as for jax.hessian; jnp.asarray(x) is a vector"
+            )
+        raise
+
+
+def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Static) -> Trace:
+    x_leaves, x_tree = jax.tree.flatten(x)
+    trees: list[Any] = []
+
+    def flat(x_leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        out = fn(jax.tree.unflatten(x_tree, x_leaves), *static(arrays))
+        leaves, tree = jax.tree.flatten(out)
+        _check_leaves(leaves, fn)
+        trees.append(tree)
+        return leaves
+
+    with settings():
+        jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
+    _check_output(jaxpr, fn)
+    fixed = tuple(snapshot(c) for c in captured(jaxpr))
+    return Trace(name_of(fn), flat, x_leaves, arrays, static, jaxpr, fixed, trees[-1])
+
+
+def snapshot(value: Any) -> Any:
+    """An array that nobody can change in place."""
+    if isinstance(value, Array):
+        return value
+    # Explicitly, for a transfer guard; and a copy: JAX's array may be numpy's memory.
+    return jax.device_put(np.array(value))
+
+
+def name_of(fn: Any) -> str:
+    """What a user calls the function."""
+    while not isinstance(fn, types.FunctionType | types.MethodType):
+        if isinstance(fn, Wrapped):
+            fn = fn.fn
+        elif isinstance(fn, functools.partial):
+            fn = fn.func
+        elif hasattr(fn, "__wrapped__"):
+            fn = fn.__wrapped__
+        else:
+            break
+    if fn is call_module:
+        return "fn"
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _about_values(fn: Any, error: Exception) -> str:
+    place = _line(error)
+    return (
+        f"fn: {name_of(fn)} needs the numbers of x (or of a traced argument){place}: they choose a branch, a shape or an index "
+        f"there, or go to numpy. It is traced once for all x: use lax.cond, lax.switch or jnp.where in the place of a Python "
+        f"branch, jnp in the place of np, and pass what is not differentiated in args"
+    )
+
+
+def _line(error: BaseException) -> str:
+    """The last line of the user's own code that an error went through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
+    return f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def _is_list_of_numbers(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 0 and all(not isinstance(v, list | tuple | dict) for v in x)
+
+
+def _check_leaves(leaves: Sequence[Any], fn: Any) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex):
+            kind = type(leaf).__name__
+            raise NotScalarError(
+                f"fn: {name_of(fn)} returned {leaf!r} of type {kind}, expected one real scalar{_with_aux(leaves)}"
+            )
+
+
+def _check_output(jaxpr: Any, fn: Any) -> None:
+    avals = [v.aval for v in open_jaxpr(jaxpr)[0].outvars]
+    name = name_of(fn)
+    fix = "return one real scalar, for example by jnp.sum"
+    if len(avals) != 1:
+        raise NotScalarError(f"fn: {name} returned {len(avals)} arrays, expected one real scalar; {fix}{_with_aux(avals)}")
+    if avals[0].shape != ():
+        raise NotScalarError(f"fn: {name} returned shape {avals[0].shape}, expected shape (); {fix}")
+    if not jnp.issubdtype(avals[0].dtype, jnp.floating):
+        raise TypeError(f"fn: {name} returned dtype {avals[0].dtype}, expected a real floating dtype; {fix}")
+
+
+def _with_aux(outputs: Sequence[Any]) -> str:
+    if len(outputs) < 2 or getattr(outputs[0], "shape", None) != ():
+        return ""
+    return ". If it returns (value, auxiliary data): hessop.hessian(fn, has_aux=True), or lambda x: fn(x)[0] for an operator"
