@@ -4,6 +4,7 @@ Depends on the routes, budgets and layouts. Must never know how a program is fou
 the operators in `_operator.py`.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -20,8 +21,9 @@ from jax.core import Tracer
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
-from hessop._chunks import fill, fill_traced, open_output
+from hessop._chunks import fill, fill_traced
 from hessop._lineax import matrix_operator
+from hessop._output import check_output, open_output
 from hessop._plan import choose_route
 from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
@@ -108,15 +110,20 @@ class AbstractHessian(lx.AbstractLinearOperator):
         Args:
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB" for arguments, result and temporaries together.
-            out: a numpy array or memmap, a zarr array, or a path ending in .npy, to be filled instead of a new array.
+            out: filled instead of a new array: a numpy array or memmap, a zarr array, anything that takes
+                `out[a:b] = rows`; or a path ending in .npy. A path is written to a temporary file beside it, which
+                replaces an older file only when complete: until then, the disk holds both. If the computation fails or
+                is interrupted, the older file is untouched and the temporary file is removed; an array of your own is
+                then partly filled.
             progress: True for a bar, or a function that is called with a `Progress` after each chunk.
 
         Returns:
-            An array, or `out`.
+            An array, or `out`; for a path, a writable `numpy.memmap` of the file.
 
         Raises:
             MemoryBudgetError: it does not fit; raised before anything is computed, with the smallest budget that would do.
             ValueError, TypeError: an argument is of the wrong kind.
+            OSError: the file at `out` cannot be written, or the disk is full; mostly raised before anything is computed.
 
         Example:
             >>> import jax.numpy as jnp, hessop
@@ -217,7 +224,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         device = next((d for a in arrays if not isinstance(a, Tracer) for d in a.devices()), None)
         return free_memory(device)
 
-    def _entries(self, take: Take, chunk: Chunk, memory: Memory, **output: Any) -> Any:
+    def _entries(self, take: Take, chunk: Chunk, memory: Memory, out: Any = None, progress: ProgressOption = False) -> Any:
         """What `take` takes of each row [n, width], by the cheapest route."""
         point = self._point()
         chunk = check_chunk(chunk)
@@ -225,11 +232,14 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk = None  # the terms give these at once
         budget = self._budget(memory, chunk, point.primals or point.residuals or ())
         layout = point.layout
-        if output.get("out") is not None:
-            output["out"] = open_output(output["out"], layout.n, layout.dtype)
-        out = output.get("out")
+        opened = contextlib.nullcontext()
+        if out is not None:
+            check_output(out, layout.n, layout.dtype)
+            opened = open_output(out, layout.n, layout.dtype)  # touches nothing before it is entered
         if layout.n == 0:
-            return jnp.zeros((0, take.width(layout)), layout.dtype) if out is None else out
+            with opened as output:
+                pass
+            return jnp.zeros((0, take.width(layout)), layout.dtype) if output is None else output.result
         asked = memory is not None or self.memory is not None
         choice = choose_route(
             point,
@@ -240,11 +250,14 @@ class AbstractHessian(lx.AbstractLinearOperator):
             host_output=out is not None,
             compile=asked or not point.traced,
         )
-        if choice.chunking is None:
-            return self._from_terms(point, take, choice.limit, **output)
-        if point.traced:
-            return fill_traced(point, take, choice.chunking)
-        return fill(point, take, choice.chunking, **output)
+        with opened as output:
+            if choice.chunking is None:
+                taken = self._from_terms(point, take, choice.limit, out=output, progress=progress)
+            elif point.traced:
+                taken = fill_traced(point, take, choice.chunking)
+            else:
+                taken = fill(point, take, choice.chunking, out=output, progress=progress)
+        return taken if output is None else output.result
 
     def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any = None, progress: Any = False) -> Any:
         n, dtype = point.layout.n, point.layout.dtype

@@ -5,7 +5,6 @@ budgets. Must never know operators, lineax or what the rows are made of.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -234,7 +233,7 @@ def fill(
         point: the Hessian, at concrete arrays.
         take: what is wanted of each row.
         chunking: how many rows at a time.
-        out: written to in place of a new device array; anything that takes out[a:b] = numpy array.
+        out: written to in place of a new device array; takes out[a:b] = numpy array.
         progress: a bar, or a function that is called with a `Progress` after each chunk.
 
     Returns:
@@ -280,24 +279,3 @@ def fill(
 @jax.jit(donate_argnums=0)
 def _write(matrix: Array, rows: Array, start: Array) -> Array:
     return lax.dynamic_update_slice_in_dim(matrix, rows, start, axis=0)
-
-
-def open_output(out: Any, n: int, dtype: Any) -> Any:
-    """`out` as something that takes out[a:b] = rows, checked; a path becomes a .npy file that numpy.load can map."""
-    if isinstance(out, str | os.PathLike):
-        path = os.fspath(out)
-        if not path.endswith(".npy"):
-            raise ValueError(
-                f"out: got the path {path!r}, expected one that ends in .npy; open any other store yourself (a zarr "
-                f"array, say) and pass the array"
-            )
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n, n))
-    if isinstance(out, Array) or not hasattr(out, "__setitem__"):
-        raise TypeError(
-            f"out: got {type(out).__name__}, expected something that can be written in place: a numpy array or memmap, a "
-            f"zarr array, or a path that ends in .npy"
-        )
-    shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
-    if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
-        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
-    return out

@@ -26,7 +26,7 @@ LAYERS = (
     ("_self_pairs",),
     ("_program",),
     ("_point", "_terms_program"),
-    ("_chunks",),
+    ("_chunks", "_output"),
     ("_columns",),
     ("_structured", "_recompute", "_tiled"),
     ("_plan",),
