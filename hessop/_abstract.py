@@ -4,6 +4,7 @@ Depends on the routes, budgets and layouts. Must never know how a program is fou
 the operators in `_operator.py`.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -20,9 +21,10 @@ from jax.core import Tracer
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector
 from hessop._budget import free_memory, parse_memory
-from hessop._chunks import check_output, fill, fill_traced, open_output
-from hessop._finite import at_point, result_is_finite, result_problem, warn
+from hessop._chunks import Taken, fill, fill_traced
+from hessop._finite import all_finite, at_point, result_is_finite, result_problem, warn
 from hessop._lineax import copied, matrix_operator
+from hessop._output import check_output, open_output
 from hessop._plan import choose_route
 from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
@@ -128,15 +130,20 @@ class AbstractHessian(lx.AbstractLinearOperator):
         Args:
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB" for arguments, result and temporaries together.
-            out: a numpy array or memmap, a zarr array, or a path ending in .npy, to be filled instead of a new array.
+            out: filled instead of a new array: a numpy array or memmap, a zarr array, anything that takes
+                `out[a:b] = rows`; or a path ending in .npy. A path is written to a temporary file beside it, which
+                replaces an older file only when complete: until then, the disk holds both. If the computation fails or
+                is interrupted, the older file is untouched and the temporary file is removed; an array of your own is
+                then partly filled.
             progress: True for a bar, or a function that is called with a `Progress` after each chunk.
 
         Returns:
-            An array, or `out`.
+            An array, or `out`; for a path, a writable `numpy.memmap` of the file.
 
         Raises:
             MemoryBudgetError: it does not fit; raised before anything is computed, with the smallest budget that would do.
             ValueError, TypeError: an argument is of the wrong kind.
+            OSError: the file at `out` cannot be written, or the disk is full; mostly raised before anything is computed.
 
         Example:
             >>> import jax.numpy as jnp, hessop
@@ -178,10 +185,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
         Raises:
             ValueError: a block does not divide its leaf.
         """
-        take = Blocks(block_sizes(block, self.in_structure()))
-        layout = self._layout()
-        parts = take.split(self._entries(take, chunk, memory), layout)
-        return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
+        return self._blocks(block, chunk, memory)
+
+    @as_made
+    def raw_block_diagonal(self, block: Any = None) -> Any:
+        """The exact diagonal blocks, without a look at whether they are finite."""
+        return self._blocks(block, None, None, quiet=True)
 
     @as_made
     def trace(self, *, chunk: Chunk = None, memory: Memory = None) -> Array:
@@ -246,8 +255,17 @@ class AbstractHessian(lx.AbstractLinearOperator):
         device = next((d for a in arrays if not isinstance(a, Tracer) for d in a.devices()), None)
         return free_memory(device)
 
-    def _entries(self, take: Take, chunk: Chunk, memory: Memory, **output: Any) -> Any:
-        """What `take` takes of each row [n, width], by the cheapest route."""
+    def _entries(
+        self,
+        take: Take,
+        chunk: Chunk,
+        memory: Memory,
+        *,
+        out: Any = None,
+        progress: ProgressOption = False,
+        quiet: bool = False,
+    ) -> Any:
+        """What `take` takes of each row [n, width], by the cheapest route; outside of a trace what is not finite is said."""
         point = self._point()
         chunk = check_chunk(chunk)
         self._check_symmetry()
@@ -255,11 +273,14 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk = None  # the terms give these at once
         budget = self._budget(memory, chunk, point.source)
         layout = point.layout
-        out = output.get("out")
+        opened = contextlib.nullcontext()
         if out is not None:
             check_output(out, layout.n, layout.dtype)
+            opened = open_output(out, layout.n, layout.dtype)  # touches nothing before it is entered
         if layout.n == 0:
-            return jnp.zeros((0, take.width(layout)), layout.dtype) if out is None else out
+            with opened as output:
+                pass
+            return jnp.zeros((0, take.width(layout)), layout.dtype) if output is None else output.result
         asked = memory is not None or self.memory is not None
         choice = choose_route(
             point,
@@ -274,33 +295,46 @@ class AbstractHessian(lx.AbstractLinearOperator):
             if choice.chunking is None:
                 return run_structure(point, take, choice.limit)[0]
             return fill_traced(point, take, choice.chunking)
-        if out is not None:
-            output["out"] = open_output(out, layout.n, layout.dtype)
-        if choice.chunking is None:
-            taken, finite = self._from_terms(point, take, choice.limit, **output)
-        else:
-            taken, finite = fill(point, take, choice.chunking, **output)
-        self._check_finite(point, take, None if out is not None else taken, finite)
-        return taken
+        with opened as output:
+            if choice.chunking is None:
+                taken = self._from_terms(point, take, choice.limit, output, progress)
+            else:
+                taken = fill(point, take, choice.chunking, out=output, progress=progress)
+        if not quiet:
+            self._check_finite(point, take, taken)
+        return taken.rows if output is None else output.result
 
-    def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any = None, progress: Any = False) -> Any:
+    def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:
+        take = Blocks(block_sizes(block, self.in_structure()))
+        layout = self._layout()
+        parts = take.split(self._entries(take, chunk, memory, quiet=quiet), layout)
+        return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
+
+    def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any, progress: Any) -> Taken:
         n, dtype = point.layout.n, point.layout.dtype
         with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
-            taken, finite = run_structure(point, take, limit)
+            rows, point_finite = run_structure(point, take, limit)
+            finite = None
             if out is not None:
-                out[:] = np.asarray(taken)
+                rows = np.asarray(rows)
+                out[:] = rows
+                rows, finite = None, all_finite(rows)
             report(Progress(done=n, total=n, chunk=n))
-        return (taken if out is None else out), finite
+        return Taken(rows, point_finite, finite)
 
-    def _check_finite(self, point: Point, take: Take, taken: Array | None, finite: Array | None) -> None:
-        """Say what is not finite of the value, the gradient and the result (None: it is not on the device)."""
-        known = finite is not None or point.primals is not None
-        if finite is None and point.primals is not None:
-            finite = self._run("value and gradient finite", _finite_at_point)
-        if finite is not None and not bool(np.all(np.asarray(finite))):
+    def _check_finite(self, point: Point, take: Take, taken: Taken) -> None:
+        """Say what is not finite of the value, the gradient and the result."""
+        point_finite = taken.point_finite
+        if point_finite is None and point.primals is not None:
+            point_finite = self._run("value and gradient finite", _finite_at_point)
+        if point_finite is not None and not np.all(np.asarray(point_finite)):
             warn(self._problem_of_point())
-        elif taken is not None and not bool(np.asarray(result_is_finite(taken, isinstance(take, Row)))):
-            warn(result_problem(point.program, point.layout, taken, take.name, known))
+            return
+        finite = taken.finite
+        if finite is None:
+            finite = bool(np.asarray(result_is_finite(taken.rows, isinstance(take, Row))))
+        if not finite:
+            warn(result_problem(point.program, taken.rows, take.name, point_finite is not None))
 
     def _check_symmetry(self) -> None:
         """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""

@@ -6,7 +6,6 @@ budgets. Must never know operators, lineax or what the rows are made of.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from jax import Array, lax
 from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
-from hessop._finite import at_point
+from hessop._finite import all_finite, at_point
 from hessop._jaxpr import shape_of
 from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._progress import Progress, progress_bar
@@ -214,6 +213,21 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     return max(before, rows + held + buffer)
 
 
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What was taken of the rows.
+
+    Attributes:
+        rows: [n, width] on the device; None where it was written elsewhere.
+        point_finite: whether value and gradient are finite, where that was found out on the way.
+        finite: whether what was written elsewhere is.
+    """
+
+    rows: Array | None
+    point_finite: Array | None
+    finite: bool | None = None
+
+
 # --- Filling ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +269,7 @@ def fill(
     *,
     out: Any = None,
     progress: ProgressOption = False,
-) -> tuple[Any, Array | None]:
+) -> Taken:
     """All rows [n, width] by a loop on the host.
 
     One executable computes a chunk, one writes it into the result in place. Where an allocation fails all
@@ -265,17 +279,17 @@ def fill(
         point: the Hessian, at concrete arrays.
         take: what is wanted of each row.
         chunking: how many rows at a time.
-        out: written to in place of a new device array; anything that takes out[a:b] = numpy array.
+        out: an `Output`, written to in place of a new device array.
         progress: a bar, or a function that is called with a `Progress` after each chunk.
 
     Returns:
-        The device array, or `out`; and whether value and gradient are finite, where that was found out on the way.
+        What was taken.
     """
     n, chunk = point.layout.n, chunking.chunk
-    source, finite = point.source, None
+    source, point_finite, finite = point.source, None, None
     stored = chunking.stored
     if stored and point.residuals is None:
-        source, finite = residuals_of(point)(source)
+        source, point_finite = residuals_of(point)(source)
     columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
     matrix, start = None, 0
     with progress_bar(progress, n, point.layout.dtype) as report:
@@ -295,10 +309,10 @@ def fill(
                 chunk //= 2
                 continue
             if out is not None:
-                if axis:
-                    out[:, first : first + chunk] = np.asarray(rows).T
-                else:
-                    out[first : first + chunk] = np.asarray(rows)
+                here = np.asarray(rows)
+                where = (slice(None), slice(first, first + chunk))
+                out[where if axis else where[::-1]] = here.T if axis else here
+                finite = finite is not False and all_finite(here)
             elif chunk == n:
                 matrix = take.transposed(rows, point.layout) if columns and axis else rows
             elif matrix is None:
@@ -307,11 +321,9 @@ def fill(
                 matrix = _write(matrix, rows, at, axis)
             start = first + chunk
             report(Progress(done=start, total=n, chunk=chunk))
-    if out is not None:
-        return out, finite
-    if matrix is None:
-        matrix = jnp.zeros((n, take.width(point.layout)), point.layout.dtype)
-    return (take.transposed(matrix, point.layout) if columns and not axis else matrix), finite
+    if matrix is not None and columns and not axis:
+        matrix = take.transposed(matrix, point.layout)
+    return Taken(matrix, point_finite, finite)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -323,30 +335,3 @@ def _begin(rows: Array, start: Array, shape: tuple[int, int], axis: int) -> Arra
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _write(matrix: Array, rows: Array, start: Array, axis: int) -> Array:
     return _placed(matrix, rows, start, axis)
-
-
-def check_output(out: Any, n: int, dtype: Any) -> None:
-    """Whether `out` is something that takes out[a:b] = rows."""
-    if isinstance(out, str | os.PathLike):
-        path = os.fspath(out)
-        if not path.endswith(".npy"):
-            raise ValueError(
-                f"out: got the path {path!r}, expected one that ends in .npy; open any other store yourself (a zarr "
-                f"array, say) and pass the array"
-            )
-        return
-    if isinstance(out, Array) or not hasattr(out, "__setitem__"):
-        raise TypeError(
-            f"out: got {type(out).__name__}, expected something that can be written in place: a numpy array or memmap, a "
-            f"zarr array, or a path that ends in .npy"
-        )
-    shape, kind = tuple(getattr(out, "shape", ())), getattr(out, "dtype", None)
-    if shape != (n, n) or kind is None or jnp.dtype(kind) != dtype:
-        raise ValueError(f"out: got shape {shape} and dtype {kind}, expected shape {(n, n)} and dtype {dtype}")
-
-
-def open_output(out: Any, n: int, dtype: Any) -> Any:
-    """`out` as an array; a path becomes a .npy file that numpy.load can map."""
-    if not isinstance(out, str | os.PathLike):
-        return out
-    return np.lib.format.open_memmap(os.fspath(out), mode="w+", dtype=dtype, shape=(n, n))

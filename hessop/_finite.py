@@ -1,7 +1,7 @@
 """What is not finite at a point, and what to look at: the value first, then the gradient, then the Hessian.
 
 Executables that compute entries return `at_point`, which costs them next to nothing; `result_is_finite` reads what they made.
-Depends on programs and layouts. Must never know operators or routes.
+Depends on programs. Must never know operators or routes.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import Array
 
 from hessop._jaxpr import is_user_file
 from hessop._program import HessianProgram
-from hessop._tree import Layout, leaf_name
+from hessop._tree import leaf_name
 
 # So many entries are all looked at. Of more, the diagonal and rows at even distances: reading all of a large matrix takes a
 # fifth of the time of making it (benchmarks/dense.py), and what poisons a Hessian nearly always shows on its diagonal.
@@ -43,6 +43,11 @@ def result_is_finite(taken: Array, square: bool) -> Array:
     return jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(taken[::step]))
 
 
+def all_finite(array: Any) -> bool:
+    """Whether an array on the host, of any floating dtype, is finite."""
+    return bool(np.all(np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))))
+
+
 def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
     """What of x, the value and the gradient is not finite, and what to look at; None where all is."""
     found = []
@@ -50,7 +55,7 @@ def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Seque
     counted = [(leaf_name(path, "x"), leaf, g) for (path, leaf), g in zip(paths, gradient, strict=True)]
     at_x = [(name, leaf) for name, leaf, _ in counted if _count(leaf)]
     found += [f"{name} itself has {_count(leaf)} of {leaf.size} entries that are not finite" for name, leaf in at_x]
-    if not bool(np.isfinite(np.asarray(value, np.float64))):
+    if not all_finite(np.asarray(value)):
         found.append(f"the value is {float(value)}")
     in_x = {name for name, _ in at_x}
     found += [
@@ -61,16 +66,16 @@ def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Seque
     return "not finite: " + "; ".join(found) + ". " + cause(program) if found else None
 
 
-def result_problem(program: HessianProgram, layout: Layout, taken: Array, what: str, point_known: bool) -> str:
-    """What to say of a result that is not finite where the value and the gradient are."""
-    bad = ~np.isfinite(np.asarray(taken, np.float64))
-    row = int(np.argmax(np.any(bad, axis=1)))
-    names = [start <= row < start + size for start, size in zip(layout.offsets, layout.sizes, strict=True)]
-    leaf = f" (leaf {names.index(True)} of x)" if len(names) > 1 else ""
+def result_problem(program: HessianProgram, taken: Array | None, what: str, point_known: bool) -> str:
+    """What to say of a result that is not finite (None: it is not on the device) where the value and the gradient are."""
+    where = f"entries of the {what}"
+    if taken is not None:
+        bad = ~np.isfinite(np.asarray(taken, np.float64))
+        where = f"{np.count_nonzero(bad)} of {bad.size} {where}, the first in row {int(np.argmax(np.any(bad, axis=1)))}"
     before = ", while the value and the gradient are finite" if point_known else ""
     return (
-        f"not finite: {np.count_nonzero(bad)} of {bad.size} entries of the {what}, the first in row {row}{leaf}{before}. "
-        f"{cause(program)}. A function may have no second derivative at a point where its gradient is finite: |x|^1.5 at zero"
+        f"not finite: {where}{before}. {cause(program)}. A function may have no second derivative at a point where its "
+        f"gradient is finite, as |x|^1.5 at zero"
     )
 
 

@@ -164,7 +164,7 @@ def quiet_block_jacobi(H: Hessian) -> BlockJacobi:
 def _blocks(H: Hessian, block: Any) -> list[Array]:
     if not isinstance(H, AbstractHessian):
         raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
-    return jax.tree.leaves(H.block_diagonal(block))
+    return jax.tree.leaves(H.raw_block_diagonal(block))
 
 
 def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:

@@ -182,8 +182,8 @@ def _linearized(
     except Exception as error:
         raise TypeError(
             f"fn: {name} has no second derivative that JAX can take. Forward over reverse: {_first_line(forward)}. Reverse "
-            f"over reverse: {_first_line(error)}. A custom_vjp, or a loop with a reverse rule of its own, stands in the way: use a "
-            f"custom_jvp or plain JAX there (diffrax: adjoint=diffrax.DirectAdjoint(); equinox: "
+            f"over reverse: {_first_line(error)}. A custom_vjp, or a loop with a reverse rule of its own, stands in the way: "
+            f"use a custom_jvp or plain JAX there (diffrax: adjoint=diffrax.DirectAdjoint(); equinox: "
             f"while_loop(..., kind='bounded'))"
         ) from error
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from hessop._program import trace_program
+from hessop._program import linearized_program
+from hessop._trace import trace
 from hessop.structure import propagate
 
 DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
@@ -19,11 +20,11 @@ def points(n, seed=0, dtype=DTYPE):
 
 def terms_of(fn, x, limit=None):
     """A function of points like x that gives the terms of the Hessian of fn there; fn is traced once."""
-    program = trace_program(fn, x, (), lambda leaves: (), "as_written")
+    program, captured = linearized_program(trace(fn, x, ()), "as_written")
     count = len(jax.tree.leaves(x))
 
     def at(x):
-        residuals = program.residuals([*program.consts, *jax.tree.leaves(x)])
+        residuals = program.residuals([*program.own, *captured, *jax.tree.leaves(x)])
         return propagate(program.linear, residuals, count, limit=limit)
 
     return at
