@@ -74,8 +74,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """
         leaves = check_vector(vector, self.in_structure(), "vector")
         self._check_symmetry()
-        tiled = self.route == "tiles"  # also what is dear to make again
-        return self._like_x(self._run(("mv", tiled), functools.partial(_product, tiled), leaves))
+        return self._like_x(self._product(leaves))
 
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""
@@ -336,6 +335,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if not finite:
             warn(result_problem(point.program, taken.rows, take.name, point_finite is not None))
 
+    def _product(self, leaves: Sequence[Array]) -> list[Array]:
+        tiled = self.route == "tiles"  # also what is expensive to make again
+        return self._run(("mv", tiled), functools.partial(_product, tiled), leaves)
+
     def _check_symmetry(self) -> None:
         """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""
         program = self.program
@@ -347,7 +350,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         program.executables["symmetry"] = True
         keys = jax.random.split(jax.random.key(0), 2)
         u, v = (point.layout.unravel(jax.random.normal(key, (point.layout.n,), point.layout.dtype)) for key in keys)
-        Hu, Hv = (self._run(("mv", False), functools.partial(_product, False), w) for w in (u, v))
+        Hu, Hv = self._product(u), self._product(v)
         error, size = (float(a) for a in _asymmetry([u, v], [Hu, Hv]))
         eps = max(float(jnp.finfo(dtype).eps) for dtype in point.layout.dtypes)
         if error > ROUNDING * eps * size:

@@ -5,7 +5,9 @@ float64 (marked `x64`, or parametrized with a 64-bit dtype) are then left out. T
 annotations as it runs; `HESSOP_TEST_ANNOTATIONS=1` or `0` says so by itself.
 """
 
+import contextlib
 import itertools
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -62,6 +64,27 @@ def getkey(request: pytest.FixtureRequest) -> Callable[[], jax.Array]:
     root = jax.random.key(zlib.crc32(request.node.nodeid.encode()) & 0x7FFFFFFF)
     count = itertools.count()
     return lambda: jax.random.fold_in(root, next(count))
+
+
+@pytest.fixture
+def compilations(restored_settings: None) -> Callable[[], contextlib.AbstractContextManager[list[str]]]:
+    """A context that lists what XLA compiles in it."""
+
+    @contextlib.contextmanager
+    def listed() -> Iterator[list[str]]:
+        seen: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: seen.append(record.getMessage()) if "Compiling" in record.getMessage() else None  # type: ignore[method-assign]
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        level, logger.level = logger.level, logging.DEBUG
+        logger.addHandler(handler)
+        try:
+            yield seen
+        finally:
+            logger.removeHandler(handler)
+            logger.level = level
+
+    return listed
 
 
 @pytest.fixture

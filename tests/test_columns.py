@@ -70,7 +70,7 @@ def test_the_budget_of_the_operator_is_the_default():
 def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, limit):
     H = operator(lambda x: jnp.sum(jnp.sin(x)[:, None] * jnp.cos(x)[None, :]))
     whole = np.asarray(H.materialize())
-    compiled = _chunks._compiled_rows
+    compiled = _chunks._rows_of
     calls = []
 
     def failing(point, take, chunk, *rest):
@@ -85,7 +85,7 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
 
         return run
 
-    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_rows_of", failing)
     np.testing.assert_allclose(H.materialize(chunk=25), whole, rtol=1e-5, atol=1e-6)
     assert calls[:3] == [25, 25, 25]
     assert calls == sorted(calls, reverse=True)  # never grows back
@@ -103,7 +103,7 @@ def test_out_of_memory_with_one_row_says_so(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_rows_of", failing)
     with pytest.raises(hessop.MemoryBudgetError, match=r"out of memory with one row at a time, 0 of 60 rows done"):
         H.materialize(chunk=4)
 
@@ -117,7 +117,7 @@ def test_other_runtime_errors_pass_untouched(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(_chunks, "_compiled_rows", failing)
+    monkeypatch.setattr(_chunks, "_rows_of", failing)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
         H.materialize(chunk=4)
 
@@ -133,7 +133,7 @@ def test_one_executable_serves_all_chunks(caplog):
 def test_the_buffer_is_written_in_place():
     matrix, rows = jnp.zeros((6, 4)), jnp.ones((2, 4))
     before = matrix.unsafe_buffer_pointer()
-    after = _chunks._write(matrix, rows, np.int32(3))
+    after = _chunks._write(matrix, rows, np.int32(3), 0)
     assert matrix.is_deleted()
     assert after.unsafe_buffer_pointer() == before
 

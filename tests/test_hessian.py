@@ -98,17 +98,23 @@ def test_modules_and_methods():
     same(hessop.hessian(net.twice)(x), jax.hessian(net.twice)(x))
 
 
-def test_it_traces_once_even_when_made_anew():
+def test_it_traces_once_a_call_and_a_new_lambda_compiles_nothing(compilations):
     count = 0
 
-    def fn(x):
-        nonlocal count
-        count += 1
-        return jnp.sum(x**4)
+    def made():
+        def fn(x):
+            nonlocal count
+            count += 1
+            return jnp.sum(x**4)
 
-    for k in range(3):
-        hessop.hessian(fn)(jnp.arange(3.0) + k)
-    assert count == 1
+        return fn
+
+    hessop.hessian(made())(jnp.arange(3.0))
+    with compilations() as seen:
+        for k in range(3):
+            hessop.hessian(made())(jnp.arange(3.0) + k)
+    assert count == 4
+    assert seen == []
 
 
 def test_errors():

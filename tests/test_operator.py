@@ -42,7 +42,7 @@ def point():
 
 
 @pytest.mark.once
-def test_ten_points_trace_once():
+def test_fn_is_traced_once_for_each_operator_and_never_for_its_uses():
     count = 0
 
     def fn(x, params):
@@ -59,11 +59,12 @@ def test_ten_points_trace_once():
         H.gradient
         H.diagonal()
         lx.linearise(H).mv(point())
-    assert count == 1
+    assert count == 10
     solve = jax.jit(lambda H, b: lx.linear_solve(H, b, lx.LU()).value)
     for k in range(3):
         solve(hessop.HessianOperator(fn, point() + k, (parameters(),)), point())
-    assert count == 1
+    assert count == 13
+    assert solve._cache_size() == 1
 
 
 def test_new_points_do_not_compile(caplog):
@@ -97,11 +98,15 @@ def test_what_fn_captured_is_no_constant_of_an_executable():
 
 
 def test_nothing_that_is_remembered_holds_the_function_or_what_it_captured():
-    big = jnp.ones(1000, jnp.result_type(float))
+    def made():
+        big = jnp.ones(1000, jnp.result_type(float))
 
-    def fn(x):
-        return jnp.sum(x**3) * jnp.sum(big)
+        def fn(x):
+            return jnp.sum(x**3) * jnp.sum(big)
 
+        return fn, big
+
+    fn, big = made()
     H = hessop.HessianOperator(fn, point())
     jax.block_until_ready((H.materialize(), H.mv(point()), H.value))
     alive, held = weakref.ref(fn), weakref.ref(big)
@@ -263,7 +268,7 @@ def test_a_gradient_that_is_not_finite_says_which_leaf():
     bad = {"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.ones(2)}
     with pytest.warns(RuntimeWarning, match=r"x\['a'\] itself has 2 of 3"):
         hessop.HessianOperator(fn, bad).gradient
-    with pytest.warns(RuntimeWarning, match=r"the Hessian has entries that are not finite.*masks only its result"):
+    with pytest.warns(RuntimeWarning, match=r"10 of 25 entries of the Hessian, the first in row 0.*masks only its"):
         lx.linearise(hessop.HessianOperator(fn, x)).materialize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -445,7 +450,7 @@ class TestErrors:
     @pytest.mark.parametrize("route", ["structure", "columns"])
     def test_progress_before_the_work(self, route, monkeypatch):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
-        for place in ("hessop._chunks._compiled_rows", "hessop._abstract.run_structure"):
+        for place in ("hessop._chunks._rows_of", "hessop._abstract.run_structure"):
             monkeypatch.setattr(place, lambda *_: pytest.fail("it computed"))
         self.raises(TypeError, r"progress: got 3, expected True, False or a function", lambda: H.materialize(progress=3))
         monkeypatch.setitem(sys.modules, "tqdm.auto", None)

@@ -50,7 +50,7 @@ def older(tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """What is refused is refused before any work."""
-    for place in ("hessop._abstract.choose_route", "hessop._chunks._compiled_rows", "hessop._abstract.run_structure"):
+    for place in ("hessop._abstract.choose_route", "hessop._chunks._rows_of", "hessop._abstract.run_structure"):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it worked"))
 
 
@@ -107,7 +107,7 @@ def test_a_failing_computation_leaves_the_file(older, H, monkeypatch):
     def failing(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("hessop._chunks._compiled_rows", failing)
+    monkeypatch.setattr("hessop._chunks._rows_of", failing)
     with pytest.raises(RuntimeError, match="broken"):
         H.materialize(out=older)
     assert_untouched(older)
