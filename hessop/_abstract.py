@@ -299,9 +299,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
                 taken = self._from_terms(point, take, choice.limit, output, progress)
             else:
                 taken = fill(point, take, choice.chunking, out=output, progress=progress)
+        rows = taken.rows
         if not quiet:
-            self._check_finite(point, take, taken)
-        return taken.rows if output is None else output.result
+            # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
+            columns = choice.route == "columns" and not point.program.foreign_rule
+            rows = self._looked_at(point, take, taken, columns)
+        return rows if output is None else output.result
 
     def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:
         take = Blocks(block_sizes(block, self.in_structure()))
@@ -321,19 +324,19 @@ class AbstractHessian(lx.AbstractLinearOperator):
             report(Progress(done=n, total=n, chunk=n))
         return Taken(rows, point_finite, finite)
 
-    def _check_finite(self, point: Point, take: Take, taken: Taken) -> None:
-        """Say what is not finite of the value, the gradient and the result."""
-        point_finite = taken.point_finite
+    def _looked_at(self, point: Point, take: Take, taken: Taken, columns: bool) -> Array | None:
+        """The rows that were taken; what of the value, the gradient and them is not finite is said."""
+        rows, finite, point_finite = taken.rows, taken.finite, taken.point_finite
         if point_finite is None and point.primals is not None:
             point_finite = self._run("value and gradient finite", _finite_at_point)
+        if rows is not None:
+            finite = bool(np.asarray(result_is_finite(rows, isinstance(take, Row))))
+            rows = take.transposed(rows, point.layout) if columns and not finite else rows
         if point_finite is not None and not np.all(np.asarray(point_finite)):
             warn(self._problem_of_point())
-            return
-        finite = taken.finite
-        if finite is None:
-            finite = bool(np.asarray(result_is_finite(taken.rows, isinstance(take, Row))))
-        if not finite:
-            warn(result_problem(point.program, taken.rows, take.name, point_finite is not None))
+        elif not finite:
+            warn(result_problem(point.program, rows, take.name, point_finite is not None))
+        return rows
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
         tiled = self.route == "tiles"  # also what is expensive to make again

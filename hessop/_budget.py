@@ -49,9 +49,11 @@ def parse_memory(memory: Memory, name: str = "memory") -> int:
         if match is None or match[2].upper() not in _UNITS:
             raise ValueError(f"{name}: got {memory!r}, {expected}")
         memory = float(match[1]) * _UNITS[match[2].upper()]
-    if not 0 < memory < float("inf"):
+    elif isinstance(memory, float) and not memory.is_integer():
+        raise ValueError(f"{name}: got {memory!r}, which is no whole number of bytes, {expected}")
+    if not 1 <= memory < float("inf"):
         raise ValueError(f"{name}: got {memory!r}, {expected}")
-    return max(1, int(memory))
+    return int(memory)
 
 
 def format_bytes(count: float) -> str:

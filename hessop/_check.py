@@ -14,6 +14,7 @@ import numpy as np
 from hessop._abstract import ROUNDING
 from hessop._annotations import Arguments, Count, Function
 from hessop._errors import VerificationError
+from hessop._finite import result_problem
 from hessop._operator import HessianOperator
 from hessop._tree import Layout
 
@@ -54,6 +55,9 @@ def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count =
     if problem is not None:
         raise VerificationError(problem)
     rng = np.random.default_rng(seed)
+    # Whatever entry is not finite, it shows in the product with a vector without zeros.
+    if not np.all(np.isfinite(at.product(1.0 + rng.random(at.layout.n)))):
+        raise VerificationError(result_problem(at.H.program, None, "Hessian", True))
     failures: dict[str, list[str]] = {}
     for _ in range(probes):
         u, v = (rng.standard_normal(at.layout.n) * at.scale for _ in range(2))

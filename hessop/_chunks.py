@@ -127,24 +127,45 @@ def choose_chunking(
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak, budget)
-    needed = smallest or 0
-    output = 0 if host_output else n * width * itemsize
+    raise _too_little(point, take, budget, chunk, smallest or 0, host_output, measured=True)
+
+
+def refuse_impossible(maker: RowMaker, point: Point, take: Take, *, chunk: int | None, budget: int, host_output: bool) -> None:
+    """Refuse a budget that does not hold even the arguments and the result, from shapes alone.
+
+    Raises:
+        MemoryBudgetError: with a budget that is sure to do: an upper estimate, one row at a time.
+    """
+    held = sum(a.size * a.dtype.itemsize for a in point.source) + _result_bytes(point, take, host_output)
+    if held > budget:
+        needed = _estimate(point, take, host_output, maker)(chunk or 1)
+        raise _too_little(point, take, budget, chunk, needed, host_output, measured=False)
+
+
+def _too_little(
+    point: Point, take: Take, budget: int, chunk: int | None, needed: int, host_output: bool, measured: bool
+) -> MemoryBudgetError:
+    result = _result_bytes(point, take, host_output)
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
-    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if output > budget // 2 else ""
-    raise MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {n} rows of {width} {point.layout.dtype} entries: the result "
-        f"takes {format_bytes(output)}, and with {at} the computation needs {format_bytes(needed)} in all. "
-        f"The smallest budget that would do is memory={needed}{hint}",
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if result > budget // 2 else ""
+    return MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {take.width(point.layout)} "
+        f"{point.layout.dtype} entries: the result takes {format_bytes(result)}, and with {at} the computation needs "
+        f"{'' if measured else 'up to '}{format_bytes(needed)} in all. The smallest budget that "
+        f"{'would' if measured else 'is sure to'} do is memory={needed}{hint}",
         needed=needed,
         budget=budget,
     )
 
 
+def _result_bytes(point: Point, take: Take, host_output: bool) -> int:
+    """Bytes of the result on the device."""
+    return 0 if host_output else point.layout.n * take.width(point.layout) * point.layout.dtype.itemsize
+
+
 def _estimate(point: Point, take: Take, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
-    layout = point.layout
-    result = 0 if host_output else layout.n * take.width(layout) * layout.dtype.itemsize
-    fixed, per_row = maker.fixed(point) + result, maker.per_row(point)
+    fixed, per_row = maker.fixed(point) + _result_bytes(point, take, host_output), maker.per_row(point)
     return lambda chunk: fixed + chunk * per_row
 
 

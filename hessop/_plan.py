@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from hessop._budget import format_bytes
-from hessop._chunks import Chunking, RowMaker, choose_chunking
+from hessop._chunks import Chunking, RowMaker, choose_chunking, refuse_impossible
 from hessop._columns import products
 from hessop._errors import MemoryBudgetError
 from hessop._point import Point
@@ -74,7 +74,11 @@ def choose_route(
         chunking = choose_chunking(maker, point, take, **limits)
         return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit)
 
-    columns = functools.partial(by_rows, "columns", products(point.program))
+    by_products = products(point.program)
+    if compile and budget is not None:
+        sure = terms_by_rows(None) if route == "structure" and isinstance(take, Row) else by_products
+        refuse_impossible(sure, point, take, chunk=chunk, budget=budget, host_output=host_output)
+    columns = functools.partial(by_rows, "columns", by_products)
     if route == "columns":
         return columns("asked for")
     if not covers(take):

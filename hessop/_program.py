@@ -11,8 +11,10 @@ something else now has another program, and a new lambda that says the same has 
 Depends on JAX, on traces and on the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
 """
 
+import contextlib
 import dataclasses
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
@@ -283,9 +285,13 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     return [eqn for eqn in primal if any(v in chosen for v in eqn.outvars)]
 
 
-# Found by what the trace says. Each holds compiled code and no array of the user's; the least recently used goes first.
-_PROGRAMS: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
-_MOST_PROGRAMS = 512
+# All programs that are alive, by what the trace says. What keeps one alive: an operator; the function that it was first traced
+# from (or the object of a bound method), of whose programs the last are kept; or being among the last that were used, so that
+# a lambda made again finds the program of the one before. Nothing in a program refers to the function.
+_PROGRAMS: "weakref.WeakValueDictionary[Hashable, HessianProgram]" = weakref.WeakValueDictionary()
+_OF_FUNCTION: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
+_RECENT: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
+_LAST = 64
 _LOCK = threading.Lock()
 
 
@@ -302,16 +308,23 @@ def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tu
         key = (*said, len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
         with _LOCK:
             known = _PROGRAMS.get(key)
-            if known is not None:
-                _PROGRAMS.move_to_end(key)
-                return known, fixed
-        if program is None:
+        if known is None and program is None:
             program, fixed = linearized_program(trace, self_pairs)
-    captured = set(map(id, trace.captured))
-    if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
-        return program, fixed  # a rule holds values of an outer trace, and dies with it
+    if known is None:
+        assert program is not None
+        captured = set(map(id, trace.captured))
+        if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
+            return program, fixed  # a rule holds values of an outer trace, and dies with it
     with _LOCK:
-        program = _PROGRAMS.setdefault(key, program)
-        while len(_PROGRAMS) > _MOST_PROGRAMS:
-            _PROGRAMS.popitem(last=False)
+        program = _PROGRAMS.setdefault(key, known or program)
+        _keep(_RECENT, key, program)
+        with contextlib.suppress(TypeError):  # an object without weak references or a hash
+            _keep(_OF_FUNCTION.setdefault(trace.owner, OrderedDict()), key, program)
     return program, fixed
+
+
+def _keep(programs: "OrderedDict[Hashable, HessianProgram]", key: Hashable, program: HessianProgram) -> None:
+    programs[key] = program
+    programs.move_to_end(key)
+    if len(programs) > _LAST:
+        programs.popitem(last=False)

@@ -49,6 +49,7 @@ class Trace:
 
     Attributes:
         name: of the function, for messages.
+        owner: an object that lives as long as the function.
         flat: (x leaves, arrays) -> the output, which runs the function again.
         x_leaves: of the point.
         arrays: what is dynamic among the arguments.
@@ -59,6 +60,7 @@ class Trace:
     """
 
     name: str
+    owner: Any
     flat: Callable[..., Any]
     x_leaves: list[Any]
     arrays: tuple[Any, ...]
@@ -122,7 +124,7 @@ def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Sta
         jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
     _check_output(jaxpr, fn)
     fixed = tuple(snapshot(c) for c in captured(jaxpr))
-    return Trace(name_of(fn), flat, x_leaves, arrays, static, jaxpr, fixed, trees[-1])
+    return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, fixed, trees[-1])
 
 
 def snapshot(value: Any) -> Any:
@@ -131,6 +133,13 @@ def snapshot(value: Any) -> Any:
         return value
     # Explicitly, for a transfer guard; and a copy: JAX's array may be numpy's memory.
     return jax.device_put(np.array(value))
+
+
+def _owner(fn: Any) -> Any:
+    """An object that lives as long as a function: a bound method is made at each access and dies at once, its object lives."""
+    while isinstance(fn, Wrapped):
+        fn = fn.fn
+    return fn.__self__ if isinstance(fn, types.MethodType) else fn
 
 
 def name_of(fn: Any) -> str:

@@ -1,0 +1,117 @@
+"""What is not finite is said: the value first, then the gradient, then what was asked for."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import hessop
+from hessop import _finite
+
+FLOAT = jnp.result_type(float)
+USES = ("materialize", "diagonal", "block_diagonal", "trace")
+
+
+def kink(x):
+    """Gradient 0 at 0, and no second derivative there."""
+    return jnp.sum(jnp.abs(x) ** 1.5)
+
+
+def walls(x):
+    i, j = np.array([0, 1, 2]), np.array([1, 2, 3])
+    r = jnp.sqrt(jnp.sum((x[i] - x[j]) ** 2, axis=1))
+    beyond = jnp.where(r > 1.0, (r - 1.0) ** 4, 0.0) + jnp.where(r < 0.1, (r - 0.1) ** 4, 0.0)
+    return -jnp.sum(jnp.log(1 - jnp.exp(-beyond)))
+
+
+FLAT_BOTTOM = jnp.asarray([[0.0, 0, 0], [1.5, 0.1, 0], [2.0, 0.1, 0.2], [3.5, 0, 0.3]], FLOAT)
+
+
+def infinite(x):
+    return jnp.sum(x**2) + jnp.where(x[0] > 0, jnp.inf, 0.0).astype(x.dtype)
+
+
+@pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
+@pytest.mark.parametrize("use", USES)
+def test_the_hessian_where_the_gradient_is_finite(use, route):
+    H = hessop.HessianOperator(kink, jnp.asarray([1.0, 0.0], FLOAT), route=route)
+    with pytest.warns(
+        RuntimeWarning, match=r"not finite: [12] of \d entries of the .*Hessian, the first in row 1, while the value"
+    ):
+        getattr(H, use)()
+
+
+@pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("fn", "x"), [(walls, FLAT_BOTTOM), (infinite, jnp.ones(3, FLOAT))], ids=["walls", "infinite"])
+def test_the_value_comes_first(fn, x, use, route):
+    H = hessop.HessianOperator(fn, x, route=route)
+    with pytest.warns(RuntimeWarning, match=r"not finite: the value is inf"):
+        getattr(H, use)()
+
+
+def test_the_places_are_those_of_jax():
+    """A tangent that is zero there is multiplied by infinity: in the row, not in the column."""
+    x = jnp.asarray([1.0, 0.0, 2.0], FLOAT)
+    expected = np.asarray(jax.hessian(kink)(x))
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        found = hessop.HessianOperator(kink, x, route="columns").materialize()
+    np.testing.assert_allclose(found, expected)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        found = hessop.HessianOperator(kink, x, route="columns").materialize(chunk=2)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_in_chunks_and_on_the_host(tmp_path):
+    x = jnp.asarray([1.0, 0.0, 2.0], FLOAT)
+    for fn, text in ((kink, "not finite: 3 of 9 entries"), (infinite, "the value is inf")):
+        H = hessop.HessianOperator(fn, x)
+        with pytest.warns(RuntimeWarning, match=text):
+            H.materialize(chunk=2)
+        with pytest.warns(RuntimeWarning, match=text.replace("3 of 9 ", "")):
+            H.materialize(chunk=2, out=np.zeros((3, 3), FLOAT))
+        with pytest.warns(RuntimeWarning, match=text.replace("3 of 9 ", "")):
+            H.materialize(out=tmp_path / "H.npy")
+    with pytest.warns(RuntimeWarning, match="not finite: 1 of 9 entries"):
+        lx.linearise(hessop.HessianOperator(kink, x)).materialize()
+
+
+def test_checks_and_verdicts():
+    for fn, x, text in (
+        (walls, FLAT_BOTTOM, "the value is inf"),
+        (infinite, jnp.ones(3, FLOAT), "the value is inf"),
+        (kink, jnp.asarray([1.0, 0.0], FLOAT), "entries of the Hessian"),
+    ):
+        with pytest.raises(hessop.VerificationError, match=text):
+            hessop.check_hessian(fn, x)
+
+
+def test_a_large_matrix_is_looked_at_in_part(monkeypatch):
+    monkeypatch.setattr(_finite, "_LOOKED_AT", 50)
+    look = _finite.result_is_finite.__wrapped__
+    matrix = np.zeros((40, 40))
+    assert look(jnp.asarray(matrix), True)
+    for row, column, seen in ((7, 7, True), (0, 9, True), (32, 3, True), (7, 9, False)):
+        bad = matrix.copy()
+        bad[row, column] = np.nan
+        assert bool(look(jnp.asarray(bad), True)) is not seen
+        assert not look(jnp.asarray(bad), False)
+
+
+def test_nothing_is_said_inside_jit_nor_by_what_goes_on_with_it():
+    x = jnp.asarray([1.0, 0.0], FLOAT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(lambda x: hessop.HessianOperator(kink, x).materialize())(x)
+        with pytest.raises(Exception, match="not finite at this point"):
+            hessop.block_jacobi(hessop.HessianOperator(kink, x))
+
+
+def test_the_line_is_the_users():
+    H = hessop.HessianOperator(kink, jnp.asarray([1.0, 0.0], FLOAT))
+    with pytest.warns(RuntimeWarning) as caught:
+        H.materialize()
+    assert caught[0].filename == __file__
