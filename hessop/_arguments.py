@@ -8,7 +8,7 @@ Depends on JAX. Must never know Hessians.
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ class _Dynamic(enum.Enum):
     """Stands for an array among the static leaves; an enumeration, so that a copy of it is itself."""
 
     array = "*"
+
+
+Hold = Literal["nothing", "numpy", "all"]
 
 
 class _Held:
@@ -56,12 +59,13 @@ class Static:
         return self.tree.unflatten([value(leaf) for leaf in self.leaves])
 
 
-def split_args(args: Sequence[Any], *, hold: bool = False) -> tuple[tuple[Array, ...], Static]:
+def split_args(args: Sequence[Any], *, hold: Hold = "nothing") -> tuple[tuple[Array, ...], Static]:
     """Sort the leaves of `args` into arrays and the rest.
 
     Args:
         args: pytrees.
-        hold: whether what has a value now is no array of these, but given to the function as it is.
+        hold: what of that which has a value now is none of the arrays, but given to the function: numbers and arrays of
+            numpy, or those of JAX too, as numpy's (in a trace JAX makes tracers of its own).
 
     Raises:
         TypeError: a leaf is neither an array nor hashable.
@@ -70,7 +74,9 @@ def split_args(args: Sequence[Any], *, hold: bool = False) -> tuple[tuple[Array,
     arrays, static = [], []
     for path, leaf in paths:
         if _is_dynamic(leaf):
-            if hold and not isinstance(leaf, Tracer):
+            if hold == "all" and isinstance(leaf, Array) and not isinstance(leaf, Tracer):
+                static.append(_Held(np.asarray(leaf)))
+            elif hold != "nothing" and not isinstance(leaf, Array):
                 static.append(_Held(leaf))
             else:
                 arrays.append(as_own_array(leaf))

@@ -3,6 +3,7 @@
 Depends on JAX and on what is dynamic among the arguments. Must never know derivatives or programs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -28,7 +29,7 @@ _CONCRETE = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-_MAYBE_CONCRETE = (TypeError, IndexError)
+_MAYBE_CONCRETE = (TypeError, IndexError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +95,11 @@ def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
     except NotScalarError:
         raise
     except (*_CONCRETE, *_MAYBE_CONCRETE) as error:
-        fewer, holding = split_args(args, hold=True)
-        if len(fewer) < len(arrays):
-            try:
-                return _traced(fn, x, fewer, holding)
-            except _MAYBE_CONCRETE:
-                pass  # the first error names what is dynamic
+        for hold in ("numpy", "all"):
+            fewer, holding = split_args(args, hold=hold)
+            if len(fewer) < len(arrays):
+                with contextlib.suppress(*_MAYBE_CONCRETE):  # the first error names what is dynamic
+                    return _traced(fn, x, fewer, holding)
         if isinstance(error, _CONCRETE):
             raise TypeError(_about_values(fn, error)) from error
         if _is_list_of_numbers(x):
