@@ -8,15 +8,17 @@ never a wrong number.
 Depends on JAX and `_jaxpr`. Must never know Hessians or what is done with a program.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import types
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -154,75 +156,128 @@ def _by_value(value: Any) -> bool:
 
 # --- Custom derivative rules ------------------------------------------------------------------------------------------
 
+# What functions of these may read does not change. Other modules are the user's, whose globals may.
+_LIBRARIES = frozenset(("jax", "jaxlib", "numpy", "math", "functools", "operator", "equinox", "lineax", "scipy", "builtins"))
+
+
+@dataclasses.dataclass
+class Rules:
+    """What is known of the custom derivative rules of an equation: Python that has not run yet.
+
+    Attributes:
+        codes: the code of all functions that they are made of.
+        values: the numbers and names that these read of their surroundings.
+        foreign: whether there is more code than JAX's own.
+        opaque: whether they read what may change without a trace of it: arrays, objects, modules of the user's.
+    """
+
+    codes: set[types.CodeType] = dataclasses.field(default_factory=set)
+    values: set[Hashable] = dataclasses.field(default_factory=set)
+    foreign: bool = False
+    opaque: bool = False
+
 
 def has_foreign_rule(jaxpr: Any) -> bool:
-    """Whether a custom derivative rule takes part that is not JAX's own.
-
-    A rule is Python that has not run yet: what it reads of its surroundings is no part of the trace, and it may be wrong.
-    JAX's own rules (of relu, logsumexp and the like) read nothing that can change, and are right.
-    """
-    return any(_is_foreign(eqn) for eqn in _all(open_jaxpr(jaxpr)[0].eqns) if eqn.primitive.name in RULED)
+    """Whether a custom derivative rule takes part that is not JAX's own, and so may be wrong."""
+    return any(rules.foreign for rules in _all_rules(jaxpr))
 
 
-def _all(eqns: Any) -> Iterator[Any]:
-    for eqn in eqns:
-        yield eqn
-        for jaxpr in carried_jaxprs(eqn):
-            yield from _all(jaxpr.eqns)
+def has_opaque_rule(jaxpr: Any) -> bool:
+    """Whether a custom derivative rule takes part of which the trace does not say all."""
+    return any(rules.opaque for rules in _all_rules(jaxpr))
 
 
-def _is_foreign(eqn: Any) -> bool:
-    codes, opaque = _codes_of(eqn)
-    return opaque or not codes or any(not code.co_filename.startswith(_OF_JAX) for code in codes)
+def _all_rules(jaxpr: Any) -> Iterator[Rules]:
+    wanted = list(open_jaxpr(jaxpr)[0].eqns)
+    while wanted:
+        eqn = wanted.pop()
+        if eqn.primitive.name in RULED:
+            yield _rules_of(eqn)
+        for inner in carried_jaxprs(eqn):
+            wanted += inner.eqns
 
 
 def _rule(eqn: Any) -> Hashable:
-    """The key of a custom_jvp_call or custom_vjp_call: what it computes, and the code of its rules.
+    """The key of a custom_jvp_call or custom_vjp_call: what it computes, and what is known of its rules.
 
-    What the rules read besides is not seen here. It need not be: where it could matter, the key is that of the differentiated
-    program, in which these rules have run.
+    Where that is not all, the key in use is that of the differentiated program, in which they have run.
     """
-    plain = [(k, v) for k, v in eqn.params.items() if type(v) in _PLAIN]
-    return _inner(eqn.params["call_jaxpr"], False), tuple(plain), frozenset(_codes_of(eqn)[0])
+    rules, plain = _rules_of(eqn), [(k, v) for k, v in eqn.params.items() if type(v) in _PLAIN]
+    return _inner(eqn.params["call_jaxpr"], False), tuple(plain), frozenset(rules.codes), frozenset(rules.values)
 
 
-def _codes_of(eqn: Any) -> tuple[set[types.CodeType], bool]:
-    """The code of all functions that the rules of an equation are made of; and whether there is more that cannot be read."""
-    codes: set[types.CodeType] = set()
-    opaque = False
+def _rules_of(eqn: Any) -> Rules:
+    found = Rules()
     seen: set[int] = set()
-    wanted = [v for name, v in eqn.params.items() if name != "call_jaxpr"]
+    # What JAX wraps the rules in holds caches and traces, which say nothing; what the user's code holds counts.
+    wanted = [(v, False) for name, v in eqn.params.items() if name != "call_jaxpr"]
     while wanted:
-        value = wanted.pop()
+        value, users = wanted.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
+        inside, known = _parts(value)
         if isinstance(value, types.FunctionType):
-            codes.add(value.__code__)
-            wanted += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        elif isinstance(value, functools.partial):
-            wanted += (value.func, *value.args, *value.keywords.values())
-        elif isinstance(value, types.MethodType):
-            wanted += (value.__func__, value.__self__)
-        elif isinstance(value, tuple | list):
-            wanted += value
-        elif isinstance(value, Mapping):
-            wanted += value.values()
-        elif hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-            opaque = True
-        elif hasattr(value, "f") and hasattr(value, "transforms"):
-            wanted += (value.f, value.transforms)
-        elif isinstance(value, jax.custom_jvp | jax.custom_vjp):
-            wanted += vars(value).values()
-        elif hasattr(value, "__wrapped__"):  # jitted
-            wanted.append(value.__wrapped__)
-        elif callable(value) and not isinstance(value, type | types.BuiltinFunctionType):
-            opaque = True
-    return codes, opaque
+            users = not value.__code__.co_filename.startswith(_OF_JAX)
+            found.codes.add(value.__code__)
+            found.foreign |= users
+            inside = [*inside, *(_globals_of(value) if users else ())]
+        elif hasattr(value, "eqns") or hasattr(value, "jaxpr") or (not known and (callable(value) or users)):
+            if _is_fixed(value):
+                found.values.add(_param(value))
+            else:
+                found.foreign = found.opaque = True
+        wanted += [(part, users) for part in inside]
+    if not found.codes:
+        found.foreign = found.opaque = True
+    return found
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+def _parts(value: Any) -> tuple[Sequence[Any], bool]:
+    """What a value is made of, and whether that is known."""
+    if isinstance(value, types.FunctionType):
+        return [*_cells(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], True
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values()), True
+    if isinstance(value, types.MethodType):
+        return (value.__func__, value.__self__), True
+    if isinstance(value, jax.custom_jvp | jax.custom_vjp):
+        return tuple(v for k, v in vars(value).items() if not k.startswith("__")), True
+    if hasattr(value, "f") and hasattr(value, "transforms"):  # JAX's wrapped functions
+        return (value.f, value.transforms), True
+    if isinstance(value, types.FunctionType | type | types.BuiltinFunctionType):
+        return (), True
+    if callable(value) and hasattr(value, "__wrapped__"):  # jitted
+        return (value.__wrapped__,), True
+    if isinstance(value, tuple):
+        return value, True
+    if isinstance(value, list):
+        return value, False
+    if isinstance(value, Mapping):
+        return tuple(value.values()), False
+    return (), False
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value cannot change and can be compared; a module of a library counts, as does what JAX gives rules."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in _LIBRARIES
+    return type(value) in _PLAIN or isinstance(value, (*_NUMBERS, jax.tree_util.PyTreeDef, jnp.dtype, jax.core.ShapedArray))
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # one that is still empty
+            found.append(cell.cell_contents)
+    return found
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """What a function, and those inside of it, may read of its module."""
+    names, codes = set(), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return [function.__globals__[name] for name in names if name in function.__globals__]

@@ -26,7 +26,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from hessop._annotations import SelfPairs
-from hessop._fingerprint import fingerprint, has_foreign_rule
+from hessop._fingerprint import fingerprint, has_foreign_rule, has_opaque_rule
 from hessop._jaxpr import (
     Equations,
     constants_as_inputs,
@@ -55,7 +55,7 @@ class HessianProgram:
     """A function at fixed shapes, linearised once. It holds no array of the user's: all functions that say the same share it.
 
     Attributes:
-        own: arrays that JAX's rules made; the first inputs of `primal`.
+        own: arrays that derivative rules made; the first inputs of `primal`.
         primal: (own and captured arrays, x leaves, args leaves) -> (value, gradient leaves, residuals).
         linear: (residuals, tangent leaves) -> H t leaves; linear in the tangent.
         x_avals: shape and dtype of each leaf of x.
@@ -148,9 +148,9 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
         mode, found = _linearized(lambda *v: trace.flat(v[:n_x], v[n_x:]), inputs, wrt, trace.name)
     flat, made = found
     primal, linear = _partition(flat, n_x)
-    foreign = has_foreign_rule(trace.jaxpr)
-    # What JAX's own rules make is the same at each trace; what others make is the function's.
-    own = () if foreign else made
+    # What rules make is the same at each trace, unless they read what may change.
+    opaque = has_opaque_rule(trace.jaxpr)
+    own = () if opaque else made
     program = HessianProgram(
         own=tuple(map(snapshot, own)),
         primal=primal,
@@ -159,10 +159,10 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
         mode=mode,
         self_pairs=pairs,
         rewritten=rewritten is not None,
-        foreign_rule=foreign,
+        foreign_rule=has_foreign_rule(trace.jaxpr),
         x64=x64_is_on(),
     )
-    return program, (*(map(snapshot, made) if foreign else ()), *fixed)
+    return program, (*(map(snapshot, made) if opaque else ()), *fixed)
 
 
 def _linearized(
@@ -298,7 +298,7 @@ _LOCK = threading.Lock()
 def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
     """The program of a traced function and what it captured; a program that is there, if it says the same."""
     with settings():
-        if has_foreign_rule(trace.jaxpr):
+        if has_opaque_rule(trace.jaxpr):
             # What a rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
             program, fixed = linearized_program(trace, self_pairs)
             said = [fingerprint(program.primal), fingerprint(program.linear)]
