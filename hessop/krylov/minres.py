@@ -42,7 +42,8 @@ class MINRES(lx.AbstractLinearSolver):
     |A|; and `y0`, a start.
 
     `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`; and on request
-    `history`, the residual norm after 0, 1, 2, ... products, NaN after the last.
+    `history`, the residual norm after 0, 1, 2, ... products, inf where there is none: after the last product, and before the
+    first where the solve starts from y0.
 
     Attributes:
         rtol: tolerance of the residual relative to b.

@@ -60,7 +60,7 @@ class TruncatedCG(lx.AbstractLinearSolver):
     and `y0`, a start, only without a radius (a trust region is about zero).
 
     `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`, |b - A x|;
-    `model_value`, m(x); `curvature`, d.Ad of the direction d at which curvature was not positive, NaN where none was met;
+    `model_value`, m(x); `curvature`, d.Ad of the direction d at which curvature was not positive, inf where none was met;
     `direction`, d itself, with |d| = 1 and b.d >= 0, zero where none was met; with a radius `step_norm`, the length of x in
     the norm of the trust region; with subproblem="exact" `multiplier` and `certified`, see there.
 
