@@ -54,7 +54,8 @@ class TruncatedCG(lx.AbstractLinearSolver):
     The first three are results as `lineax.linear_solve` understands them, the others are failures, which raise unless
     `throw=False`. Unless it starts from y0 or is not finite, every value is a step downhill, b.x > 0 and m(x) < 0; with a
     radius m(x) is no larger than anywhere in the region along the preconditioned b. No threshold is absolute: f -> s f and
-    x -> c x change nothing but the units.
+    x -> c x change nothing but the units. Where b = 0, or is within `atol`, one product shows whether the operator is finite
+    before zero is called a solution.
 
     `options` of `linear_solve`: `preconditioner`, a positive definite lineax operator that applies an approximate inverse;
     and `y0`, a start, only without a radius (a trust region is about zero).

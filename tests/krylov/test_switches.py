@@ -19,8 +19,8 @@ PROBLEMS = {
     "saddle": (np.diag([1.0, -2.0, 3.0]), [0.1, 1.0, 0.1]),
     "hard": (np.diag([1.0, -2.0, 3.0]), [1.0, 0.0, 1.0]),
     "degenerate": (-np.eye(3), [0.0, 1.0, 0.0]),
-    "b = 0, definite": (np.eye(3), [0.0, 0.0, 0.0]),
-    "b = 0, saddle": (np.diag([1.0, -2.0, 3.0]), [0.0, 0.0, 0.0]),
+    "b = 0 definite": (np.eye(3), [0.0, 0.0, 0.0]),
+    "b = 0 saddle": (np.diag([1.0, -2.0, 3.0]), [0.0, 0.0, 0.0]),
     "zero": (np.zeros((3, 3)), [1.0, 2.0, 0.0]),
 }
 SOLVERS = {
@@ -29,8 +29,8 @@ SOLVERS = {
     "radius": (lambda: TruncatedCG(1e-4, radius=0.4), {"preconditioner": M}),
     "radius inf": (lambda: TruncatedCG(1e-4, radius=jnp.inf), {}),
     "exact": (lambda: TruncatedCG(1e-4, radius=0.4, subproblem="exact"), {}),
-    "exact, M": (lambda: TruncatedCG(1e-4, radius=0.4, subproblem="exact"), {"preconditioner": M}),
-    "exact, radius inf": (lambda: TruncatedCG(1e-4, radius=jnp.inf, subproblem="exact"), {}),
+    "exact with M": (lambda: TruncatedCG(1e-4, radius=0.4, subproblem="exact"), {"preconditioner": M}),
+    "exact radius inf": (lambda: TruncatedCG(1e-4, radius=jnp.inf, subproblem="exact"), {}),
     "MINRES": (lambda: MINRES(1e-4, history=True), {"preconditioner": M}),
     "MINRES from zeros": (lambda: MINRES(1e-4, history=True), {"y0": np.zeros(3)}),
     "least squares": (lambda: MINRES(1e-4, well_posed=False, history=True), {}),
@@ -55,7 +55,7 @@ def same(found, expected):
     assert reason({"stop_reason": found[2]}) == reason({"stop_reason": expected[2]})
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact, " in name)) for name in SOLVERS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_no_nan_is_made(name):
     """Under jax_debug_nans a solve that does well raises nothing, and nothing of what it returns is NaN."""
     solver, options = solver_and_options(name)
@@ -69,7 +69,7 @@ def test_no_nan_is_made(name):
             same(run(A, b), expected)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact, " in name)) for name in SOLVERS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_without_jit_no_operation_makes_nan(name):
     """Without jit each operation is looked at, those within loops too."""
     solver, options = solver_and_options(name)
@@ -108,7 +108,7 @@ FINITE = {
     "radius": lambda: TruncatedCG(1e-4, radius=0.4),
     "exact": lambda: TruncatedCG(1e-4, radius=0.4, subproblem="exact"),
     "MINRES": lambda: MINRES(1e-4),
-    "MINRES, atol": lambda: MINRES(1e-4, atol=1.0),
+    "MINRES atol": lambda: MINRES(1e-4, atol=1.0),
     "least squares": lambda: MINRES(1e-4, well_posed=False),
 }
 
