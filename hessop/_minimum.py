@@ -62,8 +62,8 @@ class Certificate(eqx.Module):
         distance: |gradient| / (lowest - uncertainty), an estimate of how far the minimum is, in units of x; infinite where
             not all eigenvalues are known to be positive.
         num_products: products with the Hessian, 0 where the dense matrix was taken.
-        num_negative: the number of negative eigenvalues, which at a saddle point is its index; -1 where it is not known: where
-            only products were made, and where something is not finite.
+        num_negative: the number of eigenvalues that are negative by more than `rtol` allows, which at a saddle point is its
+            index; -1 where it is not known: where only products were made, and where something is not finite.
 
     Example:
         >>> import jax.numpy as jnp, hessop
