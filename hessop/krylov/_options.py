@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 
@@ -73,7 +74,10 @@ def real_scalar(value: Any, name: str) -> Array:
     Raises:
         ValueError: it is not a real scalar.
     """
-    array = jnp.asarray(value)
+    # Explicitly put on the device: jnp.asarray does so implicitly, which jax.transfer_guard may disallow.
+    array = (
+        value if isinstance(value, Array) else jax.device_put(value if isinstance(value, int | float) else np.asarray(value))
+    )
     if array.shape != () or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
@@ -86,7 +90,7 @@ def nonnegative(value: Any, name: str) -> Array:
         ValueError: it is negative, or not a real scalar.
     """
     array = real_scalar(value, name)
-    if not isinstance(value, Tracer) and not float(value) >= 0:
+    if not isinstance(value, Tracer) and not float(jax.device_get(value)) >= 0:
         raise ValueError(f"{name}: got {value}, expected a number that is not negative")
     return array
 
@@ -94,7 +98,7 @@ def nonnegative(value: Any, name: str) -> Array:
 def positive(value: Any, name: str) -> Array:
     """As `nonnegative`, for what must be positive (infinity is)."""
     array = real_scalar(value, name)
-    if not isinstance(value, Tracer) and not float(value) > 0:
+    if not isinstance(value, Tracer) and not float(jax.device_get(value)) > 0:
         raise ValueError(f"{name}: got {value}, expected a positive number")
     return array
 

@@ -32,7 +32,7 @@ class StopReason(eqx.Enumeration):
     stagnation = "rounding keeps the residual above the tolerance"
     breakdown = "the preconditioner is not positive definite, or a derivative met curvature that is not positive"
     gradient = "the step was not finite or not downhill; the gradient is in its place"
-    not_finite = "the right-hand side, the start or a product with the operator is not finite"
+    not_finite = "the right-hand side, the start or a product with the operator or the preconditioner is not finite"
 
 
 # What is not listed is a success.

@@ -68,6 +68,19 @@ def select(condition: Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def quotient(a: Array, b: Array) -> Array:
+    """The scalar a / b where b is positive, else a: a lane or phase whose result is not used must not make NaN of 0 / 0.
+
+    `jax_debug_nans` takes every NaN for an error, one that a later `where` leaves out too.
+    """
+    return a / jnp.where(b > 0, b, 1)
+
+
+def nan_where(condition: Array, dtype: Any) -> Array:
+    """A factor for what has failed: NaN where the condition holds, else one. No NaN exists where it does not hold."""
+    return jnp.sqrt(jnp.where(condition, -1, 1).astype(dtype))
+
+
 def power_of_two(size: Array) -> Array:
     """The power of two next to `size`; 1 where that is zero or not finite.
 

@@ -25,12 +25,14 @@ def step_to_boundary(xx: Array, xp: Array, pp: Array, radius: Array) -> Array:
     """
     length = jnp.sqrt(xx)
     room = jnp.maximum((radius - length) * (radius + length), 0)
+    in_range = jnp.isfinite(room)
+    room = jnp.where(in_range, room, 0)
     # The form of the root that has no cancellation.
     root = jnp.sqrt(xp * xp + pp * room)
     denominator = jnp.where(xp >= 0, root + xp, pp)
     tau = jnp.where(xp >= 0, room, root - xp) / jnp.where(denominator > 0, denominator, 1)
     # The square of a very large radius overflows; x is nothing to it.
-    return jnp.where(jnp.isfinite(room), tau, radius / jnp.sqrt(pp))
+    return jnp.where(in_range, tau, radius / jnp.sqrt(jnp.where(pp > 0, pp, 1)))
 
 
 class BallMinimum(NamedTuple):
@@ -93,7 +95,8 @@ def minimize_in_ball(T: Array, c: Array, active: Array, radius: Array) -> BallMi
     def z(mu: Array) -> Array:
         return jnp.where(g == 0, 0, g / jnp.where(g == 0, 1, gaps + mu))
 
-    low = jnp.maximum(jnp.maximum(w[0], jnp.abs(g[0]) / radius), 0)
+    # No component of z is longer than the radius. Where leftmost eigenvalues are equal, any of them may have the part of c.
+    low = jnp.maximum(jnp.maximum(w[0], jnp.max(jnp.abs(g) / radius - gaps)), 0)
     outside = jnp.linalg.norm(z(low)) > radius
     mu = _secular_root(z, gaps, low, radius, outside)
     found = z(mu)
@@ -121,7 +124,7 @@ def _secular_root(z: Callable[[Array], Array], gaps: Array, low: Array, radius: 
         ratio = z(mu) / radius
         length = jnp.linalg.norm(ratio)
         slope = jnp.sum(jnp.where(ratio == 0, 0, ratio**2 / jnp.where(ratio == 0, 1, gaps + mu)))
-        step = (length - 1) * length**2 / slope
+        step = (length - 1) * length**2 / jnp.where(slope > 0, slope, 1)
         return mu + jnp.maximum(step, 0), length - 1, count + 1
 
     start = (low, jnp.full_like(low, jnp.inf), jnp.zeros((), jnp.int32))

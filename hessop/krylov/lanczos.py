@@ -89,7 +89,8 @@ def lowest_eigenpair(
         )
 
     start = complement(start, null)
-    basis = jnp.zeros((m + 1, n), dtype).at[0].set(start / jnp.linalg.norm(start))
+    length = jnp.linalg.norm(start)
+    basis = jnp.zeros((m + 1, n), dtype).at[0].set(start / jnp.where(length > 0, length, 1))
     zero = jnp.zeros((), dtype)
     chain = _Chain(basis, jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((), jnp.int32), zero, jnp.zeros((), bool))
     chain = lax.while_loop(lambda chain: (chain.step < m) & ~chain.ended, advance, chain)

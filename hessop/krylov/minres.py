@@ -32,7 +32,8 @@ class MINRES(lx.AbstractLinearSolver):
 
     The residual |b - (A - shift) x| never increases from step to step (in the norm of the preconditioner, if there is one).
     Convergence, |b - (A - shift) x| <= max(rtol |b|, atol), is claimed of the residual itself and not of what the recurrences
-    make of it: one more product computes it, and where rounding kept it above, the iteration goes on from there.
+    make of it: one more product computes it, and where rounding kept it above, the iteration goes on from there. That holds
+    for x = 0 too, where b = 0 or is within `atol`: an operator that is not finite has no solution.
 
     A singular system that has a solution is solved; without y0 and preconditioner, by the shortest. One that has none is an
     error, unless `well_posed=False`: then the solution is the shortest of least squares, as `lineax.SVD` gives it, with
@@ -42,7 +43,8 @@ class MINRES(lx.AbstractLinearSolver):
     |A|; and `y0`, a start.
 
     `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`; and on request
-    `history`, the residual norm after 0, 1, 2, ... products, NaN after the last.
+    `history`, the residual norm after 0, 1, 2, ... products, inf where there is none: after the last product, and before the
+    first where the solve starts from y0.
 
     Attributes:
         rtol: tolerance of the residual relative to b.

@@ -84,7 +84,7 @@ def minimize_residual(problem: Problem, max_steps: Any, *, well_posed: bool, his
         x, and the statistics of `MINRES` but for `max_steps`.
     """
     iteration = _Iteration(problem, well_posed)
-    start = iteration.start(jnp.full(max_steps + 1, jnp.nan, problem.dtype) if history else None)
+    start = iteration.start(jnp.full(max_steps + 1, jnp.inf, problem.dtype) if history else None)
     limit = jnp.asarray(max_steps).astype(jnp.int32)
     return iteration.finish(lax.while_loop(lambda now: ~now.done & (now.step < limit), iteration.advance, start))
 
@@ -136,23 +136,27 @@ class _Iteration:
         )
 
     def start(self, history: Array | None) -> _State:
-        """At y0, whose residual is the first product; or at zero, where that is b."""
+        """At y0, whose residual is the first product; or at zero, where that is b.
+
+        Where zero is within the tolerance already, its residual is computed all the same, for one product: that of an operator
+        or a preconditioner that is not finite is no solution.
+        """
         problem, dtype = self.problem, self.problem.dtype
         squared, rest = vec.dot(self.b, self.z), vec.norm(self.b)
         zero, nothing = jnp.zeros((), dtype), vec.scaled(self.b, jnp.zeros((), dtype))
         from_y0 = problem.y0 is not None
+        small = rest <= (0 if from_y0 else self.tolerance)
         done, reason = first_of(
-            (~(jnp.isfinite(rest) & (self.tolerance >= 0)), StopReason.not_finite),
-            (rest <= (0 if from_y0 else self.tolerance), StopReason.converged),
-            (~(squared > 0), StopReason.breakdown),
+            (~(jnp.isfinite(rest) & (self.tolerance >= 0)) | jnp.isnan(squared), StopReason.not_finite),
+            (~small & ~(squared > 0), StopReason.breakdown),
             default=StopReason.max_steps,
         )
         # The solution for b = 0 is zero, wherever one starts.
         x = vec.select(rest > 0, vec.scaled(problem.y0, 1 / self.b_unit), nothing) if from_y0 else nothing
-        phase = _CHECK if from_y0 else _LANCZOS if self.well_posed else _START
+        phase = _CHECK if from_y0 else jnp.where(small, _CHECK, _LANCZOS if self.well_posed else _START)
         return _State(
             step=jnp.zeros((), jnp.int32),
-            phase=jnp.asarray(phase, jnp.int32),
+            phase=jnp.asarray(phase).astype(jnp.int32),
             x=x,
             r=self.b,
             rest=rest,
@@ -171,16 +175,16 @@ class _Iteration:
     def advance(self, now: _State) -> _State:
         """One product, with what the phase says."""
         check, begin, k = now.phase == _CHECK, now.phase == _START, now.lanczos
-        u = vec.scaled(k.z, 1 / jnp.where(k.beta > 0, k.beta, 1))
+        u = vec.scaled(k.z, vec.quotient(jnp.ones_like(k.beta), k.beta))
         # One product in the program serves every phase, which keeps what the operator costs to compile.
         at = vec.select(check, now.x, vec.select(begin, now.r, u))
         q = self.problem.product(at)
-        unit = jnp.where(now.reach == 0, vec.power_of_two(vec.largest(q) / vec.largest(at)), now.unit)
+        unit = jnp.where(now.reach == 0, vec.power_of_two(vec.quotient(vec.largest(q), vec.largest(at))), now.unit)
         change = unit / now.unit
         q = vec.scaled(q, 1 / unit)
         now = self.measured(now, vec.norm(at), vec.norm(q), unit, change)
         alpha = vec.dot(u, q)
-        v = vec.plus(vec.plus(q, -alpha / jnp.where(k.beta > 0, k.beta, 1), k.v), -k.beta / k.beta_before, k.v_before)
+        v = vec.plus(vec.plus(q, -vec.quotient(alpha, k.beta), k.v), -k.beta / k.beta_before, k.v_before)
         v = vec.select(check, vec.plus(self.b, -change, q), vec.select(begin, q, v))
         z = self.precondition(v)
         squared = vec.dot(v, z)
@@ -203,7 +207,7 @@ class _Iteration:
         """The state with what the product says of the operator's size."""
         if self.problem.y0 is not None:
             now = now._replace(x=vec.scaled(now.x, change), best=vec.scaled(now.best, change))
-        reach = jnp.maximum(now.reach, product / jnp.where(length > 0, length, 1))
+        reach = jnp.maximum(now.reach, vec.quotient(product, length))
         return now._replace(unit=unit, reach=reach)
 
     def checked(self, now: _State, r: Any, z: Any, beta: Array) -> _State:
@@ -240,7 +244,7 @@ class _Iteration:
 
     def started(self, now: _State, v: Any, z: Any, beta: Array) -> _State:
         """With v = A r."""
-        normal = beta / now.rest
+        normal = vec.quotient(beta, now.rest)
         size = jnp.maximum(now.size, normal)
         done = normal <= self.singular * size
         return now._replace(
@@ -313,7 +317,7 @@ class _Iteration:
             goal = jnp.where(k.fresh, 0, jnp.sqrt(self.eps * size * k.normal))
             return normal, k.quiet, normal <= jnp.maximum(self.singular * size, goal)
         # A r is a combination of this Lanczos vector and the next.
-        part = jnp.abs(vec.dot(q, now.r)) / now.rest
+        part = vec.quotient(jnp.abs(vec.dot(q, now.r)), now.rest)
         quiet = part <= self.singular * size
         return part, quiet, quiet & k.quiet
 
@@ -327,4 +331,4 @@ class _Iteration:
         }
         if now.history is not None:
             stats["history"] = now.history * self.b_unit
-        return vec.scaled(now.x, jnp.where(failed, jnp.nan, self.b_unit / now.unit)), stats
+        return vec.scaled(now.x, self.b_unit / now.unit * vec.nan_where(failed, now.rest.dtype)), stats

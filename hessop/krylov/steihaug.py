@@ -36,7 +36,7 @@ class _Path(NamedTuple):
     size: Array  # largest |Ap| / |p| so far: a lower bound of the operator's norm
     checking: Array  # whether the next product is with x, to compute the residual anew
     checked: Array  # the last residual that was computed anew
-    curvature: Array  # p.Ap / p.p where that was not positive, else NaN
+    curvature: Array  # p.Ap / p.p where that was not positive, else infinite
     done: Array
     reason: Any
 
@@ -91,7 +91,11 @@ class _Iteration:
         return vec.scaled(self.problem.precondition(r), 1 / self.m_unit)
 
     def start(self) -> _Path:
-        """At y0, whose residual is the first product; or at zero, where that is b."""
+        """At y0, whose residual is the first product; or at zero, where that is b.
+
+        Where zero is within the tolerance already, its residual is computed all the same, for one product: that of an operator
+        or a preconditioner that is not finite is no solution.
+        """
         problem, dtype = self.problem, self.problem.dtype
         gamma = vec.dot(self.b, self.z)
         rest = vec.norm(self.b)
@@ -102,9 +106,8 @@ class _Iteration:
             usable &= ~jnp.isnan(problem.radius)
         small = rest <= (0 if from_y0 else self.tolerance)
         done, reason = first_of(
-            (~usable, StopReason.not_finite),
-            (small, StopReason.converged),
-            (~(gamma > 0), StopReason.breakdown),
+            (~usable | jnp.isnan(gamma), StopReason.not_finite),
+            (~small & ~(gamma > 0), StopReason.breakdown),
             default=StopReason.max_steps,
         )
         return _Path(
@@ -118,9 +121,9 @@ class _Iteration:
             gamma=gamma,
             unit=jnp.ones((), dtype),
             size=jnp.zeros((), dtype),
-            checking=jnp.asarray(from_y0),
+            checking=jnp.ones((), bool) if from_y0 else small,
             checked=jnp.full((), jnp.inf, dtype),
-            curvature=jnp.full((), jnp.nan, dtype),
+            curvature=jnp.full((), jnp.inf, dtype),
             done=done,
             reason=reason,
         )
@@ -131,7 +134,7 @@ class _Iteration:
         # One product in the program serves both, which halves what the operator costs to compile.
         at = vec.select(checking, path.x, p)
         q = self.problem.product(at)
-        unit = jnp.where(path.size == 0, vec.power_of_two(vec.largest(q) / vec.largest(at)), path.unit)
+        unit = jnp.where(path.size == 0, vec.power_of_two(vec.quotient(vec.largest(q), vec.largest(at))), path.unit)
         change = unit / path.unit
         q = vec.scaled(q, 1 / unit)
         seen = self.look(path, at, q)
@@ -150,7 +153,7 @@ class _Iteration:
         drift = self.eps * (path.step + 1).astype(rest.dtype) * seen.size * vec.norm(x)
         doubt = small & ~checking & (drift > _TRUSTED_DRIFT * self.tolerance)
         done, reason = first_of(
-            (~(jnp.isfinite(seen.pq) & jnp.isfinite(seen.qq)), StopReason.not_finite),
+            (~(jnp.isfinite(seen.pq) & jnp.isfinite(seen.qq)) | (checking & jnp.isnan(gamma)), StopReason.not_finite),
             (seen.flat, StopReason.negative_curvature),
             (crossing, StopReason.boundary),
             (small & ~doubt, StopReason.converged),
@@ -158,7 +161,7 @@ class _Iteration:
             (~small & ~(gamma > 0), StopReason.breakdown),
             default=path.reason,
         )
-        beta = jnp.where(checking, 0, gamma / path.gamma)
+        beta = jnp.where(checking, 0, vec.quotient(gamma, path.gamma))
         return _Path(
             step=path.step + 1,
             x=x,
@@ -171,7 +174,7 @@ class _Iteration:
             size=seen.size,
             checking=doubt,
             checked=jnp.where(checking, rest, path.checked),
-            curvature=jnp.where(seen.flat, seen.pq / seen.pp, path.curvature),
+            curvature=jnp.where(seen.flat, vec.quotient(seen.pq, seen.pp), path.curvature),
             done=done,
             reason=reason,
         )
@@ -179,7 +182,7 @@ class _Iteration:
     def look(self, path: _Path, p: Any, q: Any) -> _Product:
         """What q = A p says of the curvature."""
         pp, pq, qq = vec.dot(p, p), vec.dot(p, q), vec.dot(q, q)
-        size = jnp.maximum(path.size, jnp.sqrt(qq / jnp.where(pp > 0, pp, 1)))
+        size = jnp.maximum(path.size, jnp.sqrt(vec.quotient(qq, pp)))
         rounding = _FLAT_ULPS * self.eps * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(qq), size * pp)
         return _Product(pp, pq, qq, size, flat=~path.checking & (pq <= rounding))
 
@@ -210,8 +213,9 @@ class _Iteration:
 
     def no_higher(self, path: _Path, seen: _Product, tau: Array) -> Array:
         """tau, or zero where it is backwards and the model is higher there: the path so far is a step downhill."""
-        change = tau * (tau * seen.pq / 2 - vec.dot(path.r, path.p))
-        return jnp.where((tau < 0) & (change > 0), 0, tau)
+        back = jnp.minimum(tau, 0)  # the other way tau may be infinite, and infinity times no curvature is NaN
+        change = back * (back * seen.pq / 2 - vec.dot(path.r, path.p))
+        return jnp.where(change > 0, 0, tau)
 
     def radius(self, unit: Array) -> Array:
         """The radius in the units of x."""
@@ -228,11 +232,12 @@ class _Iteration:
             length = jnp.sqrt(vec.dot(x, path.dual_x if self.needs_dual else x))
             radius = self.radius(path.unit)
             # A step to the boundary may lie outside by rounding.
-            x = vec.scaled(x, jnp.where(length > radius, radius / length, 1))
+            x = vec.scaled(x, jnp.where(length > radius, vec.quotient(radius, length), 1))
             stats["step_norm"] = jnp.minimum(length, radius) / jnp.sqrt(self.m_unit) * x_unit
         stats["residual_norm"] = vec.norm(path.r) * self.b_unit
         stats["model_value"] = -vec.dot(x, vec.plus(self.b, jnp.ones((), dtype), path.r)) / 2 * x_unit * self.b_unit
         met = jnp.isfinite(path.curvature)
         stats["curvature"] = path.curvature * path.unit
-        stats["direction"] = vec.scaled(path.p, jnp.where(met, 1 / vec.norm(path.p), 0))
-        return vec.scaled(x, jnp.where(failed, jnp.nan, x_unit)), stats
+        unit = vec.quotient(jnp.ones((), dtype), vec.norm(path.p))
+        stats["direction"] = jax.tree.map(lambda p: jnp.where(met, unit * p, 0), path.p)
+        return vec.scaled(x, x_unit * vec.nan_where(failed, dtype)), stats

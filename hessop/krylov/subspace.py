@@ -95,6 +95,7 @@ class _Iteration:
         leaves, self.tree = jax.tree.flatten(problem.b)
         self.problem, self.dtype, self.layout = problem, problem.dtype, Layout(leaves)
         self.eps = jnp.finfo(self.dtype).eps
+        self.longest = jnp.sqrt(jnp.finfo(self.dtype).max) / 16
         self.m = min(max_steps, self.layout.n)
         self.every = max(1, self.m // _SOLVES)
         b, self.b_unit, self.tolerance = problem.normalized()
@@ -120,9 +121,9 @@ class _Iteration:
         return self.layout.ravel(jax.tree.leaves(self.problem.precondition(tree))) / self.m_unit
 
     def radius(self, unit: Array) -> Array:
-        """The radius in the units of x."""
+        """The radius in the units of x, as far as its square is finite: a model without a minimum is followed so far."""
         assert self.problem.radius is not None
-        return self.problem.radius * jnp.sqrt(self.m_unit) * unit / self.b_unit
+        return jnp.minimum(self.problem.radius * jnp.sqrt(self.m_unit) * unit / self.b_unit, self.longest)
 
     def start(self) -> _Search:
         """With b and the pseudorandom vector as rows, nothing multiplied."""
@@ -140,17 +141,19 @@ class _Iteration:
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
         vectors = (jnp.stack([self.b, self.other]), jnp.arange(2, dtype=jnp.int32))
 
-        def first(basis: _Basis, vector: tuple[Array, Array]) -> tuple[_Basis, Array]:
-            basis, _, length = self.extend(basis, *vector, zero)
-            return basis, length
+        def first(basis: _Basis, vector: tuple[Array, Array]) -> tuple[_Basis, tuple[Array, Array]]:
+            basis, _, length, squared = self.extend(basis, *vector, zero)
+            return basis, (length, squared)
 
         # A scan, so that what makes a row is compiled once for both.
-        basis, (length, other) = lax.scan(first, basis, vectors)
-        basis = basis._replace(c=basis.c.at[0].set(length))
+        basis, (lengths, squared) = lax.scan(first, basis, vectors)
+        basis = basis._replace(c=basis.c.at[0].set(lengths[0]))
         nothing = jnp.zeros(rows, dtype)
         usable = jnp.all(jnp.isfinite(self.b)) & (self.tolerance >= 0) & ~jnp.isnan(self.radius(one))
         broken, reason = first_of(
-            (~usable, StopReason.not_finite), (jnp.isnan(length + other), StopReason.breakdown), default=StopReason.max_steps
+            (~usable | jnp.any(jnp.isnan(squared)), StopReason.not_finite),
+            (jnp.any(squared < 0), StopReason.breakdown),
+            default=StopReason.max_steps,
         )
         return _Search(
             basis=basis,
@@ -159,7 +162,7 @@ class _Iteration:
             unit=one,
             size=zero,
             minimum=BallMinimum(nothing, zero, zero, nothing),
-            residual=length,
+            residual=lengths[0],
             converged=jnp.zeros((), bool),
             certified=jnp.zeros((), bool),
             broken=broken,
@@ -171,11 +174,12 @@ class _Iteration:
         left = jnp.any(search.basis.pending >= 0) & (search.step < self.m)
         return left & ~search.broken & ~(search.converged & search.certified)
 
-    def extend(self, basis: _Basis, d: Array, chain: Array, size: Array) -> tuple[_Basis, Array, Array]:
+    def extend(self, basis: _Basis, d: Array, chain: Array, size: Array) -> tuple[_Basis, Array, Array, Array]:
         """A new row M d, orthogonal to the others, unless it depends on them.
 
         Returns:
-            The basis, the coefficients of d in the old rows, and the length of what is left of d.
+            The basis, the coefficients of d in the old rows, and of what is left of d the length, zero where d depends on the
+            old rows, and its square, which a preconditioner that is not positive definite makes negative.
         """
         dual = basis.U if basis.V is None else basis.V
         h = jnp.zeros_like(basis.c)
@@ -185,8 +189,7 @@ class _Iteration:
             h = h + part
         z = self.precondition(d)
         squared = jnp.vdot(d, z, precision=_HIGHEST)
-        # NaN where the preconditioner is not positive definite, which ends the iteration.
-        length = jnp.sqrt(squared)
+        length = jnp.sqrt(jnp.maximum(squared, 0))
         size = jnp.maximum(size, jnp.sqrt(jnp.sum(h**2) + length**2))
         new = length > _DEPENDENT_ULPS * self.eps * size
         inverse = jnp.where(new, 1 / jnp.where(new, length, 1), 0)
@@ -197,7 +200,7 @@ class _Iteration:
             pending=basis.pending.at[chain].set(jnp.where(new, basis.count, -1)),
             count=basis.count + new.astype(jnp.int32),
         )
-        return basis, h, jnp.where(new | jnp.isnan(length), length, 0)
+        return basis, h, jnp.where(new, length, 0), squared
 
     def advance(self, search: _Search) -> _Search:
         """One product with the pending row of a chain, and now and then a look at the minimum."""
@@ -205,15 +208,15 @@ class _Iteration:
         row = basis.pending[search.chain]
         u = basis.U[row]
         q = self.product(u)
-        fresh = vec.power_of_two(vec.largest(q) / vec.largest(u))
+        fresh = vec.power_of_two(vec.quotient(vec.largest(q), vec.largest(u)))
         unit = jnp.where(search.size == 0, fresh, search.unit)
         at = basis.count
-        basis, h, length = self.extend(basis, q / unit, search.chain, search.size)
+        basis, h, length, squared = self.extend(basis, q / unit, search.chain, search.size)
         column = h.at[at].add(length)
         basis = basis._replace(T=basis.T.at[:, row].set(column), multiplied=basis.multiplied.at[row].set(True))
         broken, reason = first_of(
-            (~jnp.all(jnp.isfinite(q)), StopReason.not_finite),
-            (jnp.isnan(length), StopReason.breakdown),
+            (~jnp.all(jnp.isfinite(q)) | jnp.isnan(squared), StopReason.not_finite),
+            (squared < 0, StopReason.breakdown),
             default=search.reason,
         )
         search = search._replace(
@@ -268,7 +271,7 @@ class _Iteration:
         like = lambda flat: self.tree.unflatten(self.layout.unravel(flat))
         radius, x_unit = self.radius(search.unit), self.b_unit / search.unit
         length = jnp.linalg.norm(minimum.y)
-        y = minimum.y * jnp.where(length > radius, radius / length, 1)
+        y = minimum.y * jnp.where(length > radius, vec.quotient(radius, length), 1)
         edge = (minimum.multiplier > 0) | (length >= radius * (1 - 4 * self.eps))
         found = StopReason.where(edge, StopReason.boundary, StopReason.converged)
         reason = StopReason.where(search.converged, found, StopReason.max_steps)
@@ -286,10 +289,10 @@ class _Iteration:
             "step_norm": jnp.minimum(length, radius) / jnp.sqrt(self.m_unit) * x_unit,
             "residual_norm": search.residual * self.b_unit,
             "model_value": (curved / 2 - jnp.vdot(y, basis.c, precision=_HIGHEST)) * x_unit * self.b_unit,
-            "curvature": jnp.where(met, minimum.leftmost / own**2 * search.unit, jnp.nan),
+            "curvature": jnp.where(met, minimum.leftmost / own**2 * search.unit, jnp.inf),
             "direction": like(jnp.where(met, direction / own, 0)),
             "multiplier": minimum.multiplier * search.unit * self.m_unit,
             "certified": search.certified,
         }
         x = jnp.tensordot(y, basis.U, axes=1, precision=_HIGHEST)
-        return like(jnp.where(search.broken, jnp.nan, x * x_unit)), stats
+        return like(x * (x_unit * vec.nan_where(search.broken, dtype))), stats

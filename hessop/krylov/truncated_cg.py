@@ -54,13 +54,14 @@ class TruncatedCG(lx.AbstractLinearSolver):
     The first three are results as `lineax.linear_solve` understands them, the others are failures, which raise unless
     `throw=False`. Unless it starts from y0 or is not finite, every value is a step downhill, b.x > 0 and m(x) < 0; with a
     radius m(x) is no larger than anywhere in the region along the preconditioned b. No threshold is absolute: f -> s f and
-    x -> c x change nothing but the units.
+    x -> c x change nothing but the units. Where b = 0, or is within `atol`, one product shows whether the operator is finite
+    before zero is called a solution.
 
     `options` of `linear_solve`: `preconditioner`, a positive definite lineax operator that applies an approximate inverse;
     and `y0`, a start, only without a radius (a trust region is about zero).
 
     `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`, |b - A x|;
-    `model_value`, m(x); `curvature`, d.Ad of the direction d at which curvature was not positive, NaN where none was met;
+    `model_value`, m(x); `curvature`, d.Ad of the direction d at which curvature was not positive, inf where none was met;
     `direction`, d itself, with |d| = 1 and b.d >= 0, zero where none was met; with a radius `step_norm`, the length of x in
     the norm of the trust region; with subproblem="exact" `multiplier` and `certified`, see there.
 

@@ -31,7 +31,7 @@ class NewtonCGInfo(NamedTuple):
     Attributes:
         num_cg_steps: products with the Hessian.
         residual: |g - H d|, of a direction from a radius or a saddle point too.
-        curvature: d.Hd / d.d of the direction in which curvature was not positive, NaN where none was met.
+        curvature: d.Hd / d.d of the direction in which curvature was not positive, inf where none was met.
         stop_reason: a `hessop.StopReason`; `gradient` where the step was not finite or not downhill.
     """
 
@@ -128,7 +128,7 @@ def _directions(settings: Settings, leap: float | None = None) -> optax.Gradient
 
     def init_fn(params: Any) -> ScaleByNewtonCGState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
-        info = NewtonCGInfo(jnp.zeros((), jnp.int32), number(jnp.inf), number(jnp.nan), StopReason.max_steps)
+        info = NewtonCGInfo(jnp.zeros((), jnp.int32), number(jnp.inf), number(jnp.inf), StopReason.max_steps)
         point = None if leap is None else optax.tree.zeros_like(params)
         return ScaleByNewtonCGState(jnp.zeros((), jnp.int32), number(jnp.inf), point, jax.tree.map(jnp.asarray, info))
 

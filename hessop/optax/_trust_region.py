@@ -37,9 +37,9 @@ class TrustRegionInfo(NamedTuple):
     Attributes:
         num_cg_steps: products with the Hessian.
         residual: |g + H p| of the step p.
-        curvature: d.Hd / d.d of the direction in which curvature was not positive, NaN where none was met.
+        curvature: d.Hd / d.d of the direction in which curvature was not positive, inf where none was met.
         stop_reason: a `hessop.StopReason` of the linear solve; `gradient` where that failed and the step is along the gradient.
-        ratio: actual decrease by that of the model, NaN where the objective was not finite or the model promised nothing.
+        ratio: actual decrease by that of the model, -inf where the objective was not finite or the model promised nothing.
         accepted: whether the step was taken.
     """
 
@@ -151,15 +151,15 @@ def newton_trust_region(
 
     def init_fn(params: Any) -> NewtonTrustRegionState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
-        none, nan = jnp.zeros((), jnp.int32), number(jnp.nan)
-        info = TrustRegionInfo(none, number(jnp.inf), nan, StopReason.max_steps, nan, jnp.zeros((), bool))
+        none, inf = jnp.zeros((), jnp.int32), number(jnp.inf)
+        info = TrustRegionInfo(none, inf, inf, StopReason.max_steps, number(-jnp.inf), jnp.zeros((), bool))
         return NewtonTrustRegionState(
             count=none,
             radius=number(jnp.inf if start is None else start),
             # In the dtype that optax's line searches take for the objective's.
             value=jnp.asarray(jnp.inf, next((leaf.dtype for leaf in jax.tree.leaves(params)), jnp.float32)),
             grad=optax.tree.zeros_like(params),
-            gradient_norm=number(jnp.inf),
+            gradient_norm=inf,
             info=jax.tree.map(jnp.asarray, info),
         )
 
@@ -222,23 +222,23 @@ def _first_radius(operator: Any, options: dict[str, Any], gradient: Any, dtype: 
         inner = vec.dot(*(vec.scaled(vec.cast(tree, dtype), 1 / unit) for tree in (gradient, along)))
         length = unit * jnp.sqrt(jnp.maximum(inner, 0))
     curved = size(operator.mv(along), dtype)
-    radius = length * (size(gradient, dtype) / curved)
+    radius = length * vec.quotient(size(gradient, dtype), curved)
     # Without curvature, or without a gradient, there is no length but that of a unit.
-    return jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
+    return jnp.where(jnp.isfinite(radius) & (radius > 0) & (curved > 0), radius, 1)
 
 
 def _step(solution: lx.Solution, gradient: Any, norm: Array, radius: Array) -> tuple[Any, dict[str, Any]]:
     """The step, and the statistics of its solve.
 
     Where the Hessian is not finite but the gradient is, the model is linear: its minimum lies on the boundary, against the
-    gradient. To stay would be to stay forever.
+    gradient. To stay would be to stay forever. Without a gradient the step is zero.
     """
     stats, reason = dict(solution.stats), solution.stats["stop_reason"]
     failed = (reason == StopReason.not_finite) | (reason == StopReason.breakdown)
-    steepest = failed & finite(gradient) & (norm > 0)
-    along = vec.cast_like(vec.scaled(vec.cast(gradient, norm.dtype), radius / jnp.where(norm > 0, norm, 1)), gradient)
+    steepest = failed & finite(gradient)
+    along = vec.cast_like(vec.scaled(vec.cast(gradient, norm.dtype), vec.quotient(radius, norm)), gradient)
     stats["model_value"] = jnp.where(steepest, -radius * norm, stats["model_value"])
-    stats["step_norm"] = jnp.where(steepest, radius, stats["step_norm"])
+    stats["step_norm"] = jnp.where(steepest, jnp.where(norm > 0, radius, 0), stats["step_norm"])
     stats["stop_reason"] = StopReason.where(steepest, StopReason.gradient, reason)
     return jax.tree.map(jnp.negative, vec.select(steepest, along, solution.value)), stats
 
@@ -251,19 +251,21 @@ def _try(
     at = optax.apply_updates(params, step)
     after, grad = value_and_grad(at)
     eps = max(jnp.finfo(after.dtype).eps, jnp.finfo(before.dtype).eps)
-    old, new = before.astype(dtype), after.astype(dtype)
+    # Where the step leads out of the domain there is nothing to compare, and differences from infinity would be NaN.
+    known = jnp.isfinite(after) & finite(grad) & finite(at)
+    old, new = before.astype(dtype), jnp.where(known, after.astype(dtype), 0)
+    there = vec.select(known, vec.cast(grad, dtype), vec.cast(gradient, dtype))
     ulp = eps.astype(dtype) * jnp.maximum(jnp.abs(old), jnp.abs(new))
     promised = -stats["model_value"]
     # The trapezoidal rule along the step: exact where the model is.
-    mean = jax.tree.map(lambda a, b: (a.astype(dtype) + b.astype(dtype)) / 2, gradient, grad)
+    mean = vec.scaled(vec.plus(vec.cast(gradient, dtype), jnp.ones((), dtype), there), jnp.asarray(0.5, dtype))
     by_gradients = -vec.dot(mean, vec.cast(step, dtype))
-    blurred = (promised <= _BLURRED_ULPS * ulp) & (new <= old + _NOISE_ULPS * ulp)
-    ratio = jnp.where(blurred, by_gradients, old - new) / promised
-    # Along the zero modes of a Hessian the model is rounding, and may come out as a rise.
-    judged = jnp.isfinite(new) & finite(grad) & finite(at) & (promised > 0)
-    ratio = jnp.where(judged, ratio, jnp.nan)
-    moved = jnp.any(jnp.stack([jnp.any(a != p) for a, p in zip(jax.tree.leaves(at), jax.tree.leaves(params), strict=True)]))
+    blurred = (promised <= _BLURRED_ULPS * ulp) & (new - old <= _NOISE_ULPS * ulp)
     decrease = jnp.where(blurred, by_gradients, old - new)
+    # Along the zero modes of a Hessian the model is rounding, and may come out as a rise.
+    judged = known & (promised > 0) & ~jnp.isnan(decrease)
+    ratio = jnp.where(judged, vec.quotient(decrease, promised), -jnp.inf)
+    moved = jnp.any(jnp.stack([jnp.any(a != p) for a, p in zip(jax.tree.leaves(at), jax.tree.leaves(params), strict=True)]))
     resized = _resized(radius, stats["step_norm"], ratio, decrease, vec.dot(vec.cast(gradient, dtype), vec.cast(step, dtype)))
     # No shorter step than one that moves nothing; and nothing is learned where the solve failed.
     usable = moved & jnp.isfinite(resized) & (resized > 0) & finite(step)
@@ -285,4 +287,4 @@ def _resized(radius: Array, length: Array, ratio: Array, decrease: Array, slope:
     exact = (length >= 0.99 * radius) & (jnp.abs(ratio - 1) <= _EXACT)
     good = jnp.clip(suggested, jnp.where(exact, 2 * radius, radius), _GROW * radius)
     judged = jnp.where(ratio < _ACCEPTED, refused, jnp.where(ratio < _POOR, poor, jnp.where(ratio < _GOOD, fair, good)))
-    return jnp.where(jnp.isnan(ratio), _SHRINK * jnp.minimum(length, radius), judged)
+    return jnp.where(jnp.isneginf(ratio), _SHRINK * jnp.minimum(length, radius), judged)

@@ -181,6 +181,31 @@ def test_minimum_in_a_ball_near_the_hard_case(nearly):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("c", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+@pytest.mark.parametrize("T", [-np.eye(3), np.zeros((3, 3)), np.diag([-1.0, -1.0, 2.0])])
+def test_minimum_in_a_ball_where_leftmost_eigenvalues_are_equal(T, c):
+    found = minimize_in_ball(jnp.asarray(T), jnp.asarray(c), jnp.ones(3, bool), jnp.asarray(5.0))
+    y, lam = np.asarray(found.y), float(found.multiplier)
+    np.testing.assert_allclose(np.linalg.norm(y), 5.0, rtol=1e-14)
+    np.testing.assert_allclose(T @ y + lam * y, c, atol=1e-13)
+    assert lam >= -np.linalg.eigvalsh(T)[0] - 1e-14
+
+
+@pytest.mark.once
+def test_a_model_without_a_minimum_is_followed_as_far_as_numbers_go():
+    solver = TruncatedCG(1e-6, radius=np.inf, subproblem="exact")
+    solution = lx.linear_solve(symmetric(np.diag([1.0, -2.0, 3.0])), jnp.asarray([0.1, 1.0, 0.1]), solver)
+    assert reason(solution.stats) == "boundary"
+    assert np.all(np.isfinite(solution.value))
+    assert np.linalg.norm(solution.value) > 1e100
+    np.testing.assert_allclose(solution.stats["multiplier"], 2.0)
+    # Where there is one, it is the solution.
+    solution = lx.linear_solve(symmetric(np.diag([1.0, 2.0, 3.0])), jnp.asarray([1.0, 1.0, 1.0]), solver)
+    assert reason(solution.stats) == "converged"
+    np.testing.assert_allclose(solution.value, [1, 1 / 2, 1 / 3])
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("spectrum", [[-4.0, -4.0, 8.0], [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0]])
 def test_nothing_is_certified_by_a_part_of_the_spectrum(spectrum):
     """From a stationary point, whichever way the pseudorandom start looks."""
