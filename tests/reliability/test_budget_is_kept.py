@@ -1,4 +1,7 @@
-"""A memory budget is a promise: the peak of a process that materializes within it, measured."""
+"""A memory budget is a promise about arrays: the peak of a process that materializes within it, measured.
+
+Compilation takes memory of its own, once and whatever the budget: see `test_first_calls_near_the_budget`.
+"""
 
 import json
 import subprocess
@@ -78,3 +81,89 @@ def test_peak_of_a_process(name, budget, route):
     assert result["peak"] <= 1.1 * budget * 1e6 + 50e6, result
     if route == "columns" and budget == 128:
         assert result["chunk"] < result["n"], result  # or the budget would not have been tested
+
+
+NEAR = {
+    "net": """
+        h = {n} // 17
+        data = jnp.asarray(np.random.RandomState(1).standard_normal((64, 16)), jnp.float32)
+        x = jnp.asarray(np.random.RandomState(2).standard_normal(17 * h) / 8, jnp.float32)
+        fn = lambda p: jnp.mean((jnp.tanh(data @ p[: 16 * h].reshape(16, h)) @ p[16 * h :]) ** 2)
+    """,
+    "scan": """
+        x = jnp.linspace(0, 1, {n}, dtype=jnp.float32)
+        def fn(x):
+            step = lambda y, _: (y + 0.05 * jnp.sin(jnp.roll(y, 1) * y), jnp.sum(y**2))
+            y, path = jax.lax.scan(step, x, None, length=20)
+            return jnp.sum(y**3) + jnp.sum(path)
+    """,
+    "fft": """
+        x = jnp.linspace(0, 1, {n}, dtype=jnp.float32)
+        fn = lambda x: jnp.sum(jnp.log1p(jnp.abs(jnp.fft.rfft(x, {double})) ** 2))
+    """,
+}
+
+TWICE = """
+import ctypes, json, re
+import jax, jax.numpy as jnp, numpy as np
+import hessop
+
+{objective}
+
+def memory(what):
+    with open("/proc/self/status") as f:
+        return 1024 * int(re.search(what + r":\\s*(\\d+) kB", f.read())[1])
+
+jax.block_until_ready(jax.jit(lambda x: jnp.sum(jnp.sin(x)))(x))
+H = hessop.HessianOperator(fn, x)
+peaks = []
+for _ in range(3):
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = memory("VmRSS")
+    matrix = H.materialize(memory="{budget}MB").block_until_ready()
+    peaks.append(memory("VmHWM") - before)
+    del matrix
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.x64
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("budget", [64, 200])
+@pytest.mark.parametrize("part", [0.3, 0.9])
+@pytest.mark.parametrize("name", NEAR)
+def test_first_calls_near_the_budget(name, part, budget):
+    """The arrays keep to it, with what the allocator rounds; the compiler takes up to 150 MB besides, the first time."""
+    n = int((part * budget * 1e6 / 4) ** 0.5)
+    script = TWICE.format(objective=textwrap.dedent(NEAR[name].format(n=n, double=4 * n)), budget=budget)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *later = json.loads(done.stdout.splitlines()[-1])
+    assert max(later) <= 1.1 * budget * 1e6 + 20e6
+    assert first <= budget * 1e6 + 250e6
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
+def test_what_cannot_be_is_refused_without_compiling(route, compilations):
+    import jax.numpy as jnp
+
+    import hessop
+
+    x = jnp.linspace(0.0, 1.0, 3000).reshape(1000, 3)
+    pairs = lambda x: jnp.sum(jnp.sqrt(jnp.sum((x[:, None] - x[None]) ** 2, -1) + 0.1))
+    H = hessop.HessianOperator(pairs, x, route=route)
+    result = 3000 * 3000 * x.dtype.itemsize
+    with compilations() as seen:
+        for memory in (1000, "20MB"):
+            with pytest.raises(
+                hessop.MemoryBudgetError, match=r"smallest budget that is sure to do is memory=\d+; out="
+            ) as caught:
+                H.materialize(memory=memory)
+            assert result < caught.value.needed < 100 * result
+    assert seen == []
+    # What it names is sure to do: a plan needs nothing but shapes.
+    assert H.plan(caught.value.needed).peak <= caught.value.needed
