@@ -49,8 +49,8 @@ class Starts:
         return expr(0, [(Lookup(factor.array, factor.ids, last + 1), 1)])
 
     def valid(self, lasts: Sequence[int], batch: Sequence[Expr]) -> Factor | None:
-        """Where the whole window is within bounds, if that is asked."""
-        if self.mode != _FILL or not lasts:
+        """Where the whole window is within bounds."""
+        if not lasts:
             return None
 
         def make() -> Array:
@@ -103,6 +103,8 @@ def _gathered(algebra: Algebra, eqn: Any, term: Term, starts: Starts, shape: Seq
     rank = len(eqn.outvars[0].aval.shape)
     axes = [next(offsets) if k in dims.offset_dims else next(rest) for k in range(rank)]
     term = term.with_axes((*axes, term.axes[-1]))
+    if starts.mode != _FILL:
+        return term
     valid = starts.valid([shape[d] - sizes[d] for d in dims.start_index_map], batch)
     return term if valid is None else mask_term(algebra, term, valid)
 
@@ -163,8 +165,11 @@ def _scattered(algebra: Algebra, eqn: Any, index: Any, updates: Tangent) -> list
                 e = e.plus(starts.at(dims.scatter_dims_to_operand_dims.index(d), last, batch))
             axes.append(e)
         # Masked before the axes change: ids that only the mask and the old axes hold must not be lost.
-        valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
-        term = term if valid is None else mask_term(algebra, term, valid)
+        # A promise does not spare the mask: JAX differentiates `.at[i].max` and `x[i]` into scatters that promise bounds for
+        # the indices of the user, and relies on XLA, which drops an update out of bounds (and clamps a gather).
+        if starts.mode != _CLIP:
+            valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
+            term = term if valid is None else mask_term(algebra, term, valid)
         terms.append(replace_axes(term, [*axes, term.axes[-1]]))
     return terms
 
