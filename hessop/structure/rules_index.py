@@ -4,6 +4,7 @@ A gather restricts each operand axis to start[batch] + window; a scatter places 
 what the mode of the equation says.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,17 +129,19 @@ def _scatter(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     shape = eqn.outvars[0].aval.shape
     terms = []
     if isinstance(operand, Tangent):
+        numbers, window = eqn.params["dimension_numbers"], eqn.invars[2].aval.shape
         params = {k: eqn.params[k] for k in ("indices_are_sorted", "unique_indices", "mode")}
 
         def untouched() -> Array:
-            gone = jnp.zeros(eqn.invars[2].aval.shape, bool)
-            numbers = eqn.params["dimension_numbers"]
+            gone = jnp.zeros(window, bool)
             return lax.scatter(jnp.ones(shape, bool), jnp.asarray(index), gone, numbers, **params)
 
-        kept = algebra.once(("untouched", shape, str(eqn.params["dimension_numbers"])), [index], untouched)
+        # At the same indices, other windows and other modes overwrite other entries.
+        form = ("untouched", shape, window, str(numbers), *map(str, params.values()))
+        kept = algebra.once(form, [index], untouched)
         terms += [mask_term(algebra, t, at(algebra, kept, t, shape)) for t in operand.terms]
     if isinstance(updates, Tangent):
-        windows = eqn.invars[1].aval.size // max(1, eqn.invars[1].aval.shape[-1])
+        windows = math.prod(eqn.invars[1].aval.shape[:-1])
         if not eqn.params["unique_indices"] and windows > 1:
             raise NoRule
         terms += _scattered(algebra, eqn, index, updates)

@@ -13,10 +13,21 @@ def weighted(a):
     return jnp.sum(jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) * jnp.sin(a))
 
 
+def overwritten(x, count, mode):
+    """The entries from 3 on, and those from far outside on, set to zero."""
+    numbers = lax.ScatterDimensionNumbers((1,), (), (0,))
+    zeros, starts = jnp.zeros((2, count), x.dtype), STARTS
+    return lax.scatter(x.ravel(), starts, zeros, numbers, unique_indices=True, mode=mode)
+
+
+STARTS = jnp.asarray([[3], [40]])
+
 FOUND = {
     "reshape in the order of Fortran": lambda x: weighted(x.reshape(-1, 2, order="F")) * jnp.sum(x),
     "reshape that transposes": lambda x: weighted(lax.reshape(x, (3, 1, 4), dimensions=(1, 0))) * jnp.sum(x),
     "reshape in another order of three axes": lambda x: weighted(lax.reshape(x.reshape(2, 2, 3), (4, 3), (1, 2, 0))),
+    "two windows at the same indices": lambda x: weighted(overwritten(x, 2, "drop")) * jnp.sum(overwritten(x, 3, "drop")),
+    "two modes at the same indices": lambda x: weighted(overwritten(x, 2, "drop")) * jnp.sum(overwritten(x, 2, "clip")),
 }
 
 

@@ -46,6 +46,9 @@ class Layout:
 
 
 _ROWS = [[0, 3], [2, -1], [4, 4], [1, 5], [-6, 2], [9, -9], [5, 5]]
+_PAIRS = [[[0, 2], [3, 1]], [[-1, -1], [0, 0]], [[0, 3], [1, 1]], [[1, 9], [-5, 2]]]
+_BATCHES = [[[0, 3], [4, 4]], [[1, -1], [5, 2]], [[9, 9], [-6, 0]]]
+_MATCHED = [[[0, 3], [1, 1], [-1, 2]], [[4, 0], [9, 9], [1, -5]]]
 LAYOUTS = {
     "scalar": Layout((5,), lambda x, i: x.at[i], [0, 4, -2, 5, -6, 100], 3),
     "several": Layout((5,), lambda x, i: x.at[i], _ROWS, 3),
@@ -56,12 +59,12 @@ LAYOUTS = {
     "rows": Layout((5, 2), lambda x, i: x.at[i], _ROWS, 3),
     "columns": Layout((2, 5), lambda x, i: x.at[:, i], _ROWS, 3),
     "windows": Layout((4, 5), lambda x, i: x.at[1:3, i], _ROWS, 3),
-    "pairs": Layout((3, 4), lambda x, i: x.at[i[0], i[1]], [[[0, 2], [3, 1]], [[-1, -1], [0, 0]], [[0, 3], [1, 1]], [[1, 9], [-5, 2]]], 2),
+    "pairs": Layout((3, 4), lambda x, i: x.at[i[0], i[1]], _PAIRS, 2),
     "outer": Layout((3, 4), lambda x, i: x.at[i[0][:, None], i[1]], [[[0, 2], [3, 1]], [[0, 3], [1, -7]]], 1),
-    "batched indices": Layout((5,), lambda x, i: x.at[i], [[[0, 3], [4, 4]], [[1, -1], [5, 2]], [[9, 9], [-6, 0]]], 1, batch=(None, 0)),
-    "batched": Layout((3, 4), lambda x, i: x.at[i], [[[0, 3], [1, 1], [-1, 2]], [[4, 0], [9, 9], [1, -5]]], 1, batch=(0, 0)),
+    "batched indices": Layout((5,), lambda x, i: x.at[i], _BATCHES, 1, batch=(None, 0)),
+    "batched": Layout((3, 4), lambda x, i: x.at[i], _MATCHED, 1, batch=(0, 0)),
     "batched values": Layout((3, 4), lambda x, i: x.at[i], [[0, 3], [1, 1], [4, -5]], 2, batch=(0, None)),
-}  # fmt: skip
+}
 
 
 def _function(operation, mode, layout):
