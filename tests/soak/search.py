@@ -157,13 +157,14 @@ def length_of(jaxpr):
     return sum(1 + sum(map(length_of, inner(eqn))) for eqn in jaxpr.eqns)
 
 
-def reference_of(program, dtype):
-    """jax.hessian in ravel order."""
+def reference_of(program, dtype, longest=None):
+    """jax.hessian in ravel order, of a program of at most so many equations."""
     x = point_of(program, dtype)
     flat, unravel = ravel_pytree(x)
+    longest = float("inf") if longest is None else longest
     product = lambda v: jax.jvp(jax.grad(lambda v: program(unravel(v))), (v,), (v,))[1]
     try:
-        if length_of(jax.make_jaxpr(product)(flat).jaxpr) > _LONGEST:
+        if length_of(jax.make_jaxpr(product)(flat).jaxpr) > longest:
             raise Skipped("too long")
         matrix = np.asarray(jax.jit(jax.hessian(lambda v: program(unravel(v))))(flat))
     except NotImplementedError as error:
@@ -197,10 +198,10 @@ def found_by(operator, read, x):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(result)])
 
 
-def compare(program, counts, routes=ROUTES, dtypes=DTYPES):
+def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
     """The findings of one program, as text."""
     findings = []
-    exact = reference_of(program, np.float64)
+    exact = reference_of(program, np.float64, longest)
     scale = max(1e-3, np.abs(exact).max(initial=0.0))
     draw = np.random.RandomState(program.number % 2**31)
     drawn_route, drawn_read = ROUTES[draw.randint(len(ROUTES))], READS[draw.randint(len(READS))]
@@ -244,7 +245,7 @@ def search(programs, counts=None, report=lambda text: None, **options):
         programs: what to compare.
         counts: what is counted.
         report: called with a text for each finding, and from time to time.
-        **options: the routes and dtypes of `compare`.
+        **options: those of `compare`.
 
     Returns:
         Findings, each a program and its texts.
@@ -319,6 +320,7 @@ def main(argv):
     else:
         programs = (program_of(options.seed, k) for k in (chosen if options.only is None else [options.only]))
     what = {"routes": options.routes, "dtypes": [np.dtype(name).type for name in options.dtypes]}
+    what["longest"] = None if options.alone or options.only is not None else _LONGEST
     counts = collections.Counter()
     out = lambda text: print(text, flush=True)  # noqa: T201
     found = search(programs, counts, out, **what)
