@@ -106,7 +106,9 @@ def check(operation, mode, layout, routes=("structure",)):
     x = _point(layout.shape)
     v = jnp.cos(3.0 * x)
     n = x.size
-    indices = layout.indices[: layout.inside] if mode == "promise_in_bounds" else layout.indices
+    # A broken promise leaves JAX with a matrix that is not symmetric: it reads at the bound and writes nowhere.
+    promised = mode == "promise_in_bounds" or (mode is None and operation.startswith("get"))
+    indices = layout.indices[: layout.inside] if promised else layout.indices
     reference = jax.jit(jax.hessian(fn))
     read = jax.jit(_read)
     for index in indices:
