@@ -85,6 +85,8 @@ slow: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m slow
 	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) -m slow
 
+# Programs of tests/soak: HESSOP_SOAK_PROGRAMS and HESSOP_SOAK_SEED say how many and which.
+soak: export XLA_FLAGS += --xla_backend_optimization_level=0
 soak: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 

@@ -4,6 +4,7 @@ A gather restricts each operand axis to start[batch] + window; a scatter places 
 what the mode of the equation says.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,8 +50,8 @@ class Starts:
         return expr(0, [(Lookup(factor.array, factor.ids, last + 1), 1)])
 
     def valid(self, lasts: Sequence[int], batch: Sequence[Expr]) -> Factor | None:
-        """Where the whole window is within bounds, if that is asked."""
-        if self.mode != _FILL or not lasts:
+        """Where the whole window is within bounds."""
+        if not lasts:
             return None
 
         def make() -> Array:
@@ -103,6 +104,8 @@ def _gathered(algebra: Algebra, eqn: Any, term: Term, starts: Starts, shape: Seq
     rank = len(eqn.outvars[0].aval.shape)
     axes = [next(offsets) if k in dims.offset_dims else next(rest) for k in range(rank)]
     term = term.with_axes((*axes, term.axes[-1]))
+    if starts.mode != _FILL:
+        return term
     valid = starts.valid([shape[d] - sizes[d] for d in dims.start_index_map], batch)
     return term if valid is None else mask_term(algebra, term, valid)
 
@@ -126,17 +129,19 @@ def _scatter(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     shape = eqn.outvars[0].aval.shape
     terms = []
     if isinstance(operand, Tangent):
+        numbers, window = eqn.params["dimension_numbers"], eqn.invars[2].aval.shape
         params = {k: eqn.params[k] for k in ("indices_are_sorted", "unique_indices", "mode")}
 
         def untouched() -> Array:
-            gone = jnp.zeros(eqn.invars[2].aval.shape, bool)
-            numbers = eqn.params["dimension_numbers"]
+            gone = jnp.zeros(window, bool)
             return lax.scatter(jnp.ones(shape, bool), jnp.asarray(index), gone, numbers, **params)
 
-        kept = algebra.once(("untouched", shape, str(eqn.params["dimension_numbers"])), [index], untouched)
+        # At the same indices, other windows and other modes overwrite other entries.
+        form = ("untouched", shape, window, str(numbers), *map(str, params.values()))
+        kept = algebra.once(form, [index], untouched)
         terms += [mask_term(algebra, t, at(algebra, kept, t, shape)) for t in operand.terms]
     if isinstance(updates, Tangent):
-        windows = eqn.invars[1].aval.size // max(1, eqn.invars[1].aval.shape[-1])
+        windows = math.prod(eqn.invars[1].aval.shape[:-1])
         if not eqn.params["unique_indices"] and windows > 1:
             raise NoRule
         terms += _scattered(algebra, eqn, index, updates)
@@ -163,8 +168,11 @@ def _scattered(algebra: Algebra, eqn: Any, index: Any, updates: Tangent) -> list
                 e = e.plus(starts.at(dims.scatter_dims_to_operand_dims.index(d), last, batch))
             axes.append(e)
         # Masked before the axes change: ids that only the mask and the old axes hold must not be lost.
-        valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
-        term = term if valid is None else mask_term(algebra, term, valid)
+        # A promise does not spare the mask: JAX differentiates `.at[i].max` and `x[i]` into scatters that promise bounds for
+        # the indices of the user, and relies on XLA, which drops an update out of bounds (and clamps a gather).
+        if starts.mode != _CLIP:
+            valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
+            term = term if valid is None else mask_term(algebra, term, valid)
         terms.append(replace_axes(term, [*axes, term.axes[-1]]))
     return terms
 

@@ -28,8 +28,17 @@ def _broadcast(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 @rule("reshape", "squeeze", "expand_dims")
 def _reshape(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     linear_in(ins, 0)
-    groups = list(_groups(ins[0].shape, eqn.outvars[0].aval.shape))
-    return [output(algebra, eqn, [_regrouped(algebra, term, groups) for term in ins[0].terms])]
+    shape, terms = ins[0].shape, ins[0].terms
+    # Only a reshape has an order of its own, in which it reads its axes; "dimensions" of a squeeze are those that go.
+    if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
+        order = eqn.params["dimensions"]
+        shape, terms = [shape[k] for k in order], [_transposed(term, order) for term in terms]
+    groups = list(_groups(shape, eqn.outvars[0].aval.shape))
+    return [output(algebra, eqn, [_regrouped(algebra, term, groups) for term in terms])]
+
+
+def _transposed(term: Term, order: Sequence[int]) -> Term:
+    return term.with_axes((*(term.axes[k] for k in order), term.axes[-1]))
 
 
 def _regrouped(algebra: Algebra, term: Term, groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Term:
@@ -57,8 +66,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
 
 @rule("transpose")
 def _transpose(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    order = eqn.params["permutation"]
-    return [output(algebra, eqn, [t.with_axes((*(t.axes[k] for k in order), t.axes[-1])) for t in ins[0].terms])]
+    return [output(algebra, eqn, [_transposed(term, eqn.params["permutation"]) for term in ins[0].terms])]
 
 
 @rule("rev")

@@ -27,10 +27,13 @@ def _broadcast(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) ->
 
 
 def unit_pairs(eqn: Any) -> dict[int, int] | None:
-    """Input axis -> output axis, where a reshape only adds and removes axes of length 1."""
-    pairs = [[a for a, n in enumerate(shape) if n != 1] for shape in (shape_of(eqn.invars[0]), out_shape(eqn))]
-    same = [n for n in shape_of(eqn.invars[0]) if n != 1] == [n for n in out_shape(eqn) if n != 1]
-    return dict(zip(*pairs, strict=True)) if same else None
+    """Input axis -> output axis, where a reshape only adds and removes axes of length 1, and may transpose the others."""
+    shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
+    # Only a reshape has an order of its own, in which it reads its axes; "dimensions" of a squeeze are those that go.
+    order = eqn.params["dimensions"] if eqn.primitive.name == "reshape" else None
+    old = [a for a in (range(len(shape)) if order is None else order) if shape[a] != 1]
+    new = [a for a, n in enumerate(out) if n != 1]
+    return dict(zip(old, new, strict=True)) if [shape[a] for a in old] == [out[a] for a in new] else None
 
 
 def _reshape_follows(eqn: Any) -> list[Follows]:

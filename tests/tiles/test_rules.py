@@ -43,6 +43,8 @@ def inverse(a, mask):
 
 FLOATS = {
     "flat coordinates": (lambda z: jnp.sum(pair(z.reshape(-1, 6)) ** 2, axis=(1, 2)), Z),
+    "reshape that transposes": (lambda a: jnp.sum(lax.reshape(pair(a) * a**2, (N, 1, N), dimensions=(1, 0)), axis=2), X),
+    "points of a reshape that transposes": (lambda a: lax.reshape(pair(a) * a**2, (1, N, N), (1, 0))[0, jnp.arange(3), 2], X),
     "every second particle": (lambda z: jnp.sum(jnp.tanh(pair(z[::2])), axis=1), Z),
     "every second weight": (lambda a, z: jnp.tanh(pair(a)) @ z[: 2 * N : 2], X, Z),
     "complex": (lambda a: jnp.abs(jnp.sum(jnp.exp(lax.complex(jnp.abs(pair(a)), -pair(a))), axis=0)), X),
