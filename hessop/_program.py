@@ -225,8 +225,8 @@ def _joint(
 
     try:
         traced = jax.make_jaxpr(joint)(list(inputs), [inputs[k] for k in wrt])
-    except TypeError as error:
-        # Some versions and nestings of JAX refuse here what others leave in the jaxpr as a `custom_lin`.
+    except (TypeError, RuntimeError) as error:
+        # Some versions and nestings of JAX, and equinox, refuse here what others leave in the jaxpr as a `custom_lin`.
         if mode == "fwd_over_rev" and "custom_vjp" in str(error):
             raise _NoForward(str(error)) from error
         raise

@@ -73,7 +73,7 @@ def _quiet():
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=10 * TOLERANCE)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", [pytest.param(r, marks=[] if r == "auto" else pytest.mark.once) for r in ROUTES])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_way_to_an_entry_is_that_of_jax(name, route):
     fn, J = FUNCTIONS[name], reference(name)

@@ -10,6 +10,7 @@ import pytest
 
 import hessop
 
+pytestmark = pytest.mark.once
 FLOAT = jnp.result_type(float)
 X = jnp.asarray([1.0, 2.0, 3.0], FLOAT)
 

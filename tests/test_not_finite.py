@@ -11,6 +11,7 @@ import pytest
 import hessop
 from hessop import _finite
 
+pytestmark = pytest.mark.once
 FLOAT = jnp.result_type(float)
 USES = ("materialize", "diagonal", "block_diagonal", "trace")
 

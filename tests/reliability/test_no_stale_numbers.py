@@ -162,6 +162,7 @@ def _root(k):
     return next(r.real for r in np.roots([0.04, 0, k, -1]) if abs(r.imag) < 1e-9)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("use", [hessian, value, product, matrix, solution, newton_cg_step, scipy_minimum])
 @pytest.mark.parametrize("way", WAYS)
 def test_of_the_function_as_it_is(way, use):
