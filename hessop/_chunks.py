@@ -350,7 +350,8 @@ def fill(
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _begin(rows: Array, start: Array, shape: tuple[int, int], axis: int) -> Array:
     """The first chunk in a new result, which lies where the chunk does."""
-    return _placed(jnp.zeros(shape, rows.dtype), rows, start, axis)
+    # On a mesh with explicit axes the type says where, too; it is the same for the result.
+    return _placed(jnp.zeros_like(rows, shape=shape, device=jax.typeof(rows).sharding), rows, start, axis)
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)

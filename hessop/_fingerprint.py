@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from hessop._jaxpr import CALLS, RULED, carried_jaxprs, open_jaxpr
@@ -262,7 +263,7 @@ def _is_fixed(value: Any) -> bool:
     """Whether a value cannot change and can be compared; a module of a library counts, as does what JAX gives rules."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in _LIBRARIES
-    return type(value) in _PLAIN or isinstance(value, (*_NUMBERS, jax.tree_util.PyTreeDef, jnp.dtype, jax.core.ShapedArray))
+    return type(value) in _PLAIN or isinstance(value, (*_NUMBERS, jax.tree_util.PyTreeDef, jnp.dtype, ShapedArray))
 
 
 def _cells(function: types.FunctionType) -> list[Any]:

@@ -72,12 +72,12 @@ class HessianOperator(AbstractHessian):
          [0. 3. 2.]]
     """
 
-    program: HessianProgram = eqx.field(static=True)
+    program: HessianProgram = eqx.field(static=True, repr=False)
     x: Any
     _arrays: tuple[Array, ...]
-    _captured: tuple[Array, ...]
-    _source: "_Source" = eqx.field(static=True)
-    _static: Static = eqx.field(static=True)
+    _captured: tuple[Array, ...] = eqx.field(repr=False)
+    _source: "_Source" = eqx.field(static=True, repr=False)
+    _static: Static = eqx.field(static=True, repr=False)
     shift: Array | None
     tags: frozenset[object] = eqx.field(static=True)
     route: Route = eqx.field(static=True)
@@ -308,7 +308,7 @@ class LinearizedHessian(AbstractHessian):
         tags: what is known of the matrix; holds `lineax.symmetric_tag`.
     """
 
-    program: HessianProgram = eqx.field(static=True)
+    program: HessianProgram = eqx.field(static=True, repr=False)
     source: tuple[Array, ...]
     stored: bool = eqx.field(static=True)
     shift: Array | None

@@ -80,6 +80,6 @@ def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
     return [placed(a) for a in arrays]
 
 
-def placement(arrays: Sequence[Array]) -> Hashable:
+def placement(arrays: Sequence[Array]) -> tuple[Hashable, ...]:
     """What tells executables for arrays on other devices apart."""
     return tuple(a.sharding if not isinstance(a, Tracer) and getattr(a, "committed", False) else None for a in arrays)

@@ -298,28 +298,25 @@ _LOCK = threading.Lock()
 def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
     """The program of a traced function and what it captured; a program that is there, if it says the same."""
     with settings():
-        if has_opaque_rule(trace.jaxpr):
-            # What a rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
-            program, fixed = linearized_program(trace, self_pairs)
-            said = [fingerprint(program.primal), fingerprint(program.linear)]
-        else:
-            program, fixed = None, trace.captured
-            said = [fingerprint(trace.jaxpr)]
-        key = (*said, len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        # What an opaque rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
+        made = linearized_program(trace, self_pairs) if has_opaque_rule(trace.jaxpr) else None
+        said = (trace.jaxpr,) if made is None else (made[0].primal, made[0].linear)
+        fixed = trace.captured if made is None else made[1]
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        key = (*map(fingerprint, said), len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), precision)
         with _LOCK:
-            known = _PROGRAMS.get(key)
-        if known is None and program is None:
-            program, fixed = linearized_program(trace, self_pairs)
-    if known is None:
-        assert program is not None
-        captured = set(map(id, trace.captured))
-        if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
-            return program, fixed  # a rule holds values of an outer trace, and dies with it
+            program = _PROGRAMS.get(key)
+        if program is None:
+            program, fixed = made or linearized_program(trace, self_pairs)
+            captured = set(map(id, trace.captured))
+            if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
+                return program, fixed  # a rule holds values of an outer trace, and dies with it
     with _LOCK:
-        program = _PROGRAMS.setdefault(key, known or program)
+        program = _PROGRAMS.setdefault(key, program)
         _keep(_RECENT, key, program)
-        with contextlib.suppress(TypeError):  # an object without weak references or a hash
-            _keep(_OF_FUNCTION.setdefault(trace.owner, OrderedDict()), key, program)
+        if not program.foreign_rule:  # such rules may hold the function
+            with contextlib.suppress(TypeError):  # an object without weak references or a hash
+                _keep(_OF_FUNCTION.setdefault(trace.owner, OrderedDict()), key, program)
     return program, fixed
 
 

@@ -155,7 +155,7 @@ def name_of(fn: Any) -> str:
             break
     if fn is call_module:
         return "fn"
-    return getattr(fn, "__name__", type(fn).__name__)
+    return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 def _about_values(fn: Any, error: Exception) -> str:
