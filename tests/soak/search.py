@@ -3,7 +3,7 @@
     python -m tests.soak.search --programs 1000 --seed 0 --shard 0/2
 
 A program composes a few operations on a small array or pytree; every fifth works on pair values that are large enough for
-loops over tiles. A finding is printed with its program, and `--only K` runs one program by its number; every 50 programs a line
+loops over tiles. A finding is printed with its program, and `--only K` runs one program by its number; every 20 programs a line
 says how far it is.
 """
 
@@ -31,7 +31,7 @@ DTYPES = (np.float64, np.float32)
 
 _LARGEST = 30  # elements of a value
 # Equations of a product, above which a program takes too long to compile as terms.
-_LONGEST = 400
+_LONGEST = 300
 _SHAPES = ((5,), (8,), (12,), (1,), (3, 3), (4, 2), (2, 5), (1, 4), (6, 1), (2, 2, 2), (3, 1, 2))
 # Pair values of this many points are above the threshold from which they are made tile by tile.
 _POINTS = 96
@@ -126,7 +126,7 @@ def program_of(seed, number):
     names = list(OPERATIONS)
     kind = "pairs" if number % 5 == 4 else ("tree" if rng.rand() < 0.2 else "array")
     shape = (_POINTS,) if kind == "pairs" else _SHAPES[rng.randint(len(_SHAPES))]
-    count = rng.randint(1, 3) if kind == "pairs" else rng.randint(2, 5)
+    count = 1 if kind == "pairs" else rng.randint(1, 4)
     steps = tuple((names[rng.randint(len(names))], int(rng.randint(60))) for _ in range(count))
     skips = tuple(int(p) for p in range(count) if rng.rand() < 0.25)
     return Program(number, shape, kind, steps, skips, list(ENDS)[rng.randint(len(ENDS))])
@@ -262,11 +262,12 @@ def search(programs, counts=None, report=lambda text: None, **options):
                     texts = compare(program, counts, **options)
             except Skipped as why:
                 counts[f"skipped, {why}"] += 1
+                counts["skipped"] += 1
                 continue
             finally:
                 if position % 20 == 19:  # executables take most of the memory
                     jax.clear_caches()
-                if position % 50 == 49:
+                if position % 20 == 19:
                     report(f"... {dict(counts)}")
             if texts:
                 counts["findings"] += 1
