@@ -76,8 +76,8 @@ def choose_route(
 
     by_products = products(point.program)
     if compile and budget is not None:
-        sure = terms_by_rows(None) if route == "structure" and isinstance(take, Row) else by_products
-        refuse_impossible(sure, point, take, chunk=chunk, budget=budget, host_output=host_output)
+        # Terms, a row at a time, need less than what products would store if nothing were fused.
+        refuse_impossible(by_products, point, take, chunk=chunk, budget=budget, host_output=host_output)
     columns = functools.partial(by_rows, "columns", by_products)
     if route == "columns":
         return columns("asked for")

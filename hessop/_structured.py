@@ -21,7 +21,7 @@ from hessop._price import Price, price
 from hessop._take import Blocks, Offset, Row, Take
 from hessop._terms_program import TERMS_OPTIONS, TermsProgram
 from hessop.structure import StructuredHessian, propagate
-from hessop.tiles import stored_bytes, tile_bytes, trace_tiled
+from hessop.tiles import stored_bytes, trace_tiled
 
 
 def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
@@ -109,8 +109,7 @@ def _per_row(point: Point) -> int:
 
 
 def _fixed(point: Point) -> int:
-    held = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
-    return held + _per_row(point) + tile_bytes(TERMS_OPTIONS)
+    return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
 
 
 def _tiled(point: Point, take: Take, limit: int | None) -> Any:

@@ -46,12 +46,7 @@ def stored_bytes(equations: Equations, options: Options) -> int:
     }
     made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
     kept = {*equations.invars, *read, *made, *variables(equations.outvars)}
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + tile_bytes(options)
-
-
-def tile_bytes(options: Options) -> int:
-    """Bytes that the tiles of a loop hold at once, at most."""
-    return _PLANES * 8 * options.limit
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
 
 
 def _reads_little(eqn: Any, v: Any) -> bool:
