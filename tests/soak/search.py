@@ -31,7 +31,7 @@ DTYPES = (np.float64, np.float32)
 
 _LARGEST = 30  # elements of a value
 # Equations of a product, above which a program takes too long to compile as terms.
-_LONGEST = 250
+_LONGEST = 200
 _SHAPES = ((5,), (8,), (12,), (1,), (3, 3), (4, 2), (2, 5), (1, 4), (6, 1), (2, 2, 2), (3, 1, 2))
 # Pair values of this many points are above the threshold from which they are made tile by tile.
 _POINTS = 96
@@ -71,7 +71,7 @@ class Program:
             if 0 < after.size <= _LARGEST and after.ndim <= 4:
                 v = OPERATIONS[name](v, k)
                 # Numbers stay moderate, so that the comparison stays sharp.
-                v = v * lax.stop_gradient(1.0 / (1.0 + 0.1 * jnp.max(jnp.abs(v))))
+                v = v * (1.0 / (1.0 + 0.1 * jnp.max(jnp.abs(lax.stop_gradient(v)))))
             if position in self.skips:
                 v = v + 0.3 * jnp.sin(fitted(first, v.shape) if position % 2 else jnp.sum(first))
             if extra is not None:

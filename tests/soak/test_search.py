@@ -10,7 +10,7 @@ import pytest
 from tests.soak.operations import OPERATIONS
 from tests.soak.search import alone, program_of, search
 
-PROGRAMS = int(os.environ.get("HESSOP_SOAK_PROGRAMS", "1000"))
+PROGRAMS = int(os.environ.get("HESSOP_SOAK_PROGRAMS", "2000"))
 SEED = int(os.environ.get("HESSOP_SOAK_SEED", "0"))
 SHARDS = 20
 DTYPE = np.float64 if jax.config.jax_enable_x64 else np.float32
