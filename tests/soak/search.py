@@ -310,6 +310,7 @@ def main(argv):
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th program, from number i")
     parser.add_argument("--only", type=int, help="the number of one program")
     parser.add_argument("--alone", action="store_true", help="each operation by itself, in place of random programs")
+    parser.add_argument("--longest", type=int, default=_LONGEST, help="equations of a product; longer programs are skipped")
     parser.add_argument("--shrink", action="store_true", help="leave out what a finding does not need")
     parser.add_argument("--routes", nargs="*", default=ROUTES)
     parser.add_argument("--dtypes", nargs="*", default=[d.__name__ for d in DTYPES])
@@ -321,7 +322,7 @@ def main(argv):
     else:
         programs = (program_of(options.seed, k) for k in (chosen if options.only is None else [options.only]))
     what = {"routes": options.routes, "dtypes": [np.dtype(name).type for name in options.dtypes]}
-    what["longest"] = None if options.alone or options.only is not None else _LONGEST
+    what["longest"] = None if options.alone or options.only is not None else options.longest
     counts = collections.Counter()
     out = lambda text: print(text, flush=True)  # noqa: T201
     found = search(programs, counts, out, **what)
