@@ -126,5 +126,5 @@ def _is_double(value: object) -> bool:
         return False
     try:
         return np.dtype(getattr(value, "dtype", value)) in (np.float64, np.complex128)
-    except TypeError:
+    except (TypeError, ValueError):
         return False
