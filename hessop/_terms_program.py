@@ -143,7 +143,7 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
 
     chosen, form = jax.make_jaxpr(for_products, return_shape=True)(*whole.arrays)
 
-    def from_point(*primals: Array) -> list[Array]:
+    def from_point(*primals: Array) -> list[Any]:
         return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
     make, made_of = trace_tiled(from_point, [shape_of(v.aval) for v in program.primal.invars], TERMS_OPTIONS)
