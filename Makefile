@@ -94,6 +94,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)
 	$(BIN)/python benchmarks/products.py $(BENCH)
 	$(BIN)/python benchmarks/minimise.py $(BENCH)
+	$(BIN)/python benchmarks/trust.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -19,9 +19,10 @@ from hessop._jaxpr import is_user_file
 from hessop._program import HessianProgram
 from hessop._tree import leaf_name
 
-# So many entries are all looked at. Of more, the diagonal and rows at even distances: reading all of a large matrix takes a
-# fifth of the time of making it (benchmarks/dense.py), and what poisons a Hessian nearly always shows on its diagonal.
-_LOOKED_AT = 2**22
+# Up to a million entries are all looked at. Of more, the diagonal and rows at even distances, as many entries in all: reading
+# all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
+# always shows on its diagonal.
+_LOOKED_AT = 2**20
 
 
 def at_point(value: Array, gradient: Sequence[Array]) -> Array:
