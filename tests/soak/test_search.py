@@ -23,7 +23,7 @@ def check(programs, **options):
     return counts
 
 
-@pytest.mark.parametrize("number", [13, 20, 36, 37])  # they compile soon
+@pytest.mark.parametrize("number", [11, 13, 15, 25])  # they compile soon
 def test_a_few_programs(number):
     counts = check([program_of(1000, number)], routes=("structure",), dtypes=(DTYPE,))
     assert counts["comparisons"], f"nothing was compared: {dict(counts)}"
