@@ -37,6 +37,8 @@ _SHAPES = ((5,), (8,), (12,), (1,), (3, 3), (4, 2), (2, 5), (1, 4), (6, 1), (2, 
 _POINTS = 96
 
 TOLERANCE = 1e-9
+# What computes a part in float32 whatever the dtype of x is as exact as that: the order of its products is ours.
+_NARROW = frozenset(["cast there and back"])
 # Float32: so many times the error of jax.hessian, and this much, relative to the largest entry.
 FACTOR, FLOOR = 20.0, 2e-4
 # A program that jax.hessian itself gets wrong by more in float32 (a sort of other numbers, a small divisor) says nothing.
@@ -207,7 +209,7 @@ def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
     drawn_route, drawn_read = ROUTES[draw.randint(len(ROUTES))], READS[draw.randint(len(READS))]
     for dtype in dtypes:
         x = point_of(program, dtype)
-        allowed = TOLERANCE
+        allowed = FLOOR if _NARROW.intersection(name for name, _ in program.steps) else TOLERANCE
         if dtype == np.float32:
             try:
                 error = np.abs(reference_of(program, dtype) - exact).max(initial=0.0) / scale
