@@ -176,6 +176,12 @@ def reference_of(program, dtype, longest=None):
     return matrix
 
 
+def product_of(program, x):
+    """JAX's own product with the vector of `found_by`, flat."""
+    v = jax.tree.map(jnp.cos, x)
+    return np.asarray(ravel_pytree(jax.jit(lambda x, v: jax.jvp(jax.grad(program), (x,), (v,))[1])(x, v))[0])
+
+
 def _taken(matrix, read, x):
     """What a method gives of a matrix in ravel order, flat, and how many entries went into a number."""
     v = np.asarray(ravel_pytree(jax.tree.map(jnp.cos, x))[0], matrix.dtype)
@@ -235,6 +241,10 @@ def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
                     findings.append(f"{where}: {found.shape} {found.dtype}, expected {wanted.shape}")
                     continue
                 off = np.abs(found - wanted).max(initial=0.0) / (scale * terms)
+                if off > allowed and read == "mv" and dtype == np.float32:
+                    # Where terms cancel, a product loses more than the matrix does: JAX's own says how much.
+                    own = np.abs(product_of(program, x) - wanted).max(initial=0.0) / (scale * terms)
+                    off = off if off > 2 * own else 0.0
                 if not off <= allowed:  # a NaN is a finding
                     findings.append(f"{where}: off by {off:.2e}, allowed {allowed:.2e}")
     return findings
