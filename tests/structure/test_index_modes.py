@@ -116,6 +116,8 @@ def check(operation, mode, layout, routes=("structure",)):
             continue
         try:
             matrix = np.asarray(reference(x, jnp.asarray(index))).reshape(n, n)
+            if not np.isfinite(matrix).all():
+                continue  # JAX's own derivative of a clipped maximum is NaN, in places that depend on the grouping of factors
         except NotImplementedError:  # a product at indices that are not said to differ
             with pytest.raises(NotImplementedError):
                 hessop.HessianOperator(fn, x, (jnp.asarray(index),)).materialize()
