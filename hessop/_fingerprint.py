@@ -223,6 +223,8 @@ def _rules_of(eqn: Any) -> Rules:
             found.codes.add(value.__code__)
             found.foreign |= users
             inside = [*inside, *(_globals_of(value) if users else ())]
+        elif isinstance(value, types.MethodType | functools.partial):
+            users |= _is_users(value)  # then what it is bound to counts, too
         elif hasattr(value, "eqns") or hasattr(value, "jaxpr") or (not known and (callable(value) or users)):
             if _is_fixed(value):
                 found.values.add(_param(value))
@@ -232,6 +234,13 @@ def _rules_of(eqn: Any) -> Rules:
     if not found.codes:
         found.foreign = found.opaque = True
     return found
+
+
+def _is_users(value: Any) -> bool:
+    """Whether what a bound method or partial calls is not JAX's."""
+    while isinstance(value, types.MethodType | functools.partial):
+        value = value.__func__ if isinstance(value, types.MethodType) else value.func
+    return isinstance(value, types.FunctionType) and not value.__code__.co_filename.startswith(_OF_JAX)
 
 
 def _parts(value: Any) -> tuple[Sequence[Any], bool]:
@@ -246,7 +255,7 @@ def _parts(value: Any) -> tuple[Sequence[Any], bool]:
         return tuple(v for k, v in vars(value).items() if not k.startswith("__")), True
     if hasattr(value, "f") and hasattr(value, "transforms"):  # JAX's wrapped functions
         return (value.f, value.transforms), True
-    if isinstance(value, types.FunctionType | type | types.BuiltinFunctionType):
+    if isinstance(value, type | types.BuiltinFunctionType):
         return (), True
     if callable(value) and hasattr(value, "__wrapped__"):  # jitted
         return (value.__wrapped__,), True

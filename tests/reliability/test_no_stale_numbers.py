@@ -96,6 +96,36 @@ def by_a_custom_rule():
     return energy, lambda: data.update(k=10 * SCALE)
 
 
+class Stiff:
+    k = SCALE
+
+    def rule(self, primals, tangents):
+        (p,), (t,) = primals, tangents
+        return stiffness(self.k, p), (self.k * p + p**3 / 25) @ t
+
+
+def by_a_rule_that_is_a_method():
+    model = Stiff()
+    energy = jax.custom_jvp(lambda p: stiffness(SCALE, p))
+    energy.defjvp(model.rule)
+    return energy, lambda: setattr(model, "k", 10 * SCALE)
+
+
+def by_a_rule_that_is_a_partial():
+    model = Stiff()
+    energy = jax.custom_jvp(lambda p: stiffness(SCALE, p))
+    energy.defjvp(functools.partial(Stiff.rule, model))
+    return energy, lambda: setattr(model, "k", 10 * SCALE)
+
+
+@pytest.mark.parametrize("way", [by_a_rule_that_is_a_method, by_a_rule_that_is_a_partial])
+def test_a_rule_that_is_bound_to_what_changes(way):
+    fn, change = way()
+    np.testing.assert_allclose(hessian(fn), expected(hessian, SCALE), rtol=1e-5)
+    change()
+    np.testing.assert_allclose(hessian(fn), expected(hessian, 10 * SCALE), rtol=1e-5)
+
+
 WAYS = {
     way.__name__: way
     for way in (
