@@ -4,7 +4,6 @@ Depends on the routes, budgets and layouts. Must never know how a program is fou
 the operators in `_operator.py`.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -14,38 +13,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
-from hessop._arguments import check_vector
+from hessop._arguments import check_vector, like
 from hessop._budget import free_memory, parse_memory
-from hessop._chunks import Taken, fill, fill_traced
-from hessop._finite import all_finite, at_point, result_is_finite, result_problem, warn
+from hessop._entries import device_of, entries
+from hessop._finite import warn
 from hessop._lineax import copied, matrix_operator
-from hessop._output import check_output, open_output
-from hessop._plan import choose_route
+from hessop._method import method
+from hessop._plan import Request
 from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
 from hessop._program import HessianProgram
-from hessop._progress import Progress, progress_bar
-from hessop._recompute import recomputed_product, value_and_gradient
-from hessop._settings import settings
-from hessop._structured import run_structure
-from hessop._take import Blocks, Offset, Row, Take
+from hessop._recompute import recomputed_product
+from hessop._take import Blocks, Form, Offset, Row, Take
 from hessop._tree import Layout
-
-
-def as_made(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an operator, run under the settings of JAX that its program was made with."""
-
-    @functools.wraps(method)
-    def under_settings(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with settings(self.program.x64):
-            return method(self, *args, **kwargs)
-
-    return under_settings
 
 
 class AbstractHessian(lx.AbstractLinearOperator):
@@ -57,9 +40,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
     memory: eqx.AbstractVar[int | None]
     route: eqx.AbstractVar[RouteName]
 
+    # Equinox looks at each attribute that is read, to make a pytree of each method; ours are some already.
+    __getattribute__ = object.__getattribute__
+
     # --- lineax's abstract methods ---
 
-    @as_made
+    @method
     def mv(self, vector: Any) -> Any:
         """H v: one Hessian-vector product.
 
@@ -72,7 +58,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         Raises:
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
-        leaves = check_vector(vector, self.in_structure(), "vector")
+        leaves = like(vector, self._tree(), self.program.x_input_avals)
+        if leaves is None:
+            leaves = check_vector(vector, self.in_structure(), "vector")
         self._check_symmetry()
         return self._like_x(self._product(leaves))
 
@@ -90,7 +78,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
 
     # --- products and entries ---
 
-    @as_made
+    @method
     def mm(self, vectors: Any) -> Any:
         """H V: k products at once, sharing one linearization.
 
@@ -106,8 +94,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
         self._check_symmetry()
         point = self._point()
-        budget = self._budget(None, None, point.source)
-        assert budget is not None
+        budget = self.memory or free_memory(device_of(point))
         count = leaves[0].shape[0] if leaves else 0
         found = choose_products(point, route=self.route, budget=budget, count=count)
         if found is None:
@@ -115,7 +102,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         tiled, consts = found
         return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
 
-    @as_made
+    @method
     def materialize(
         self,
         *,
@@ -155,9 +142,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        return self._entries(Row(), chunk, memory, out=out, progress=progress)
+        return self._entries(Row(), "rows", chunk, memory, out=out, progress=progress)
 
-    @as_made
+    @method
     def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal, a pytree like x.
 
@@ -165,10 +152,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB".
         """
-        taken = self._entries(Offset(0), chunk, memory)
-        return self._like_x(self._layout().unravel(taken[:, 0]))
+        return self._like_x(self._entries(Offset(0), "leaves", chunk, memory))
 
-    @as_made
+    @method
     def block_diagonal(self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None) -> Any:
         """The exact diagonal blocks.
 
@@ -186,12 +172,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """
         return self._blocks(block, chunk, memory)
 
-    @as_made
+    @method
     def raw_block_diagonal(self, block: Any = None) -> Any:
         """The exact diagonal blocks, without a look at whether they are finite."""
         return self._blocks(block, None, None, quiet=True)
 
-    @as_made
+    @method
     def trace(self, *, chunk: Chunk = None, memory: Memory = None) -> Array:
         """The exact trace, a scalar.
 
@@ -199,26 +185,26 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB".
         """
-        return jnp.sum(self._entries(Offset(0), chunk, memory))
+        return self._entries(Offset(0), "sum", chunk, memory)
 
     # --- what lineax's functions call ---
 
-    @as_made
+    @method
     def materialise(self) -> lx.AbstractLinearOperator:
         """The dense matrix as an operator of lineax's own."""
         return matrix_operator(self.materialize(), self.in_structure(), self.tags)
 
-    @as_made
+    @method
     def lineax_diagonal(self) -> Array:
         """The diagonal as a flat vector [n]."""
-        return self._entries(Offset(0), None, None)[:, 0]
+        return self._entries(Offset(0), "vector")
 
-    @as_made
+    @method
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
         """Diagonal [n], lower and upper diagonal [n - 1]."""
-        beside = self._entries(Offset(1), None, None)[:-1, 0]
+        beside = self._entries(Offset(1), "vector")[:-1]
         # Of an asymmetric matrix columns are read, see `hessop._take`: what is beside the diagonal to the right is below it.
-        above = self._entries(Offset(-1), None, None)[1:, 0] if self.program.foreign_rule else beside
+        above = self._entries(Offset(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
 
     def __deepcopy__(self, memo: Any) -> "AbstractHessian":
@@ -233,11 +219,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """What is not finite before the Hessian is looked at; None where all is, or where nothing is known."""
         raise NotImplementedError
 
+    def _tree(self) -> Any:
+        """The container of the leaves of x."""
+        raise NotImplementedError
+
     def _layout(self) -> Layout:
         return Layout(jax.tree.leaves(self.in_structure()))
 
     def _like_x(self, leaves: Sequence[Any]) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(self.in_structure()), leaves)
+        return self._tree().unflatten(leaves)
 
     def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
         """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
@@ -246,101 +236,34 @@ class AbstractHessian(lx.AbstractLinearOperator):
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
         return jitted(point.source, point.shift, *extra)
 
-    def _budget(self, memory: Memory, chunk: Chunk, arrays: Sequence[Any]) -> int | None:
-        if memory is not None:
-            return parse_memory(memory)
-        if self.memory is not None or chunk is not None:
-            return self.memory
-        device = next((d for a in arrays if not isinstance(a, Tracer) for d in a.devices()), None)
-        return free_memory(device)
-
     def _entries(
         self,
         take: Take,
-        chunk: Chunk,
-        memory: Memory,
+        form: Form,
+        chunk: Chunk = None,
+        memory: Memory = None,
         *,
         out: Any = None,
         progress: ProgressOption = False,
         quiet: bool = False,
     ) -> Any:
-        """What `take` takes of each row [n, width], by the cheapest route; outside of a trace what is not finite is said."""
+        """What `take` takes of each row in a form, by the cheapest route; outside of a trace what is not finite is said."""
         point = self._point()
         chunk = check_chunk(chunk)
         self._check_symmetry()
         if self.route == "structure" and not isinstance(take, Row):
             chunk = None  # the terms give these at once
-        budget = self._budget(memory, chunk, point.source)
-        layout = point.layout
-        opened = contextlib.nullcontext()
-        if out is not None:
-            check_output(out, layout.n, layout.dtype)
-            opened = open_output(out, layout.n, layout.dtype)  # touches nothing before it is entered
-        if layout.n == 0:
-            with opened as output:
-                pass
-            return jnp.zeros((0, take.width(layout)), layout.dtype) if output is None else output.result
-        asked = memory is not None or self.memory is not None
-        choice = choose_route(
-            point,
-            take,
-            route=self.route,
-            chunk=chunk,
-            budget=budget,
-            host_output=out is not None,
-            compile=asked or not point.traced,
-        )
-        if point.traced:
-            if choice.chunking is None:
-                return run_structure(point, take, choice.limit)[0]
-            return fill_traced(point, take, choice.chunking)
-        with opened as output:
-            if choice.chunking is None:
-                taken = self._from_terms(point, take, choice.limit, output, progress)
-            else:
-                taken = fill(point, take, choice.chunking, out=output, progress=progress)
-        rows = taken.rows
-        if not quiet:
-            # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
-            columns = choice.route == "columns" and not point.program.foreign_rule
-            rows = self._looked_at(point, take, taken, columns)
-        return rows if output is None else output.result
+        budget = self.memory if memory is None else parse_memory(memory)
+        request = Request(take, self.route, chunk, budget, out is not None, budget is not None or not point.traced)
+        return entries(point, request, form, None if quiet else self._problem_of_point, out=out, progress=progress)
 
     def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:
-        take = Blocks(block_sizes(block, self.in_structure()))
-        layout = self._layout()
-        parts = take.split(self._entries(take, chunk, memory, quiet=quiet), layout)
-        return self._like_x([part.astype(dtype) for part, dtype in zip(parts, layout.dtypes, strict=True)])
-
-    def _from_terms(self, point: Point, take: Take, limit: int | None, out: Any, progress: Any) -> Taken:
-        n, dtype = point.layout.n, point.layout.dtype
-        with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
-            rows, point_finite = run_structure(point, take, limit)
-            finite = None
-            if out is not None:
-                rows = np.asarray(rows)
-                out[:] = rows
-                rows, finite = None, all_finite(rows)
-            report(Progress(done=n, total=n, chunk=n))
-        return Taken(rows, point_finite, finite)
-
-    def _looked_at(self, point: Point, take: Take, taken: Taken, columns: bool) -> Array | None:
-        """The rows that were taken; what of the value, the gradient and them is not finite is said."""
-        rows, finite, point_finite = taken.rows, taken.finite, taken.point_finite
-        if point_finite is None and point.primals is not None:
-            point_finite = self._run("value and gradient finite", _finite_at_point)
-        if rows is not None:
-            finite = bool(np.asarray(result_is_finite(rows, isinstance(take, Row))))
-            rows = take.transposed(rows, point.layout) if columns and not finite else rows
-        if point_finite is not None and not np.all(np.asarray(point_finite)):
-            warn(self._problem_of_point())
-        elif not finite:
-            warn(result_problem(point.program, rows, take.name, point_finite is not None))
-        return rows
+        sizes = block_sizes(block, self.in_structure()) if block is not None else default_blocks(self.program.layout)
+        return self._like_x(self._entries(Blocks(sizes), "blocks", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
-        tiled = self.route == "tiles"  # also what is expensive to make again
-        return self._run(("mv", tiled), functools.partial(_product, tiled), leaves)
+        # By tiles also what is expensive to make again.
+        return self._run("mv", _product, leaves) if self.route != "tiles" else self._run("tiled mv", _tiled_product, leaves)
 
     def _check_symmetry(self) -> None:
         """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""
@@ -377,14 +300,16 @@ def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
     return jnp.abs(u @ Hv - v @ Hu), norm(Hu) * norm(v) + norm(Hv) * norm(u)
 
 
-def _finite_at_point(program: Any, stored: bool, source: Any, shift: Any) -> Array:
-    return at_point(*value_and_gradient(program, source))
-
-
-def _product(dear: bool, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _product(
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], dear: bool = False
+) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
     return shifted(recomputed_product(program, source, leaves, dear=dear), shift, leaves)
+
+
+def _tiled_product(*of_point: Any) -> list[Array]:
+    return _product(*of_point, dear=True)
 
 
 def _tiled_products(
@@ -422,8 +347,6 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
     """
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
-    if block is None:
-        return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)
     if isinstance(block, int):
         sizes = [block] * len(leaves)
     elif jax.tree.structure(block) == tree:
@@ -434,3 +357,8 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
             raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
     return tuple(sizes)
+
+
+def default_blocks(layout: Layout) -> tuple[int, ...]:
+    """What follows the leading axis of each leaf is a block."""
+    return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)

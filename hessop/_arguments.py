@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 
 from hessop._annotations import Function
 from hessop._tree import leaf_name
@@ -70,6 +70,8 @@ def split_args(args: Sequence[Any], *, hold: Hold = "nothing") -> tuple[tuple[Ar
     Raises:
         TypeError: a leaf is neither an array nor hashable.
     """
+    if not args:
+        return (), _NOTHING
     paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
     arrays, static = [], []
     for path, leaf in paths:
@@ -93,6 +95,9 @@ def split_args(args: Sequence[Any], *, hold: Hold = "nothing") -> tuple[tuple[Ar
     return tuple(arrays), Static(tree, tuple(static), tuple(map(type, static)))
 
 
+_NOTHING = Static(jax.tree.structure(()), (), ())
+
+
 def _is_dynamic(leaf: Any) -> bool:
     if isinstance(leaf, np.generic):
         return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
@@ -114,11 +119,19 @@ def check_x(x: Any, name: str = "x") -> Any:
         TypeError: a leaf is something else.
         ValueError: there is no leaf.
     """
+    leaves, tree = jax.tree_util.tree_flatten(x)
+    if leaves and all(map(_is_strong_float, leaves)):
+        return x
     paths, tree = jax.tree_util.tree_flatten_with_path(x)
     if not paths:
         raise ValueError(f"{name}: got {x!r}, a pytree without arrays; expected at least one real floating array")
     fix = _how_to_split(x, name)
     return tree.unflatten([_check_leaf(leaf, leaf_name(path, name), fix) for path, leaf in paths])
+
+
+def _is_strong_float(leaf: Any) -> bool:
+    aval = getattr(leaf, "aval", None)
+    return isinstance(aval, ShapedArray) and aval.dtype.kind == "f" and not aval.weak_type
 
 
 def _check_leaf(leaf: Any, name: str, fix: str) -> Any:
@@ -150,6 +163,23 @@ def _how_to_split(x: Any, name: str) -> str:
     if isinstance(x, list | tuple) and all(isinstance(v, int | float) for v in x):
         fix += f" (a list of numbers is a pytree of scalars; jnp.asarray({name}, dtype=float) is a vector)"
     return f"{fix}; what is not differentiated belongs in args"
+
+
+def like(vector: Any, tree: Any, avals: Sequence[Any]) -> Sequence[Any] | None:
+    """The leaves of a vector that has this tree (None: they are given) and is made of arrays like these; None if it is not.
+
+    What it takes is a comparison of addresses for each leaf, mostly: JAX has one abstract value for all arrays of a kind.
+    """
+    leaves, found = (vector, None) if tree is None else jax.tree_util.tree_flatten(vector)
+    if found != tree or len(leaves) != len(avals):
+        return None
+    for leaf, wanted in zip(leaves, avals, strict=True):
+        aval = getattr(leaf, "aval", None)
+        if aval is wanted:
+            continue
+        if not isinstance(leaf, Array) or leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
+            return None
+    return leaves
 
 
 def check_vector(vector: Any, structure: Any, name: str, extra: str | None = None) -> list[Any]:

@@ -3,10 +3,12 @@
 Depends on JAX and the standard library. Must never know Hessians, programs or routes.
 """
 
+import functools
 import math
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 import jax
@@ -64,8 +66,21 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
+# What a device had free, and when it was asked: reading it takes longer than to compute a small Hessian.
+_FREE: dict[Any, tuple[float, int]] = {}
+_SECONDS = 1.0
+
+
 def free_memory(device: Any = None) -> int:
-    """Bytes that a device, or on CPU this process, may still take, less a margin."""
+    """Bytes that a device, or on CPU this process, may still take, less a margin; as they were within the last second."""
+    now = time.monotonic()
+    known = _FREE.get(device)
+    if known is None or now - known[0] > _SECONDS:
+        known = _FREE[device] = (now, _free_memory_now(device))
+    return known[1]
+
+
+def _free_memory_now(device: Any) -> int:
     device = device or jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     stats = stats or {}
@@ -77,9 +92,9 @@ def _free_host_memory() -> int:
     """Free memory of the machine, or of the container where that is less."""
     free = []
     try:
-        info = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-        free.append(int(info["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
+        _, _, after = _text("/proc/meminfo").partition("MemAvailable:")
+        free.append(int(after.split(None, 1)[0]) * 1024)
+    except (OSError, IndexError, ValueError):
         pages = getattr(os, "sysconf_names", {})
         if "SC_PHYS_PAGES" in pages:
             free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
@@ -87,13 +102,32 @@ def _free_host_memory() -> int:
     return min(free, default=2**32)
 
 
+def _text(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode()
+
+
 def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[int]:
     """What each control group above this process (v2 and v1) leaves free."""
+    free = []
+    for limit, current in _cgroup_files(root, own):
+        try:
+            allowed = _text(limit).strip()
+            if allowed != "max":
+                free.append(max(0, int(allowed) - int(_text(current))))
+        except (OSError, ValueError):
+            continue
+    return free
+
+
+@functools.cache
+def _cgroup_files(root: str, own: str) -> tuple[tuple[str, str], ...]:
+    """The files of limit and usage of each control group above this process, of those that have them."""
     try:
         lines = pathlib.Path(own).read_text().splitlines()
     except OSError:
-        return []
-    free = []
+        return ()
+    found = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -102,13 +136,10 @@ def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgr
         names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         group = pathlib.PurePosixPath(path.lstrip("/"))
         for folder in (group, *group.parents):
-            try:
-                limit = (base / folder / names[0]).read_text().strip()
-                if limit != "max":
-                    free.append(max(0, int(limit) - int((base / folder / names[1]).read_text())))
-            except (OSError, ValueError):
-                continue
-    return free
+            files = tuple(str(base / folder / name) for name in names)
+            if all(map(os.path.exists, files)):
+                found.append(files)
+    return tuple(found)
 
 
 def executable_bytes(compiled: Any) -> int | None:

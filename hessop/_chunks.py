@@ -7,7 +7,7 @@ budgets. Must never know operators, lineax or what the rows are made of.
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array, lax
 from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
-from hessop._finite import all_finite, at_point
+from hessop._finite import all_finite, at_point, finiteness, result_is_finite
 from hessop._jaxpr import shape_of
 from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._progress import Progress, progress_bar
@@ -99,35 +99,38 @@ def choose_chunking(
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
     n = point.layout.n
-    kept = maker.reads_residuals or point.residuals is not None
     if chunk is not None:
         chunk = max(1, min(chunk, n))
         if budget is None:
-            return Chunking(chunk, kept, None, False, maker)
+            return Chunking(chunk, _kept(point, maker, chunk), None, False, maker)
     assert budget is not None
     estimate = _estimate(point, take, host_output, maker)
     first = n if chunk is None else chunk
-    if estimate(first) <= budget:
-        return Chunking(first, kept, estimate(first), False, maker)
-    if not compile:
+    if estimate(first) > budget and not compile:
         while first > 1 and estimate(first) > budget:
             first = max(1, first // 2)
-        return Chunking(first, kept, estimate(first), False, maker)
+    if estimate(first) <= budget or not compile:
+        return Chunking(first, _kept(point, maker, first), estimate(first), False, maker)
 
     width = take.width(point.layout)
     itemsize = point.layout.dtype.itemsize
     smallest: int | None = None
-    for stored in (kept,) if not maker.reads_residuals or point.residuals is not None else (True, False):
+    for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.residuals is not None else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
             peak = _measured_peak(point, take, candidate, stored, host_output, maker)
             smallest = peak if smallest is None else min(smallest, peak)
             if peak <= budget:
-                return Chunking(candidate, stored, peak, True, maker)
+                return Chunking(candidate, stored and _kept(point, maker, candidate), peak, True, maker)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak, budget)
     raise _too_little(point, take, budget, chunk, smallest or 0, host_output, measured=True)
+
+
+def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
+    """Whether residuals are computed once and kept: not where all rows are computed at once, which reads them once."""
+    return point.residuals is not None or (maker.reads_residuals and chunk < point.layout.n)
 
 
 def refuse_impossible(maker: RowMaker, point: Point, take: Take, *, chunk: int | None, budget: int, host_output: bool) -> None:
@@ -194,6 +197,27 @@ def _rows_of(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker
     return point.program.executable(key, lambda: jax.jit(maker.make(point, take, chunk, stored)))
 
 
+def _all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
+    """(residuals or primals, shift) -> what is taken of all rows, and whether that and the point are finite; jitted."""
+    program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.residuals is not None
+
+    def build() -> Any:
+        rows = maker.make(point, take, layout.n, stored or maker.reads_residuals)
+
+        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
+            finite = None
+            if maker.reads_residuals and not stored:
+                value, gradient, source = program.linearize(source)
+                finite = at_point(value, gradient)
+            found = rows(source, shift, jnp.zeros((), dtype))
+            found = take.transposed(found, layout) if maker.columns else found
+            return found, finiteness(finite, found)
+
+        return jax.jit(run)
+
+    return program.executable(("all rows", maker.name, take, stored), build)
+
+
 def residuals_of(point: Point) -> Any:
     """Primals -> (residuals, whether value and gradient are finite); jitted."""
     program = point.program
@@ -209,6 +233,7 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     """Bytes at the worst moment, by what the compiler says of the executables that would run."""
     program = point.program
     n, width = point.layout.n, take.width(point.layout)
+    stored = stored and _kept(point, maker, chunk)
     arrays, before, held = placed_shapes(point.source), 0, 0
     where = placement(point.source)
     if stored and point.residuals is None:
@@ -225,7 +250,11 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     start = jax.ShapeDtypeStruct((), point.index_dtype)
     compiled = program.executable(
         ("compiled rows", maker.name, take, chunk, stored, shift is None, where),
-        lambda: _rows_of(point, take, chunk, stored, maker).lower(arrays, shift, start).compile(),
+        lambda: (
+            _all_rows(point, take, maker).lower(arrays, shift)
+            if chunk == n
+            else _rows_of(point, take, chunk, stored, maker).lower(arrays, shift, start)
+        ).compile(),
     )
     rows = executable_bytes(compiled)
     if rows is None:  # this backend does not tell: only the shapes are left
@@ -234,19 +263,16 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     return max(before, rows + held + buffer)
 
 
-@dataclasses.dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """What was taken of the rows.
 
     Attributes:
         rows: [n, width] on the device; None where it was written elsewhere.
-        point_finite: whether value and gradient are finite, where that was found out on the way.
-        finite: whether what was written elsewhere is.
+        finite: whether value, gradient (where that was found out on the way) and what was taken are finite [3] or [1].
     """
 
     rows: Array | None
-    point_finite: Array | None
-    finite: bool | None = None
+    finite: Any
 
 
 # --- Filling ----------------------------------------------------------------------------------------------------------
@@ -255,6 +281,8 @@ class Taken:
 def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
     """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
     n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
+    if chunk == n:
+        return _all_rows(point, take, chunking.maker)(point.source, point.shift)[0]
     source, stored = point.residuals, True
     if source is None:
         assert point.primals is not None
@@ -262,9 +290,6 @@ def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
         source = tuple(point.program.residuals(point.primals)) if stored else point.primals
     rows = chunking.maker.make(point, take, chunk, stored)
     columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
-    if chunk == n:
-        found = rows(source, point.shift, jnp.zeros((), point.index_dtype))
-        return take.transposed(found, point.layout) if columns else found
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
@@ -307,6 +332,13 @@ def fill(
         What was taken.
     """
     n, chunk = point.layout.n, chunking.chunk
+    if chunk == n and out is None and progress is False:
+        try:
+            return Taken(*_all_rows(point, take, chunking.maker)(point.source, point.shift))
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error) or n == 1:
+                raise
+            chunk = n // 2
     source, point_finite, finite = point.source, None, None
     stored = chunking.stored
     if stored and point.residuals is None:
@@ -342,9 +374,11 @@ def fill(
                 matrix = _write(matrix, rows, at, axis)
             start = first + chunk
             report(Progress(done=start, total=n, chunk=chunk))
-    if matrix is not None and columns and not axis:
-        matrix = take.transposed(matrix, point.layout)
-    return Taken(matrix, point_finite, finite)
+    if matrix is not None:
+        matrix = take.transposed(matrix, point.layout) if columns and not axis else matrix
+        finite = result_is_finite(matrix)
+    before = () if point_finite is None else np.asarray(point_finite)
+    return Taken(matrix, np.array([*before, np.asarray(finite)]))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

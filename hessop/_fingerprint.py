@@ -10,12 +10,14 @@ Depends on JAX and `_jaxpr`. Must never know Hessians or what is done with a pro
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import os
 import types
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,21 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from hessop._jaxpr import CALLS, RULED, carried_jaxprs, open_jaxpr
+from hessop._jaxpr import CALLS, RULED, open_jaxpr
 
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
 # Parameters of these types compare by value, exactly.
 _PLAIN = frozenset((int, str, bool, bytes, type(None)))
+_DTYPES = ("bool", "int32", "int64", "float32", "float64", "complex64", "complex128")
+_EXACT = {*_PLAIN} | {type(jnp.dtype(name)) for name in _DTYPES}
+_TUPLE = {tuple}
+_JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, _JAXPRS)
+
+
 _NUMBERS = (float, complex, np.generic)
 
 
@@ -46,64 +58,103 @@ class _Same:
         return isinstance(other, _Same) and other.value is self.value
 
 
-# JAX keeps the jaxprs of jitted functions; so their keys are kept.
-_INNER: "weakref.WeakKeyDictionary[Any, dict[bool, Hashable]]" = weakref.WeakKeyDictionary()
+class Reading(NamedTuple):
+    """A jaxpr, read once.
+
+    Attributes:
+        key: equal for two jaxprs only where they compute the same of the same inputs and captured arrays.
+        captured: the arrays that it and the calls inside of it captured, in the order of `constants_as_inputs`.
+        foreign: whether a custom derivative rule takes part that is not JAX's own, and so may be wrong.
+        opaque: whether a custom derivative rule takes part of which the trace does not say all.
+    """
+
+    key: Hashable
+    captured: tuple[Any, ...]
+    foreign: bool
+    opaque: bool
 
 
-def fingerprint(jaxpr: Any) -> Hashable:
-    """The key of a jaxpr (or of flat equations) whose constants are given to it, those of the calls inside included."""
-    return _key(jaxpr, hoisted=True)
+# JAX keeps the jaxprs of jitted functions; so what was read of them is kept.
+_INNER: "weakref.WeakKeyDictionary[Any, dict[bool, Reading]]" = weakref.WeakKeyDictionary()
 
 
-def _key(closed: Any, hoisted: bool) -> Hashable:
+def read(closed: Any, hoisted: bool = True) -> Reading:
+    """Read a jaxpr (or flat equations); `hoisted`: what it captured is given to it, and so is no part of the key.
+
+    This runs each time that an operator is made, so it is one loop that calls nothing of Python's for most equations.
+    """
     jaxpr, consts = open_jaxpr(closed)
-    number: dict[Any, int] = {}
     inputs = (*getattr(jaxpr, "constvars", ()), *jaxpr.invars)
-    for v in inputs:
-        number[v] = len(number)
-    parts: list[Any] = [len(inputs), tuple([v.aval for v in inputs])]
+    captured, carried = [*consts], []
+    foreign = opaque = False
+    number: dict[Any, int] = dict(zip(inputs, range(len(inputs)), strict=True))
+    parts: list[Any] = [len(inputs), *[v.aval for v in inputs]]
     if not hoisted:
-        parts += [_param(c, False) for c in consts]
+        parts += [_param(c) for c in consts]
     for eqn in jaxpr.eqns:
-        primitive = eqn.primitive
+        primitive, params = eqn.primitive, eqn.params
         parts += (primitive, eqn.ctx)
         for v in eqn.invars:
-            parts.append(_literal(v) if type(v) is jex.Literal else number[v])
+            parts += (v.aval, np.asarray(v.val).tobytes()) if type(v) is jex.Literal else (number[v],)
         for v in eqn.outvars:
             number[v] = len(number)
         if eqn.effects:
             parts.append(frozenset(eqn.effects))
-        if not eqn.params:
-            continue
         if primitive.name in RULED:
-            parts.append(_rule(eqn))
-            continue
+            rules = _rules_of(eqn)
+            foreign, opaque = foreign or rules.foreign, opaque or rules.opaque
+            parts += (frozenset(rules.codes), frozenset(rules.values))
+            params = {k: v for k, v in params.items() if k == "call_jaxpr" or type(v) in _PLAIN}
         inside = hoisted and primitive.name in CALLS
-        for name, value in eqn.params.items():
-            parts += (name, type(value), value if type(value) in _PLAIN else _param(value, inside))
-    parts.append(tuple([_literal(v) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]))
-    return tuple(parts)
+        for name in params:
+            value = params[name]
+            kind = type(value)
+            parts += (name, kind)
+            if kind in _EXACT:
+                parts.append(value)
+            elif isinstance(value, enum.Enum):
+                parts.append(value._value_)
+            elif isinstance(value, _JAXPRS):
+                carried.append((value, inside))
+            elif isinstance(value, tuple):
+                flat = value
+                while flat and {*map(type, flat)} == _TUPLE:
+                    flat = tuple(chain.from_iterable(flat))
+                if _EXACT.issuperset(map(type, flat)) or all(map(_is_exact, flat)):
+                    parts += (value, *map(type, flat))
+                elif any(map(_is_jaxpr, flat)):
+                    carried += [(v, inside) for v in flat]
+                else:
+                    parts.append(_param(value))
+            else:
+                parts.append(value if _is_exact(value) else _param(value))
+            for inner in carried:
+                reading = _inner(*inner)
+                parts.append(reading.key)
+                captured += reading.captured if inside else ()
+                foreign, opaque = foreign or reading.foreign, opaque or reading.opaque
+            carried = []
+    parts += [_literal(v) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]
+    return Reading(tuple(parts), tuple(captured), foreign, opaque)
 
 
 def _literal(v: Any) -> Hashable:
     return v.aval, np.asarray(v.val).tobytes()
 
 
-def _param(value: Any, hoisted: bool = False) -> Hashable:
-    """A parameter such that equal means the same; `hoisted` for the jaxpr of a call whose constants are inputs."""
+def _param(value: Any) -> Hashable:
+    """A parameter such that equal means the same."""
     kind = type(value)
-    if kind in _PLAIN:
+    if _is_exact(value):
         return kind, value
     if isinstance(value, tuple | list):
-        return kind, tuple([v if type(v) is int else _param(v, hoisted) for v in value])
+        return kind, tuple([_param(v) for v in value])
     if isinstance(value, Mapping):
-        return kind, tuple([(k, _param(v, hoisted)) for k, v in value.items()])
+        return kind, tuple([(k, _param(v)) for k, v in value.items()])
     if isinstance(value, _NUMBERS):
         return kind, np.asarray(value).tobytes()
-    if isinstance(value, jax.Array):
-        return _Same(value)
-    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-        return _inner(value, hoisted)
+    if isinstance(value, _JAXPRS):
+        return _inner(value, False).key
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         return _function(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -120,13 +171,29 @@ def _param(value: Any, hoisted: bool = False) -> Hashable:
     return kind, value
 
 
-def _inner(jaxpr: Any, hoisted: bool) -> Hashable:
+def _is_exact(value: Any) -> bool:
+    """Whether a value that is none of Python's own numbers and containers is to be compared as it compares itself."""
+    kind = type(value)
+    if kind in _EXACT:
+        return True
+    if isinstance(value, (*_NUMBERS, *_JAXPRS, tuple, list, Mapping, jax.Array, types.FunctionType, types.MethodType)):
+        return False
+    if isinstance(value, functools.partial) or dataclasses.is_dataclass(value) or hasattr(value, "dtype"):
+        return False
     try:
-        kept = _INNER.setdefault(jaxpr, {})
+        hash(value)
     except TypeError:
-        return _key(jaxpr, hoisted)
+        return False
+    _EXACT.add(kind)  # the next one need not come so far
+    return True
+
+
+def _inner(jaxpr: Any, hoisted: bool) -> Reading:
+    kept = _INNER.get(jaxpr)
+    if kept is None:
+        kept = _INNER.setdefault(jaxpr, {})
     if hoisted not in kept:
-        kept[hoisted] = _key(jaxpr, hoisted)
+        kept[hoisted] = read(jaxpr, hoisted)
     return kept[hoisted]
 
 
@@ -178,35 +245,6 @@ class Rules:
     opaque: bool = False
 
 
-def has_foreign_rule(jaxpr: Any) -> bool:
-    """Whether a custom derivative rule takes part that is not JAX's own, and so may be wrong."""
-    return any(rules.foreign for rules in _all_rules(jaxpr))
-
-
-def has_opaque_rule(jaxpr: Any) -> bool:
-    """Whether a custom derivative rule takes part of which the trace does not say all."""
-    return any(rules.opaque for rules in _all_rules(jaxpr))
-
-
-def _all_rules(jaxpr: Any) -> Iterator[Rules]:
-    wanted = list(open_jaxpr(jaxpr)[0].eqns)
-    while wanted:
-        eqn = wanted.pop()
-        if eqn.primitive.name in RULED:
-            yield _rules_of(eqn)
-        for inner in carried_jaxprs(eqn):
-            wanted += inner.eqns
-
-
-def _rule(eqn: Any) -> Hashable:
-    """The key of a custom_jvp_call or custom_vjp_call: what it computes, and what is known of its rules.
-
-    Where that is not all, the key in use is that of the differentiated program, in which they have run.
-    """
-    rules, plain = _rules_of(eqn), [(k, v) for k, v in eqn.params.items() if type(v) in _PLAIN]
-    return _inner(eqn.params["call_jaxpr"], False), tuple(plain), frozenset(rules.codes), frozenset(rules.values)
-
-
 def _rules_of(eqn: Any) -> Rules:
     found = Rules()
     seen: set[int] = set()
@@ -217,6 +255,8 @@ def _rules_of(eqn: Any) -> Rules:
         if id(value) in seen:
             continue
         seen.add(id(value))
+        if isinstance(value, Mapping) and not users:
+            continue  # a cache of JAX's, which is empty until the rule has run
         inside, known = _parts(value)
         if isinstance(value, types.FunctionType):
             users = not value.__code__.co_filename.startswith(_OF_JAX)

@@ -4,7 +4,6 @@ Executables that compute entries return `at_point`, which costs them next to not
 Depends on programs. Must never know operators or routes.
 """
 
-import functools
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,11 +31,17 @@ def at_point(value: Array, gradient: Sequence[Array]) -> Array:
     )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def result_is_finite(taken: Array, square: bool) -> Array:
-    """Whether what was made of the Hessian [n, width] is finite; of a large matrix (`square`) a part of it is looked at."""
+def finiteness(point: Array | None, taken: Array) -> Array:
+    """What `at_point` said, if that is known, and whether what was taken is finite [3] or [1]."""
+    result = result_is_finite(taken)[None]
+    return result if point is None else jnp.concatenate([point, result])
+
+
+@jax.jit
+def result_is_finite(taken: Array) -> Array:
+    """Whether what was made of the Hessian [n, width] is finite; of a large matrix a part of it is looked at."""
     n = taken.shape[0]
-    if not square or taken.size <= _LOOKED_AT:
+    if taken.shape[1] != n or taken.size <= _LOOKED_AT:
         return jnp.all(jnp.isfinite(taken))
     step = -(-taken.size // _LOOKED_AT)
     # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.

@@ -64,7 +64,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
             H = HessianOperator(wrapped, x, (rest, kwargs, module), **for_operator)
-            result = H.in_container(_shaped(H.materialize(**for_matrix), H))
+            result = H.in_container(_nested(H.materialize(**for_matrix), H))
         except NotScalarError:
             return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)
         return (result, fn(*args, **kwargs)[1]) if has_aux else result
@@ -74,6 +74,8 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
 
 def _positions(argnums: Any, count: int) -> tuple[int, ...]:
     """The positions that argnums names, counted from the front."""
+    if type(argnums) is int and 0 <= argnums < count:
+        return (argnums,)
     given = (argnums,) if hasattr(argnums, "__index__") else argnums
     if not isinstance(given, Sequence) or not all(hasattr(k, "__index__") for k in given):
         raise TypeError(f"argnums: got {argnums!r} of type {type(argnums).__name__}, expected an int or a sequence of ints")
@@ -100,13 +102,14 @@ def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs
     return out[0]
 
 
-def _shaped(matrix: Array, H: HessianOperator) -> Any:
-    structure = H.in_structure()
-    if isinstance(matrix, Tracer) or len(jax.tree.leaves(structure)) > 1:
-        return nested_blocks(matrix, structure)
+def _nested(matrix: Array, H: HessianOperator) -> Any:
+    shapes = H.program.layout.shapes
+    if isinstance(matrix, Tracer) or len(shapes) > 1:
+        return nested_blocks(matrix, H.in_structure())
     # One leaf: the matrix in another shape. Donated, so that a large one is not copied.
-    (leaf,), tree = jax.tree.flatten(structure)
-    return tree.unflatten([tree.unflatten([_reshape(matrix, (*leaf.shape, *leaf.shape))])])
+    (shape,), tree = shapes, jax.tree.structure(H.x)
+    shaped = matrix if len(shape) == 1 else _reshape(matrix, (*shape, *shape))
+    return tree.unflatten([tree.unflatten([shaped])])
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from hessop import _recompute
-from hessop._abstract import AbstractHessian, as_made
+from hessop._abstract import AbstractHessian
 from hessop._annotations import (
     Arguments,
     Function,
@@ -27,12 +27,14 @@ from hessop._annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._arguments import Static, as_leaf, check_scalar, check_x
-from hessop._budget import parse_memory
+from hessop._arguments import Static, as_leaf, check_scalar, check_x, like
+from hessop._budget import free_memory, parse_memory
 from hessop._chunks import residuals_of
+from hessop._entries import decide, device_of
 from hessop._finite import point_problem, warn
 from hessop._lineax import check_tags, register, tag_names, tags_named
-from hessop._plan import Plan, choose_route
+from hessop._method import method
+from hessop._plan import Plan, Request
 from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
@@ -42,6 +44,8 @@ from hessop._terms_program import TermsProgram
 from hessop._tiled import untiled
 from hessop._trace import trace
 from hessop.structure import StructuredHessian
+
+_ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
 
 
 @register
@@ -76,13 +80,8 @@ class HessianOperator(AbstractHessian):
     x: Any
     _arrays: tuple[Array, ...]
     _captured: tuple[Array, ...] = eqx.field(repr=False)
-    _source: "_Source" = eqx.field(static=True, repr=False)
-    _static: Static = eqx.field(static=True, repr=False)
     shift: Array | None
-    tags: frozenset[object] = eqx.field(static=True)
-    route: Route = eqx.field(static=True)
-    memory: int | None = eqx.field(static=True)
-    self_pairs: SelfPairs = eqx.field(static=True)
+    _made_of: "_MadeOf" = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -113,41 +112,67 @@ class HessianOperator(AbstractHessian):
             TypeError, ValueError: an argument is of the wrong kind; the message says which and what was expected.
         """
         leaf, module = as_leaf(untiled(fn))
-        self.x = check_x(x)
+        x = check_x(x)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
-        self.shift = None
-        self.tags = check_tags(tags)
-        self.route = _one_of(route, RouteName, "route")
-        self.memory = None if memory is None else parse_memory(memory)
-        self.self_pairs = _one_of(self_pairs, SelfPairsName, "self_pairs")
-        traced = trace(leaf, self.x, (*module, *args))
-        self._arrays, self._static = traced.arrays, traced.static
-        self._source = _Source(leaf, traced.out_tree)
-        self.program, self._captured = program_for(traced, self.self_pairs)
+        options = {
+            "tags": check_tags(tags),
+            "route": _one_of(route, _ROUTES, "route"),
+            "memory": None if memory is None else parse_memory(memory),
+            "self_pairs": _one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
+        }
+        traced = trace(leaf, x, (*module, *args))
+        program, captured = program_for(traced, self_pairs)
+        made_of = _MadeOf(_Source(leaf, traced.out_tree), traced.static, **options)
+        # At once: equinox looks at each attribute that is set.
+        fields = {"program": program, "x": x, "_arrays": traced.arrays, "_captured": captured, "shift": None}
+        self.__dict__.update(fields, _made_of=made_of)
+
+    @property
+    def tags(self) -> frozenset[object]:
+        """What is known of the matrix."""
+        return self._made_of.tags
+
+    @property
+    def route(self) -> RouteName:
+        """The route that was asked for."""
+        return self._made_of.route
+
+    @property
+    def memory(self) -> int | None:
+        """The budget in bytes, if one was given."""
+        return self._made_of.memory
+
+    @property
+    def self_pairs(self) -> SelfPairsName:
+        """How self pairs are treated."""
+        return self._made_of.self_pairs
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The function, or after a `jax.jit` one that says the same."""
-        return self._source.fn
+        return self._made_of.source.fn
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The arguments that follow x (a callable pytree given as `fn` is the first of them)."""
-        return self._static(self._arrays)
+        return self._made_of.static(self._arrays)
 
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.x)
+        leaves, tree = jax.tree_util.tree_flatten(self.x)
+        if like(leaves, None, self.program.x_input_avals) is not None:
+            return tree.unflatten(self.program.x_avals)
+        return tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves])
 
     @property
-    @as_made
+    @method
     def value(self) -> Array:
         """fn(x, *args), a scalar."""
         return self._run("value", lambda program, _, primals, shift: _recompute.value(program, primals))
 
     @property
-    @as_made
+    @method
     def gradient(self) -> Any:
         """The gradient, a pytree like x. Outside of jit, one that is not finite is reported by a RuntimeWarning."""
         gradient = self._gradient()
@@ -155,25 +180,25 @@ class HessianOperator(AbstractHessian):
             warn(self._problem_of_point())
         return self._like_x(gradient)
 
-    @as_made
+    @method
     def raw_gradient(self) -> Any:
         """The gradient, a pytree like x, without a look at whether it is finite."""
         return self._like_x(self._gradient())
 
-    @as_made
+    @method
     def raw_value_and_gradient(self) -> tuple[Array, Any]:
         """Both from one evaluation, without a look at whether they are finite."""
         name = "value and gradient"
         value, gradient = self._run(name, lambda program, _, primals, shift: _recompute.value_and_gradient(program, primals))
         return value, self._like_x(gradient)
 
-    @as_made
+    @method
     def problem(self) -> str | None:
         """What of the value and the gradient is not finite at this point and what to look at, or None; not inside jit."""
         value, gradient = self.raw_value_and_gradient()
         return point_problem(self.program, self.x, value, jax.tree.leaves(gradient))
 
-    @as_made
+    @method
     def damped(self, lam: Scalar) -> "HessianOperator":
         """H + lam I in one product, tagged positive semidefinite.
 
@@ -191,7 +216,8 @@ class HessianOperator(AbstractHessian):
         """
         shift = check_scalar(lam, "lam").astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
-        return self._replace(shift=total, tags=_damped_tags(self.tags, lam))
+        made_of = dataclasses.replace(self._made_of, tags=_damped_tags(self.tags, lam))
+        return self._replace(shift=total, _made_of=made_of)
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat vectors, with matvec, rmatvec and matmat."""
@@ -199,7 +225,7 @@ class HessianOperator(AbstractHessian):
 
         return linear_operator(self)
 
-    @as_made
+    @method
     def plan(self, memory: Memory = None) -> Plan:
         """What `materialize()` would do at this budget; print it.
 
@@ -207,9 +233,8 @@ class HessianOperator(AbstractHessian):
             MemoryBudgetError: nothing fits.
         """
         point = self._point()
-        budget = self._budget(memory, None, point.primals or ())
-        assert budget is not None
-        choice = choose_route(point, Row(), route=self.route, chunk=None, budget=budget)
+        asked = self.memory if memory is None else parse_memory(memory)
+        choice = decide(point, Request(Row(), self.route, memory=asked))
         described, fallbacks = (), ()
         if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
@@ -223,7 +248,7 @@ class HessianOperator(AbstractHessian):
             fallbacks=fallbacks,
             chunk=choice.chunking.chunk if choice.chunking else None,
             stored=choice.chunking.stored if choice.chunking else True,
-            budget=budget,
+            budget=asked or free_memory(device_of(point)),
             peak=choice.peak or 0,
             measured=choice.measured,
             reason=choice.reason,
@@ -233,7 +258,7 @@ class HessianOperator(AbstractHessian):
             problem=None if point.traced else self.problem(),
         )
 
-    @as_made
+    @method
     def linearise(self) -> "LinearizedHessian":
         """The same operator in the form whose products cost least from now on, which `plan()` names.
 
@@ -248,23 +273,26 @@ class HessianOperator(AbstractHessian):
         choice = self._choose_product(point)
         program, source = choice.program, point.primals or ()
         if choice.stored:
-            source = residuals_of(dataclasses.replace(point, program=program))(list(source))[0]
+            source = residuals_of(point._replace(program=program))(source)[0]
         kept = (tuple(source), choice.stored)
         return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
 
     def in_container(self, result: Any) -> Any:
         """`result` in the container that the function returns its scalar in."""
-        return self._source.out_tree.unflatten([result])
+        return self._made_of.source.out_tree.unflatten([result])
 
     # --- inner ---
 
+    def _tree(self) -> Any:
+        return jax.tree.structure(self.x)
+
     def _point(self) -> Point:
-        x_leaves = jax.tree.leaves(self.x)
+        leaves = (*jax.tree.leaves(self.x), *self._arrays)
         program, captured = self.program, self._captured
-        if not _fits(program, (*x_leaves, *self._arrays)):
+        if not _fits(program, leaves):
             # Somebody changed shapes or dtypes of the leaves: it is the same function still, but another program.
             program, captured = program_for(trace(self.fn, self.x, self.args), self.self_pairs)
-        return Point(program, self._layout(), (*program.own, *captured, *x_leaves, *self._arrays), None, self.shift)
+        return Point(program, (*program.own, *captured, *leaves), None, self.shift)
 
     def _replace(self, **fields: Any) -> "HessianOperator":
         """The same operator with other values of some fields."""
@@ -279,11 +307,10 @@ class HessianOperator(AbstractHessian):
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
-        budget = self._budget(memory, None, point.primals or ())
-        assert budget is not None
-        asked = memory is not None or self.memory is not None
-        count = expected(point.layout.n)
-        return choose_product(point, route=self.route, budget=budget, count=count, compile=asked or not point.traced)
+        asked = self.memory if memory is None else parse_memory(memory)
+        budget = asked or free_memory(device_of(point))
+        count, compile = expected(point.layout.n), asked is not None or not point.traced
+        return choose_product(point, route=self.route, budget=budget, count=count, compile=compile)
 
     def _single_product(self, point: Point) -> str:
         tiled = _recompute.recomputes(point.program, dear=self.route == "tiles")
@@ -338,13 +365,17 @@ class LinearizedHessian(AbstractHessian):
         leaves, tree = self.structure
         return tree.unflatten(leaves)
 
+    @method
     def linearise(self) -> "LinearizedHessian":
         """The operator itself."""
         return self
 
+    def _tree(self) -> Any:
+        return self.structure[1]
+
     def _point(self) -> Point:
         primals, residuals = (None, self.source) if self.stored else (self.source, None)
-        return Point(self.program, self._layout(), primals, residuals, self.shift)
+        return Point(self.program, primals, residuals, self.shift)
 
     @property
     def terms(self) -> StructuredHessian | None:
@@ -359,6 +390,27 @@ class LinearizedHessian(AbstractHessian):
             "LinearizedHessian: cannot be pickled, as it holds a program and not the function; pickle the HessianOperator and "
             "linearise that again where it is loaded"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MadeOf:
+    """What an operator was made of besides arrays.
+
+    Attributes:
+        source: the function, for people.
+        static: what is no array of args.
+        tags: what is known of the matrix.
+        route: the user's choice.
+        memory: the user's budget in bytes.
+        self_pairs: the user's choice.
+    """
+
+    source: "_Source"
+    static: Static
+    tags: frozenset[object]
+    route: RouteName
+    memory: int | None
+    self_pairs: SelfPairsName
 
 
 class _Source:
@@ -376,9 +428,8 @@ class _Source:
 
 def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
     """Whether the leaves of x and args are what the program was traced for."""
-    invars = program.primal.invars
-    wanted = invars[len(invars) - len(leaves) :]
-    return all(v.aval.shape == a.shape and v.aval.dtype == a.dtype for v, a in zip(wanted, leaves, strict=True))
+    avals = program.input_avals
+    return like(leaves, None, avals[len(avals) - len(leaves) :]) is not None
 
 
 def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
@@ -386,8 +437,7 @@ def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: 
     return HessianOperator(fn, x, args, **{**options, "tags": tags_named(options["tags"])})._replace(shift=shift)
 
 
-def _one_of(value: Any, choices: Any, name: str) -> Any:
-    allowed = get_args(choices)
+def _one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value

@@ -6,7 +6,7 @@ Depends on the routes, prices and budgets. Must never know operators or lineax, 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from hessop._budget import format_bytes
 from hessop._chunks import Chunking, RowMaker, choose_chunking, refuse_impossible
@@ -44,30 +44,33 @@ class Choice:
     limit: int | None = None
 
 
-def choose_route(
-    point: Point,
-    take: Take,
-    *,
-    route: str,
-    chunk: int | None,
-    budget: int | None,
-    host_output: bool = False,
-    compile: bool = True,
-) -> Choice:
-    """The cheapest route that fits the budget.
+class Request(NamedTuple):
+    """What is asked for: decisions are remembered by it.
 
-    Args:
-        point: the Hessian.
+    Attributes:
         take: what is wanted of each row.
         route: the user's choice, or "auto"; "tiles" is that too, as entries are made of terms tile by tile.
         chunk: the user's choice of rows at a time; asks for the columns route unless that is "structure".
-        budget: bytes; None only with a chunk.
-        host_output: the result is written to the host's arrays.
+        memory: the budget that the user names, in bytes.
+        host_output: whether the result is written to the host's arrays.
         compile: whether candidates may be compiled to ask what they take.
+    """
+
+    take: Take
+    route: str
+    chunk: int | None = None
+    memory: int | None = None
+    host_output: bool = False
+    compile: bool = True
+
+
+def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
+    """The cheapest route that fits the budget, in bytes; None only with a chunk.
 
     Raises:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
+    take, route, chunk, _, host_output, compile = request
 
     def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Choice:
         limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}

@@ -3,9 +3,8 @@
 Depends on programs and layouts. Must never know operators or routes.
 """
 
-import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,25 +16,28 @@ from hessop._program import HessianProgram
 from hessop._tree import Layout
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A program at a point: `primals` = [*own, *captured, *x, *args], or the residuals computed from them; H + shift I."""
 
     program: HessianProgram
-    layout: Layout
     primals: tuple[Array, ...] | None
     residuals: tuple[Array, ...] | None
     shift: Array | None
 
     @property
-    def traced(self) -> bool:
-        """Whether any of the arrays is a tracer, so that no host loop is possible."""
-        return any(isinstance(a, Tracer) for a in jax.tree.leaves((self.primals, self.residuals, self.shift)))
+    def layout(self) -> Layout:
+        """Where each leaf lies in a flat vector."""
+        return self.program.layout
 
     @property
-    def source(self) -> list[Array]:
+    def traced(self) -> bool:
+        """Whether any of the arrays is a tracer, so that no host loop is possible."""
+        return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)})
+
+    @property
+    def source(self) -> tuple[Array, ...]:
         """The residuals where they are kept, else the primals."""
-        return list(self.residuals if self.residuals is not None else self.primals or ())
+        return self.primals or () if self.residuals is None else self.residuals
 
     @property
     def index_dtype(self) -> Any:

@@ -13,6 +13,7 @@ Depends on JAX, on traces and on the self-pair rewrite. Must never know operator
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import weakref
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from hessop._annotations import SelfPairs
-from hessop._fingerprint import fingerprint, has_foreign_rule, has_opaque_rule
+from hessop._fingerprint import read
 from hessop._jaxpr import (
     Equations,
     constants_as_inputs,
@@ -39,9 +40,11 @@ from hessop._jaxpr import (
 )
 from hessop._self_pairs import SelfPair, rewrite
 from hessop._settings import settings, x64_is_on
-from hessop._trace import Trace, snapshot
+from hessop._trace import Trace, snapshots
+from hessop._tree import Layout
 
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
+_UNKNOWN = object()
 
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
@@ -80,6 +83,21 @@ class HessianProgram:
     def __deepcopy__(self, memo: Any) -> "HessianProgram":
         return self
 
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where each leaf of x lies in a flat vector."""
+        return Layout(self.x_avals)
+
+    @functools.cached_property
+    def input_avals(self) -> tuple[Any, ...]:
+        """Abstract values of what `primal` takes."""
+        return tuple(v.aval for v in self.primal.invars)
+
+    @functools.cached_property
+    def x_input_avals(self) -> tuple[Any, ...]:
+        """Abstract values of the leaves of x."""
+        return tuple(v.aval for v in self.linear.invars[self.n_residuals :])
+
     @property
     def n_residuals(self) -> int:
         """How many arrays the linear part reads besides the tangent."""
@@ -114,11 +132,9 @@ class HessianProgram:
 
     def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """What `build()` returned the first time that `key` was asked for: jitted functions live with their program."""
-        if key not in self.executables:
-            built = build()
-            # Another thread may have been faster; both must use the same from now on.
-            return self.executables.setdefault(key, built)
-        return self.executables[key]
+        known = self.executables.get(key, _UNKNOWN)
+        # Another thread may have been faster; both must use the same from now on.
+        return self.executables.setdefault(key, build()) if known is _UNKNOWN else known
 
 
 def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
@@ -149,20 +165,19 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
     flat, made = found
     primal, linear = _partition(flat, n_x)
     # What rules make is the same at each trace, unless they read what may change.
-    opaque = has_opaque_rule(trace.jaxpr)
-    own = () if opaque else made
+    own = () if trace.reading.opaque else made
     program = HessianProgram(
-        own=tuple(map(snapshot, own)),
+        own=snapshots(own),
         primal=primal,
         linear=linear,
         x_avals=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in trace.x_leaves),
         mode=mode,
         self_pairs=pairs,
         rewritten=rewritten is not None,
-        foreign_rule=has_foreign_rule(trace.jaxpr),
+        foreign_rule=trace.reading.foreign,
         x64=x64_is_on(),
     )
-    return program, (*(map(snapshot, made) if opaque else ()), *fixed)
+    return program, (*(snapshots(made) if trace.reading.opaque else ()), *fixed)
 
 
 def _linearized(
@@ -299,11 +314,11 @@ def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tu
     """The program of a traced function and what it captured; a program that is there, if it says the same."""
     with settings():
         # What an opaque rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
-        made = linearized_program(trace, self_pairs) if has_opaque_rule(trace.jaxpr) else None
-        said = (trace.jaxpr,) if made is None else (made[0].primal, made[0].linear)
+        made = linearized_program(trace, self_pairs) if trace.reading.opaque else None
+        said = (trace.reading,) if made is None else (read(made[0].primal), read(made[0].linear))
         fixed = trace.captured if made is None else made[1]
         precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-        key = (*map(fingerprint, said), len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), precision)
+        key = (*[reading.key for reading in said], len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), precision)
         with _LOCK:
             program = _PROGRAMS.get(key)
         if program is None:

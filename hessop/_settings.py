@@ -16,6 +16,11 @@ def x64_is_on() -> bool:
     return bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def are_set(x64: bool) -> bool:
+    """Whether `settings(x64)` would change nothing."""
+    return jax.config.jax_enable_x64 == x64 and not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def settings(x64: bool | None = None) -> AbstractContextManager[Any]:
     """A context with jit on, and with 64-bit types as given (None: as they are). It costs nothing where they are so already."""
     wrong_x64 = x64 is not None and x64 != x64_is_on()

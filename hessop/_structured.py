@@ -14,7 +14,7 @@ from jax.extend import core as jex
 
 from hessop._budget import executable_bytes
 from hessop._chunks import RowMaker
-from hessop._finite import at_point
+from hessop._finite import at_point, finiteness
 from hessop._jaxpr import Equations, open_jaxpr
 from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._price import Price, price
@@ -54,8 +54,8 @@ def structure_price(point: Point, take: Take, limit: int | None) -> Price:
     return price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
 
 
-def run_structure(point: Point, take: Take, limit: int | None) -> tuple[Array, Array | None]:
-    """What `take` takes of each row [n, width], and, from the point, whether value and gradient are finite."""
+def run_structure(point: Point, take: Take, limit: int | None) -> tuple[Array, Array]:
+    """What `take` takes of each row [n, width], and whether value, gradient (from the point) and that are finite."""
     return _executable(point, take, limit)(point.source, point.shift)
 
 
@@ -144,10 +144,10 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
     def build() -> Any:
         tiled, consts = _tiled(point, take, limit)
 
-        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array | None]:
+        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
             found, *finite = tiled(*consts, *source)
             found = found if shift is None else _shifted(found, shift, take, layout)
-            return found, finite[0] if finite else None
+            return found, finiteness(finite[0] if finite else None, found)
 
         return jax.jit(run)
 

@@ -1,10 +1,11 @@
-"""What is wanted of each row of the Hessian: all of it, one entry, or its part of a diagonal block.
+"""What is wanted of each row of the Hessian (all of it, one entry, its part of a diagonal block), and in which form.
 
 Depends on layouts. Must never know how rows are computed.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +97,14 @@ class Blocks:
 
 
 Take = Row | Offset | Blocks
+# As they were taken [n, width]; as a vector [n], leaf by leaf or added up (of one entry per row); as blocks, leaf by leaf.
+Form = Literal["rows", "vector", "leaves", "sum", "blocks"]
+
+
+def formed(taken: Array, take: Take, form: Form, layout: Layout) -> Any:
+    """What was taken [n, width] in a form."""
+    if isinstance(take, Blocks):
+        return [part.astype(dtype) for part, dtype in zip(take.split(taken, layout), layout.dtypes, strict=True)]
+    if form == "leaves":
+        return layout.unravel(taken[:, 0])
+    return {"rows": lambda: taken, "vector": lambda: taken[:, 0], "sum": lambda: jnp.sum(taken)}[form]()

@@ -9,6 +9,7 @@ import functools
 import os
 import traceback
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 from jax import Array
 
 from hessop._arguments import Static, call_module, split_args
-from hessop._jaxpr import captured, is_user_file, open_jaxpr
-from hessop._settings import settings
+from hessop._fingerprint import Reading, read
+from hessop._jaxpr import is_user_file, open_jaxpr
+from hessop._settings import settings, x64_is_on
 
 # What JAX raises where Python asks for a number that is not there: in a branch, a conversion to numpy, a boolean index; and,
 # without a class of their own, in shapes and slices.
@@ -56,6 +58,7 @@ class Trace:
         arrays: what is dynamic among the arguments.
         static: the rest of the arguments.
         jaxpr: (x leaves, arrays) -> one real scalar; closed.
+        reading: what the jaxpr says.
         captured: the arrays that the function captured: copies, where they can be changed in place.
         out_tree: the container of the scalar.
     """
@@ -67,6 +70,7 @@ class Trace:
     arrays: tuple[Any, ...]
     static: Static
     jaxpr: Any
+    reading: Reading
     captured: tuple[Any, ...]
     out_tree: Any
 
@@ -123,14 +127,40 @@ def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Sta
     with settings():
         jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
     _check_output(jaxpr, fn)
-    fixed = tuple(snapshot(c) for c in captured(jaxpr))
-    return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, fixed, trees[-1])
+    reading = read(jaxpr)
+    fixed = snapshots(reading.captured)
+    return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, reading, fixed, trees[-1])
 
 
-def snapshot(value: Any) -> Any:
-    """An array that nobody can change in place."""
-    if isinstance(value, Array):
-        return value
+# Small arrays of numpy's that functions captured, the last ones, by what is in them: they are on the device already.
+_COPIES: "OrderedDict[Hashable, Array]" = OrderedDict()
+_SMALL, _LAST = 2**14, 256
+
+
+def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Arrays that nobody can change in place."""
+    around = (jax.config.jax_default_device, x64_is_on())  # pyright: ignore[reportAttributeAccessIssue]
+    found = []
+    for value in values:
+        if isinstance(value, np.ndarray) and value.nbytes <= _SMALL:
+            key = (value.dtype, value.shape, value.tobytes(), around)
+            copy = _COPIES.get(key)
+            value = _kept_copy(key, value) if copy is None else copy
+        elif not isinstance(value, Array):
+            value = _copy(value)
+        found.append(value)
+    return tuple(found)
+
+
+def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
+    copy = _copy(value)
+    with contextlib.suppress(KeyError):  # another thread may have been faster
+        while len(_COPIES) >= _LAST:
+            _COPIES.popitem(last=False)
+    return _COPIES.setdefault(key, copy)
+
+
+def _copy(value: Any) -> Array:
     # Explicitly, for a transfer guard; and a copy: JAX's array may be numpy's memory.
     return jax.device_put(np.array(value))
 

@@ -71,8 +71,9 @@ def test_cgroup_limits(tmp_path):
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("900")
     (old / "memory.usage_in_bytes").write_text("100")
-    own.write_text("3:cpu:/x\n4:memory:/x\n")
-    assert _free_cgroup_memory(str(tmp_path), str(own)) == [800]
+    other = tmp_path / "other"  # the files of a process are looked up once
+    other.write_text("3:cpu:/x\n4:memory:/x\n")
+    assert _free_cgroup_memory(str(tmp_path), str(other)) == [800]
     assert _free_cgroup_memory(str(tmp_path), str(tmp_path / "none")) == []
 
 

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up: a module (or a package, as one) imports only from lines above its own.
 LAYERS = (
     ("_annotations", "_errors", "_tree", "_jaxpr", "_settings"),
-    ("_budget", "_progress", "_arguments", "_fingerprint", "_lineax", "_pair_values", "_price", "_take", "krylov"),
+    ("_method", "_budget", "_progress", "_arguments", "_fingerprint", "_lineax", "_pair_values", "_price", "_take", "krylov"),
     ("structure",),
     ("tiles",),
     ("_pair_axes", "_trace"),
@@ -30,6 +30,7 @@ LAYERS = (
     ("_columns",),
     ("_structured", "_recompute", "_tiled"),
     ("_plan",),
+    ("_entries",),
     ("_products",),
     ("_abstract",),
     ("_scipy_operator", "_precondition"),

@@ -50,7 +50,12 @@ def older(tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """What is refused is refused before any work."""
-    for place in ("hessop._abstract.choose_route", "hessop._chunks._rows_of", "hessop._abstract.run_structure"):
+    for place in (
+        "hessop._entries.choose_route",
+        "hessop._chunks._rows_of",
+        "hessop._chunks._all_rows",
+        "hessop._entries.run_structure",
+    ):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it worked"))
 
 
