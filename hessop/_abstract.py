@@ -18,6 +18,7 @@ from jax import Array
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
 from hessop._arguments import check_vector, like
 from hessop._budget import free_memory, parse_memory
+from hessop._decisions import remembered
 from hessop._entries import device_of, entries
 from hessop._finite import warn
 from hessop._lineax import copied, matrix_operator
@@ -39,6 +40,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
     tags: eqx.AbstractVar[frozenset[object]]
     memory: eqx.AbstractVar[int | None]
     route: eqx.AbstractVar[RouteName]
+    calls: eqx.AbstractVar[float]
 
     # Equinox looks at each attribute that is read, to make a pytree of each method; ours are some already.
     __getattribute__ = object.__getattribute__
@@ -96,7 +98,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         point = self._point()
         budget = self.memory or free_memory(device_of(point))
         count = leaves[0].shape[0] if leaves else 0
-        found = choose_products(point, route=self.route, budget=budget, count=count)
+        how = {"route": self.route, "count": count, "calls": self.calls}
+        key = ("products", self.memory, *how.values())
+        found = remembered(point.program, key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run("mm", _products, leaves))
         tiled, consts = found
@@ -143,6 +147,11 @@ class AbstractHessian(lx.AbstractLinearOperator):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
         return self._entries(Row(), "rows", chunk, memory, out=out, progress=progress)
+
+    @method
+    def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
+        """The dense Hessian in the blocks that `jax.hessian` gives, row by row."""
+        return self._entries(Row(), "nested", chunk, memory, progress=progress)
 
     @method
     def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
@@ -254,7 +263,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if self.route == "structure" and not isinstance(take, Row):
             chunk = None  # the terms give these at once
         budget = self.memory if memory is None else parse_memory(memory)
-        request = Request(take, self.route, chunk, budget, out is not None, budget is not None or not point.traced)
+        compile = budget is not None or not point.traced
+        request = Request(take, self.route, chunk, budget, out is not None, compile, self.calls)
         return entries(point, request, form, None if quiet else self._problem_of_point, out=out, progress=progress)
 
     def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     Chunk: TypeAlias = int | None
     Argnums: TypeAlias = int | Sequence[int]
     Count: TypeAlias = int
+    Calls: TypeAlias = float
     Scalar: TypeAlias = float | Array
     Hessian: TypeAlias = AbstractHessian
     Route: TypeAlias = RouteName
     SelfPairs: TypeAlias = SelfPairsName
     ProgressOption: TypeAlias = bool | Callable[[Progress], None]
 else:
-    Function = Arguments = Argnums = Memory = Chunk = Count = Scalar = Hessian = Any
+    Function = Arguments = Argnums = Memory = Chunk = Calls = Count = Scalar = Hessian = Any
     Route = SelfPairs = ProgressOption = Any

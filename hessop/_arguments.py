@@ -238,6 +238,19 @@ def check_scalar(value: Any, name: str) -> Array:
     return array
 
 
+def check_calls(value: Any) -> float:
+    """A number of calls.
+
+    Raises:
+        TypeError, ValueError: it is no positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"calls: got {value!r} of type {type(value).__name__}, expected a positive number of calls")
+    if not value > 0:
+        raise ValueError(f"calls: got {value!r}, expected a positive number of calls")
+    return value
+
+
 def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function that holds no arrays, and what must be put in front of its args.
 

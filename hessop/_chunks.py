@@ -17,7 +17,7 @@ from jax import Array, lax
 from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
-from hessop._finite import all_finite, at_point, finiteness, result_is_finite
+from hessop._finite import all_finite
 from hessop._jaxpr import shape_of
 from hessop._point import Point, placed_shapes, placement, shapes_of
 from hessop._progress import Progress, progress_bar
@@ -36,6 +36,8 @@ class RowMaker:
         per_row: point -> bytes that each row of a chunk needs, an upper estimate.
         reads_residuals: whether residuals that are computed once and kept spare work.
         columns: whether these are columns, and not rows, where the matrix may be asymmetric.
+        at_once: (point, take) -> a faster function from (primals, shift) to what is taken of all rows, and (value, gradient);
+            None where there is none.
     """
 
     name: Hashable
@@ -44,6 +46,7 @@ class RowMaker:
     per_row: Callable[[Point], int]
     reads_residuals: bool
     columns: bool = False
+    at_once: Callable[[Point, Take], Callable[..., Any]] | None = None
 
 
 # --- How many rows at a time ------------------------------------------------------------------------------------------
@@ -197,21 +200,22 @@ def _rows_of(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker
     return point.program.executable(key, lambda: jax.jit(maker.make(point, take, chunk, stored)))
 
 
-def _all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
-    """(residuals or primals, shift) -> what is taken of all rows, and whether that and the point are finite; jitted."""
+def all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
+    """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted."""
     program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.residuals is not None
 
     def build() -> Any:
+        if maker.at_once is not None and not stored:
+            return jax.jit(maker.at_once(point, take))
         rows = maker.make(point, take, layout.n, stored or maker.reads_residuals)
 
-        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
-            finite = None
+        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
+            seen = None
             if maker.reads_residuals and not stored:
                 value, gradient, source = program.linearize(source)
-                finite = at_point(value, gradient)
+                seen = (value, layout.ravel(gradient))
             found = rows(source, shift, jnp.zeros((), dtype))
-            found = take.transposed(found, layout) if maker.columns else found
-            return found, finiteness(finite, found)
+            return take.transposed(found, layout) if maker.columns else found, seen
 
         return jax.jit(run)
 
@@ -219,12 +223,12 @@ def _all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
 
 
 def residuals_of(point: Point) -> Any:
-    """Primals -> (residuals, whether value and gradient are finite); jitted."""
+    """Primals -> (residuals, (value, gradient)); jitted."""
     program = point.program
 
-    def residuals(primals: Sequence[Array]) -> tuple[list[Array], Array]:
+    def residuals(primals: Sequence[Array]) -> tuple[list[Array], tuple[Array, Array]]:
         value, gradient, found = program.linearize(primals)
-        return found, at_point(value, gradient)
+        return found, (value, program.layout.ravel(gradient))
 
     return program.executable("residuals", lambda: jax.jit(residuals))
 
@@ -251,7 +255,7 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     compiled = program.executable(
         ("compiled rows", maker.name, take, chunk, stored, shift is None, where),
         lambda: (
-            _all_rows(point, take, maker).lower(arrays, shift)
+            all_rows(point, take, maker).lower(arrays, shift)
             if chunk == n
             else _rows_of(point, take, chunk, stored, maker).lower(arrays, shift, start)
         ).compile(),
@@ -268,11 +272,15 @@ class Taken(NamedTuple):
 
     Attributes:
         rows: [n, width] on the device; None where it was written elsewhere.
-        finite: whether value, gradient (where that was found out on the way) and what was taken are finite [3] or [1].
+        seen: the value and the gradient [n] at the point, where they were made on the way.
+        finite: whether what was taken is finite, where that is known: of what was written elsewhere, or made on the way.
+        given: the rows in the form that was asked for, where they were made in it.
     """
 
     rows: Array | None
-    finite: Any
+    seen: tuple[Array, Array] | None
+    finite: Any = None
+    given: Any = None
 
 
 # --- Filling ----------------------------------------------------------------------------------------------------------
@@ -281,8 +289,6 @@ class Taken(NamedTuple):
 def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
     """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
     n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    if chunk == n:
-        return _all_rows(point, take, chunking.maker)(point.source, point.shift)[0]
     source, stored = point.residuals, True
     if source is None:
         assert point.primals is not None
@@ -332,17 +338,10 @@ def fill(
         What was taken.
     """
     n, chunk = point.layout.n, chunking.chunk
-    if chunk == n and out is None and progress is False:
-        try:
-            return Taken(*_all_rows(point, take, chunking.maker)(point.source, point.shift))
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error) or n == 1:
-                raise
-            chunk = n // 2
-    source, point_finite, finite = point.source, None, None
+    source, seen, finite = point.source, None, None
     stored = chunking.stored
     if stored and point.residuals is None:
-        source, point_finite = residuals_of(point)(source)
+        source, seen = residuals_of(point)(source)
     columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
     matrix, start = None, 0
     with progress_bar(progress, n, point.layout.dtype) as report:
@@ -374,11 +373,9 @@ def fill(
                 matrix = _write(matrix, rows, at, axis)
             start = first + chunk
             report(Progress(done=start, total=n, chunk=chunk))
-    if matrix is not None:
-        matrix = take.transposed(matrix, point.layout) if columns and not axis else matrix
-        finite = result_is_finite(matrix)
-    before = () if point_finite is None else np.asarray(point_finite)
-    return Taken(matrix, np.array([*before, np.asarray(finite)]))
+    if matrix is not None and columns and not axis:
+        matrix = take.transposed(matrix, point.layout)
+    return Taken(matrix, seen, finite)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

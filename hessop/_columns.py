@@ -7,13 +7,15 @@ Depends on the program, layouts and on how chunks of rows are run. Must never kn
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._chunks import RowMaker
 from hessop._jaxpr import peak_bytes
-from hessop._point import Point, shifted_product
+from hessop._point import Point, shifted, shifted_product
 from hessop._program import HessianProgram
 from hessop._take import Take
 
@@ -39,6 +41,27 @@ def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., A
     return rows
 
 
+def _at_once(point: Point, take: Take) -> Callable[..., Any]:
+    """(primals, shift) -> what is taken of all rows [n, width], and (value, gradient)."""
+    program, layout, dtype, energy = point.program, point.layout, point.index_dtype, point.program.energy
+    captured, x_at, x_end = len(program.own), program.x_at, program.x_at + len(program.x_avals)
+    assert energy is not None
+
+    def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, tuple[Array, Array]]:
+        def gradient(*x: Array) -> tuple[list[Array], Array]:
+            value, pullback = jax.vjp(lambda *x: energy(*source[captured:x_at], *x, *source[x_end:])[0], *x)
+            # One cotangent with an axis of its own, as in jax.jacrev: XLA orders the axes of what three-body functions make
+            # in another way then, which runs three times as fast.
+            return [g[0] for g in jax.vmap(pullback)(jnp.ones((1,), value.dtype))], value
+
+        leaves, product, value = jax.linearize(gradient, *source[x_at:x_end], has_aux=True)
+        index = lax.iota(dtype, layout.n)
+        rows = jax.vmap(lambda *t: shifted(product(*t), shift, t))(*layout.basis(index))
+        return take(layout.ravel(rows, batch=1), index, layout), (value, layout.ravel(leaves))
+
+    return run
+
+
 def _fixed(point: Point) -> int:
     return peak_bytes(point.program.primal, point.program.primal.invars)
 
@@ -51,4 +74,5 @@ def _per_row(point: Point) -> int:
 
 def products(program: HessianProgram) -> RowMaker:
     """Rows (or columns, where these may differ) by products."""
-    return RowMaker("products", _rows, _fixed, _per_row, reads_residuals=True, columns=program.foreign_rule)
+    at_once = _at_once if program.energy is not None and program.layout.n > 1 else None
+    return RowMaker("products", _rows, _fixed, _per_row, True, columns=program.foreign_rule, at_once=at_once)

@@ -5,40 +5,26 @@ budgets and points. Must never know operators or lineax.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
 from hessop._annotations import ProgressOption
-from hessop._budget import free_memory
-from hessop._chunks import Taken, fill, fill_traced
-from hessop._finite import all_finite, at_point, result_problem, warn
+from hessop._budget import free_memory, is_out_of_memory
+from hessop._chunks import Taken, all_rows, fill, fill_traced
+from hessop._decisions import remembered
+from hessop._finite import all_finite, is_finite, looks_finite, result_problem, warn
 from hessop._output import check_output, open_output
 from hessop._plan import Choice, Request, choose_route
 from hessop._point import Point, placement
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import value_and_gradient
-from hessop._structured import run_structure
-from hessop._take import Form, Row, Take, formed
-
-
-class _Decision(NamedTuple):
-    """A choice, and when it holds."""
-
-    choice: Choice
-    budget: int | None
-    placement: tuple[Any, ...] | None
-
-    def holds(self, budget: int | None, point: Point) -> bool:
-        """Whether the choice would be made again, or one that is as good: free memory changes from call to call."""
-        if budget is None or self.budget is None:
-            return budget is self.budget
-        if not (self.choice.peak or 0) <= budget <= 2 * self.budget or 2 * budget < self.budget:
-            return False
-        return self.placement is None or self.placement == placement(point.source)
+from hessop._structured import structure_rows
+from hessop._take import Form, Take, formed
 
 
 def decide(point: Point, request: Request) -> Choice:
@@ -48,16 +34,22 @@ def decide(point: Point, request: Request) -> Choice:
         MemoryBudgetError: nothing fits.
     """
     budget = request.memory
-    if budget is None and request.chunk is None:
+    if budget is None and request.chunk is not None:
+        return choose_route(point, request, None)  # nothing is priced
+    if budget is None:
         budget = free_memory(device_of(point))
-    key = ("decision", request, point.residuals is None, point.shift is None)
-    executables = point.program.executables
-    known = executables.get(key)
-    if known is not None and known.holds(budget, point):
-        return known.choice
-    choice = choose_route(point, request, budget)
-    executables[key] = _Decision(choice, budget, placement(point.source) if choice.measured else None)
-    return choice
+    return remembered(
+        point.program,
+        (request, point.residuals is None, point.shift is None),
+        budget,
+        lambda: choose_route(point, request, budget),
+        needs=_peak,
+        where=lambda choice: placement(point.source) if choice.measured else None,
+    )
+
+
+def _peak(choice: Choice) -> int:
+    return choice.peak or 0
 
 
 def device_of(point: Point) -> Any:
@@ -102,71 +94,112 @@ def entries(
         return formed(empty, take, form, layout) if output is None else output.result
     choice = decide(point, request)
     if point.traced:
-        if choice.chunking is None:
-            rows = run_structure(point, take, choice.limit)[0]
-        else:
-            rows = fill_traced(point, take, choice.chunking)
+        at_once = _at_once(point, take, choice)
+        rows = fill_traced(point, take, choice.chunking) if at_once is None else at_once(point.source, point.shift)[0]
         return formed(rows, take, form, layout)
+    output = None
     if out is None and progress is False:
-        taken = _computed(point, take, choice, None, progress)
-        output = None
+        taken = _computed(point, take, choice, form)
     else:
         with opened as output:
-            taken = _computed(point, take, choice, output, progress)
+            taken = _written(point, take, choice, output, progress)
     rows = taken.rows
     if problem is not None:
         # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
         columns = choice.route == "columns" and not point.program.foreign_rule
-        rows = _looked_at(point, take, taken, columns, problem)
-    return output.result if output is not None else _formed(point, take, form, rows)
+        rows = _looked_at(point, take, taken, choice, columns, problem)
+    if output is not None:
+        return output.result
+    return taken.given if rows is taken.rows and taken.given is not None else _formed(point, take, form, rows)
 
 
-def _computed(point: Point, take: Take, choice: Choice, output: Any, progress: ProgressOption) -> Taken:
+def _at_once(point: Point, take: Take, choice: Choice) -> Any:
+    """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
+    if choice.chunking is None:
+        return structure_rows(point, take, choice.limit, choice.tiled)
+    return all_rows(point, take, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
+
+
+# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
+_DISPATCH = 5e-5
+_QUICK = {"xla_backend_optimization_level": 0}
+
+
+def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
+    """All rows in their form, in one dispatch; or else in chunks."""
+    rows = _at_once(point, take, choice)
+    if rows is None:
+        assert choice.chunking is not None
+        return fill(point, take, choice.chunking)
+    layout = point.layout
+
+    def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
+        found, seen = rows(*of_point)
+        if form == "rows":
+            return found, seen, None, None
+        given = formed(found, take, form, layout)
+        # A matrix is not made twice.
+        return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
+
+    try:
+        quick = choice.run < _DISPATCH and device_of(point).platform == "cpu"
+        key = ("entries", take, form, point.residuals is not None, choice.route, choice.limit, choice.tiled, quick)
+        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
+        return Taken(*point.program.executable(key, build)(point.source, point.shift))
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error) or choice.chunking is None or layout.n == 1:
+            raise
+        return fill(point, take, dataclasses.replace(choice.chunking, chunk=layout.n // 2))
+
+
+def _written(point: Point, take: Take, choice: Choice, output: Any, progress: ProgressOption) -> Taken:
+    """All rows, with progress; into the output, if there is one."""
     if choice.chunking is not None:
         return fill(point, take, choice.chunking, out=output, progress=progress)
     n, dtype = point.layout.n, point.layout.dtype
-    if output is None and progress is False:
-        return Taken(*run_structure(point, take, choice.limit))
     with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
-        rows, finite = run_structure(point, take, choice.limit)
+        taken = Taken(*structure_rows(point, take, choice.limit, choice.tiled)(point.source, point.shift))
         if output is not None:
-            rows = np.asarray(rows)
+            rows = np.asarray(taken.rows)
             output[:] = rows
-            finite = np.array([*np.asarray(finite)[:-1], all_finite(rows)])
-            rows = None
+            taken = Taken(None, taken.seen, all_finite(rows))
         report(Progress(done=n, total=n, chunk=n))
-    return Taken(rows, finite)
+    return taken
 
 
-def _looked_at(point: Point, take: Take, taken: Taken, columns: bool, problem: Callable[[], str | None]) -> Array | None:
+def _looked_at(
+    point: Point, take: Take, taken: Taken, choice: Choice, columns: bool, problem: Callable[[], str | None]
+) -> Array | None:
     """The rows that were taken; what of the value, the gradient and them is not finite is said."""
-    rows, finite = taken.rows, np.asarray(taken.finite)
-    if len(finite) == 1 and point.primals is not None:
-        finite = np.concatenate([_point_is_finite(point), finite])
-    if finite.all():
-        return rows
-    if rows is not None and columns and not finite[-1]:
-        rows = take.transposed(rows, point.layout)
-    if not finite[:-1].all():
+    rows, seen = taken.rows, taken.seen
+    if seen is None and point.primals is not None:
+        seen = _value_and_gradient(point)
+    finite = is_finite(rows) if taken.finite is None else bool(taken.finite)
+    if not finite and (rows is not None or taken.given is not None):
+        rows = _computed(point, take, choice, "rows").rows if rows is None else rows
+        rows = take.transposed(rows, point.layout) if columns else rows
+    if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
         warn(problem())
-    else:
-        warn(result_problem(point.program, rows, take.name, len(finite) > 1))
+    elif not finite:
+        warn(result_problem(point.program, rows, take.name, seen is not None))
     return rows
 
 
 def _formed(point: Point, take: Take, form: Form, rows: Any) -> Any:
-    """What was taken in its form, in one dispatch."""
-    if isinstance(take, Row):
+    """Rows in a form, in one dispatch; a large matrix of one leaf is not copied."""
+    if form == "rows":
         return rows
     layout = point.layout
-    return point.program.executable(("form", take, form), lambda: jax.jit(lambda taken: formed(taken, take, form, layout)))(
-        rows
-    )
+    donated = 0 if form == "nested" and len(layout.shapes) == 1 else ()
+    function = lambda taken: formed(taken, take, form, layout)
+    return point.program.executable(("form", take, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
 
 
-def _point_is_finite(point: Point) -> np.ndarray:
+def _value_and_gradient(point: Point) -> tuple[Array, Array]:
     program = point.program
-    found = program.executable(
-        "value and gradient finite", lambda: jax.jit(lambda primals: at_point(*value_and_gradient(program, primals)))
-    )
-    return np.asarray(found(point.primals))
+
+    def run(primals: Any) -> tuple[Array, Array]:
+        value, gradient = value_and_gradient(program, primals)
+        return value, program.layout.ravel(gradient)
+
+    return program.executable("value and flat gradient", lambda: jax.jit(run))(point.primals)

@@ -1,6 +1,6 @@
 """What is not finite at a point, and what to look at: the value first, then the gradient, then the Hessian.
 
-Executables that compute entries return `at_point`, which costs them next to nothing; `result_is_finite` reads what they made.
+Executables that compute entries return the value and the gradient as well, which they make on the way.
 Depends on programs. Must never know operators or routes.
 """
 
@@ -22,36 +22,30 @@ from hessop._tree import leaf_name
 # all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
 # always shows on its diagonal.
 _LOOKED_AT = 2**20
+# Up to so many are looked at by numpy: compiling a sum of them takes longer than a small Hessian is worth.
+_ON_HOST = 2**16
 
 
-def at_point(value: Array, gradient: Sequence[Array]) -> Array:
-    """Whether the value is finite, and whether the gradient is [2]."""
-    return jnp.stack(
-        [jnp.isfinite(value), jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradient] or [jnp.array(True)]))]
-    )
-
-
-def finiteness(point: Array | None, taken: Array) -> Array:
-    """What `at_point` said, if that is known, and whether what was taken is finite [3] or [1]."""
-    result = result_is_finite(taken)[None]
-    return result if point is None else jnp.concatenate([point, result])
+def is_finite(array: Array) -> bool:
+    """Whether an array is finite; of a large square one, whether the part is that is looked at."""
+    return all_finite(np.asarray(array)) if array.size <= _ON_HOST else bool(looks_finite(array))
 
 
 @jax.jit
-def result_is_finite(taken: Array) -> Array:
-    """Whether what was made of the Hessian [n, width] is finite; of a large matrix a part of it is looked at."""
-    n = taken.shape[0]
-    if taken.shape[1] != n or taken.size <= _LOOKED_AT:
-        return jnp.all(jnp.isfinite(taken))
-    step = -(-taken.size // _LOOKED_AT)
+def looks_finite(array: Array) -> Array:
+    """`is_finite`, inside an executable."""
+    n = array.shape[0]
+    if array.shape != (n, n) or array.size <= _LOOKED_AT:
+        return jnp.all(jnp.isfinite(array))
+    step = -(-array.size // _LOOKED_AT)
     # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.
-    diagonal = taken.reshape(-1)[:: n + 1]
-    return jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(taken[::step]))
+    diagonal = array.reshape(-1)[:: n + 1]
+    return jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(array[::step]))
 
 
 def all_finite(array: Any) -> bool:
     """Whether an array on the host, of any floating dtype, is finite."""
-    return bool(np.all(np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))))
+    return bool(np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64)).all())
 
 
 def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:

@@ -9,18 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 
 from hessop._annotations import Argnums, Function
 from hessop._arguments import as_leaf
-from hessop._lineax import nested_blocks
 from hessop._operator import HessianOperator
 from hessop._tiled import untiled
 from hessop._trace import NotScalarError, Wrapped
 
-_OPERATOR_OPTIONS = ("route", "self_pairs", "memory")
+_OPERATOR_OPTIONS = ("route", "self_pairs", "memory", "calls")
 _MATERIALIZE_OPTIONS = ("chunk", "progress")
 
 
@@ -32,7 +29,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
             outputs are handed to `jax.hessian`.
         argnums: which positional arguments to differentiate with respect to.
         has_aux: whether `fn` returns a pair (value, auxiliary data).
-        **options: `memory`, `chunk`, `progress`, `route`, `self_pairs`, as for `HessianOperator` and its `materialize`.
+        **options: `memory`, `chunk`, `progress`, `route`, `self_pairs`, `calls`: see `HessianOperator` and its `materialize`.
 
     Returns:
         A function with the arguments of `fn` that returns the Hessian nested as `jax.hessian` nests it (or, with
@@ -64,7 +61,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
             H = HessianOperator(wrapped, x, (rest, kwargs, module), **for_operator)
-            result = H.in_container(_nested(H.materialize(**for_matrix), H))
+            result = H.in_container(_nested(H.nested_blocks(**for_matrix), H))
         except NotScalarError:
             return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)
         return (result, fn(*args, **kwargs)[1]) if has_aux else result
@@ -102,16 +99,8 @@ def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs
     return out[0]
 
 
-def _nested(matrix: Array, H: HessianOperator) -> Any:
-    shapes = H.program.layout.shapes
-    if isinstance(matrix, Tracer) or len(shapes) > 1:
-        return nested_blocks(matrix, H.in_structure())
-    # One leaf: the matrix in another shape. Donated, so that a large one is not copied.
-    (shape,), tree = shapes, jax.tree.structure(H.x)
-    shaped = matrix if len(shape) == 1 else _reshape(matrix, (*shape, *shape))
-    return tree.unflatten([tree.unflatten([shaped])])
-
-
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _reshape(matrix: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.reshape(matrix, shape)
+def _nested(blocks: list[Array], H: HessianOperator) -> Any:
+    """The blocks in the containers of x."""
+    tree, each = jax.tree.structure(H.x), iter(blocks)
+    count = tree.num_leaves
+    return tree.unflatten([tree.unflatten([next(each) for _ in range(count)]) for _ in range(count)])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax import Array
 
+from hessop._take import blocks_of
 from hessop._tree import Layout
 
 
@@ -100,11 +101,5 @@ def nested_blocks(matrix: Array, structure: Any) -> Any:
     """(n, n) -> tree of trees of blocks, as `jax.hessian` nests them: block [i][j] has shape_i + shape_j and dtype i."""
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
-    spans = list(zip(layout.offsets, layout.sizes, layout.shapes, layout.dtypes, strict=True))
-
-    def block(row: Any, column: Any) -> Array:
-        (i, height, shape, dtype), (j, width, other, _) = row, column
-        part = matrix if len(spans) == 1 else matrix[i : i + height, j : j + width]
-        return jnp.asarray(part.reshape(*shape, *other), dtype)
-
-    return tree.unflatten([tree.unflatten([block(row, column) for column in spans]) for row in spans])
+    blocks = iter(blocks_of(matrix, layout))
+    return tree.unflatten([tree.unflatten([next(blocks) for _ in leaves]) for _ in leaves])

@@ -19,6 +19,7 @@ from hessop import _recompute
 from hessop._abstract import AbstractHessian
 from hessop._annotations import (
     Arguments,
+    Calls,
     Function,
     Memory,
     Route,
@@ -27,14 +28,15 @@ from hessop._annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._arguments import Static, as_leaf, check_scalar, check_x, like
+from hessop._arguments import Static, as_leaf, check_calls, check_scalar, check_x, like
 from hessop._budget import free_memory, parse_memory
 from hessop._chunks import residuals_of
+from hessop._decisions import remembered
 from hessop._entries import decide, device_of
 from hessop._finite import point_problem, warn
 from hessop._lineax import check_tags, register, tag_names, tags_named
 from hessop._method import method
-from hessop._plan import Plan, Request
+from hessop._plan import CALLS_EXPECTED, Plan, Request
 from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
@@ -93,6 +95,7 @@ class HessianOperator(AbstractHessian):
         route: Route = "auto",
         memory: Memory = None,
         self_pairs: SelfPairs = "auto",
+        calls: Calls = CALLS_EXPECTED,
     ):
         """Trace `fn` and hold the point; nothing is computed.
 
@@ -107,6 +110,9 @@ class HessianOperator(AbstractHessian):
                 device (or machine, or container) has free, less a margin.
             self_pairs: "auto" treats the pairs i == i as the constants they are where they reach a primitive that is
                 singular there, "constant" always, "as_written" never.
+            calls: how often what is compiled is expected to be called, at this point or new ones: the cheapest route is that
+                whose compilation and calls take least in all. A large number is for a loop that runs for hours, 1 for a
+                single look.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind; the message says which and what was expected.
@@ -120,6 +126,7 @@ class HessianOperator(AbstractHessian):
             "route": _one_of(route, _ROUTES, "route"),
             "memory": None if memory is None else parse_memory(memory),
             "self_pairs": _one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
+            "calls": check_calls(calls),
         }
         traced = trace(leaf, x, (*module, *args))
         program, captured = program_for(traced, self_pairs)
@@ -147,6 +154,11 @@ class HessianOperator(AbstractHessian):
     def self_pairs(self) -> SelfPairsName:
         """How self pairs are treated."""
         return self._made_of.self_pairs
+
+    @property
+    def calls(self) -> float:
+        """How often what is compiled is expected to be called."""
+        return self._made_of.calls
 
     @property
     def fn(self) -> Callable[..., Any]:
@@ -234,7 +246,7 @@ class HessianOperator(AbstractHessian):
         """
         point = self._point()
         asked = self.memory if memory is None else parse_memory(memory)
-        choice = decide(point, Request(Row(), self.route, memory=asked))
+        choice = decide(point, Request(Row(), self.route, memory=asked, calls=self.calls))
         described, fallbacks = (), ()
         if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
@@ -248,6 +260,7 @@ class HessianOperator(AbstractHessian):
             fallbacks=fallbacks,
             chunk=choice.chunking.chunk if choice.chunking else None,
             stored=choice.chunking.stored if choice.chunking else True,
+            calls=self.calls,
             budget=asked or free_memory(device_of(point)),
             peak=choice.peak or 0,
             measured=choice.measured,
@@ -275,7 +288,9 @@ class HessianOperator(AbstractHessian):
         if choice.stored:
             source = residuals_of(point._replace(program=program))(source)[0]
         kept = (tuple(source), choice.stored)
-        return LinearizedHessian(program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory)
+        return LinearizedHessian(
+            program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory, self.calls
+        )
 
     def in_container(self, result: Any) -> Any:
         """`result` in the container that the function returns its scalar in."""
@@ -303,14 +318,17 @@ class HessianOperator(AbstractHessian):
 
     def __reduce__(self) -> Any:
         """To be pickled: the function by reference, which is traced where it is loaded."""
-        options = {"tags": tag_names(self.tags), "route": self.route, "memory": self.memory, "self_pairs": self.self_pairs}
+        options = {"tags": tag_names(self.tags), "route": self.route, "memory": self.memory}
+        options |= {"self_pairs": self.self_pairs, "calls": self.calls}
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
         asked = self.memory if memory is None else parse_memory(memory)
         budget = asked or free_memory(device_of(point))
         count, compile = expected(point.layout.n), asked is not None or not point.traced
-        return choose_product(point, route=self.route, budget=budget, count=count, compile=compile)
+        how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
+        key = ("product", asked, *how.values())
+        return remembered(point.program, key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:
         tiled = _recompute.recomputes(point.program, dear=self.route == "tiles")
@@ -343,6 +361,7 @@ class LinearizedHessian(AbstractHessian):
     tags: frozenset[object] = eqx.field(static=True)
     route: RouteName = eqx.field(static=True)
     memory: int | None = eqx.field(static=True)
+    calls: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -354,9 +373,10 @@ class LinearizedHessian(AbstractHessian):
         tags: frozenset[object],
         route: RouteName,
         memory: int | None,
+        calls: float,
     ):
         self.program, self.source, self.stored, self.shift = program, source, stored, shift
-        self.tags, self.route, self.memory = tags, route, memory
+        self.tags, self.route, self.memory, self.calls = tags, route, memory, calls
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
 
@@ -403,6 +423,7 @@ class _MadeOf:
         route: the user's choice.
         memory: the user's budget in bytes.
         self_pairs: the user's choice.
+        calls: how often what is compiled is expected to be called.
     """
 
     source: "_Source"
@@ -411,6 +432,7 @@ class _MadeOf:
     route: RouteName
     memory: int | None
     self_pairs: SelfPairsName
+    calls: float
 
 
 class _Source:

@@ -13,12 +13,21 @@ from hessop._chunks import Chunking, RowMaker, choose_chunking, refuse_impossibl
 from hessop._columns import products
 from hessop._errors import MemoryBudgetError
 from hessop._point import Point
-from hessop._price import Price, work_of
+from hessop._price import Cost, cost, pays, results_worth, work_of
 from hessop._program import HessianProgram, Mode
 from hessop._self_pairs import SelfPair
-from hessop._structured import covers, structure_bytes, structure_estimate, structure_price, terms_by_rows
+from hessop._structured import (
+    StructurePrice,
+    covers,
+    structure_bytes,
+    structure_estimate,
+    structure_price,
+    terms_by_rows,
+)
 from hessop._take import Row, Take
 
+# How often what is compiled is expected to be called, where nobody says.
+CALLS_EXPECTED = 100
 # A row that is read by itself shares nothing with those beside it: about four times the work for particles in space.
 _ROW_RATE = 4
 
@@ -34,6 +43,8 @@ class Choice:
         reason: why the other route lost.
         chunking: how many rows at a time, and how; None for all at once.
         limit: bytes that an equation without a rule may take, on the structure route.
+        tiled: whether terms are evaluated by tiles rather than on whole arrays.
+        run: seconds that a call is expected to take.
     """
 
     route: str
@@ -42,6 +53,8 @@ class Choice:
     reason: str
     chunking: Chunking | None = None
     limit: int | None = None
+    tiled: bool = False
+    run: float = math.inf
 
 
 class Request(NamedTuple):
@@ -54,6 +67,7 @@ class Request(NamedTuple):
         memory: the budget that the user names, in bytes.
         host_output: whether the result is written to the host's arrays.
         compile: whether candidates may be compiled to ask what they take.
+        calls: how often what is compiled is expected to be called.
     """
 
     take: Take
@@ -62,6 +76,7 @@ class Request(NamedTuple):
     memory: int | None = None
     host_output: bool = False
     compile: bool = True
+    calls: float = CALLS_EXPECTED
 
 
 def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
@@ -70,12 +85,13 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
     Raises:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
-    take, route, chunk, _, host_output, compile = request
+    take, route, chunk, _, host_output, compile, calls = request
 
     def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Choice:
         limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}
         chunking = choose_chunking(maker, point, take, **limits)
-        return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit)
+        run = _columns_cost(point).run if name == "columns" else math.inf
+        return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit, run=run)
 
     by_products = products(point.program)
     if compile and budget is not None:
@@ -93,20 +109,31 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
 
     assert budget is not None
     limit = bytes_without_rule(point.program, budget)
-    structure = structure_price(point, take, limit)
-    work = math.inf if route == "structure" else point.layout.n * work_of(point.program.linear.eqns)
-    if structure.work > work:
-        return columns(f"structure would touch {elements(structure.work)} elements, columns {elements(work)}")
-    peak, measured = _structure_peak(point, take, structure, limit, budget, compile)
+    forced, by_columns = route == "structure", _columns_cost(point)
+    calls = calls if route == "auto" else math.inf
+    structure = structure_price(point, take, limit, None if forced else results_worth(by_columns, calls))
+    if structure is None or not (
+        forced or pays(structure.whole, by_columns, calls) or pays(structure.tiled, by_columns, calls)
+    ):
+        try:
+            return columns(_against(structure, by_columns, calls))
+        except MemoryBudgetError:  # dearer, but perhaps smaller
+            structure = structure or structure_price(point, take, limit)
+            assert structure is not None
+    fits = structure.peak <= budget
+    if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
+        return Choice(
+            "structure", structure.peak, False, _why(structure.whole, by_columns, request), limit, run=structure.whole.run
+        )
+    peak, measured = (structure.peak, False) if fits else _structure_peak(point, take, structure, limit, compile)
     if peak <= budget:
-        reason = "asked for" if route == "structure" else _against(structure.work, work)
-        return Choice("structure", peak, measured, reason, limit=limit)
+        return Choice("structure", peak, measured, _why(structure.tiled, by_columns, request), limit=limit, tiled=True)
 
     needed = peak
     if isinstance(take, Row):
         try:
             some = by_rows("structure", terms_by_rows(limit), f"all of it at once needs {format_bytes(peak)}", limit)
-            if _work_by_rows(point, structure, some.chunking) <= work:
+            if forced or _run_by_rows(point, structure, some.chunking) <= by_columns.run:
                 return some
         except MemoryBudgetError as error:
             needed = min(needed, error.needed or needed)
@@ -117,6 +144,26 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
         if error.needed is None or error.needed <= needed:
             raise
     raise _too_little(route, take, needed, budget)
+
+
+def _why(form: Cost, columns: Cost, request: Request) -> str:
+    """Why terms are chosen."""
+    if request.route == "structure":
+        return "asked for"
+    return f"structure takes {form}, columns {columns}; {request.calls:g} calls are expected"
+
+
+def _against(structure: StructurePrice | None, columns: Cost, calls: float) -> str:
+    """Why columns are chosen."""
+    of_terms = f"structure {structure.whole}" if structure else "structure more than it could save"
+    return f"columns take {columns}, {of_terms}; {calls:g} calls are expected"
+
+
+def _columns_cost(point: Point) -> Cost:
+    program = point.program
+    primal = () if point.residuals is not None else program.primal.eqns
+    linear = program.linear.eqns
+    return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
 
 
 def _too_little(route: str, take: Take, needed: int, budget: int) -> MemoryBudgetError:
@@ -134,11 +181,11 @@ def _too_little(route: str, take: Take, needed: int, budget: int) -> MemoryBudge
     )
 
 
-def _work_by_rows(point: Point, structure: Price, chunking: Chunking | None) -> float:
-    """What all rows cost from terms, some at a time: sums that every row needs are made for each chunk."""
+def _run_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
+    """Seconds that all rows take from terms, some at a time: sums that every row needs are made for each chunk."""
     assert chunking is not None
     chunks = -(-point.layout.n // chunking.chunk)
-    return _ROW_RATE * structure.work + chunks * work_of(point.program.primal.eqns, tiled=True)
+    return _ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.program.primal.eqns, tiled=True)).run
 
 
 def bytes_without_rule(program: HessianProgram, budget: int) -> int:
@@ -154,19 +201,12 @@ def bytes_without_rule(program: HessianProgram, budget: int) -> int:
     return kept
 
 
-def _structure_peak(point: Point, take: Take, structure: Price, limit: int, budget: int, compile: bool) -> tuple[int, bool]:
-    before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
-    estimate = before + structure.peak
-    if estimate <= budget:
-        return estimate, False
+def _structure_peak(point: Point, take: Take, structure: StructurePrice, limit: int, compile: bool) -> tuple[int, bool]:
+    """Bytes at the worst moment by tiles, where whole arrays do not fit; and whether that is the compiler's figure."""
     if not compile:
-        return min(estimate, structure_estimate(point, take, limit)), False
+        return min(structure.peak, structure_estimate(point, take, limit)), False
     told = structure_bytes(point, take, limit)
-    return (estimate, False) if told is None else (told, True)
-
-
-def _against(structure: float, columns: float) -> str:
-    return f"columns would touch {elements(columns)} elements, structure {elements(structure)}"
+    return (structure.peak, False) if told is None else (told, True)
 
 
 def elements(count: float) -> str:
@@ -187,6 +227,7 @@ class Plan:
         fallbacks: the primitives that no rule covers, which are run column by column.
         chunk: rows at a time; None for all at once.
         stored: whether the residuals are kept rather than computed again for each chunk.
+        calls: how often it is expected to be computed at new points, which is what compiling has to pay for.
         budget: bytes that were allowed.
         peak: bytes that it takes at the worst moment.
         measured: whether `peak` is the compiler's figure rather than an upper estimate from shapes.
@@ -205,6 +246,7 @@ class Plan:
     fallbacks: tuple[str, ...]
     chunk: int | None
     stored: bool
+    calls: float
     budget: int
     peak: int
     measured: bool

@@ -1,14 +1,15 @@
-"""What a program costs, from its shapes alone: elements touched and bytes alive, before anything is computed or compiled.
+"""What a program costs, from its equations alone: seconds to compile and to run, bytes alive, before either is done.
 
-A crude model with one job: to say which of two routes is cheaper when they differ by a factor, as they mostly do. Depends
-on flat equations. Must never know routes, operators or budgets.
+A crude model with one job: to say which of two ways is cheaper when they differ by a factor, as they mostly do. Its constants
+are CPU seconds that `python benchmarks/prices.py` measures and fits. Depends on flat equations. Must never know routes,
+operators or budgets.
 """
 
 import dataclasses
 import math
 from typing import Any
 
-from hessop._jaxpr import Equations, carried_jaxprs, peak_bytes, variables
+from hessop._jaxpr import CALLS, Equations, carried_jaxprs, peak_bytes, variables
 
 # Multiply-adds of a matrix product per element of an elementwise pass that take the same time on one CPU core, measured:
 # a pass is bound by memory, a matrix product by arithmetic.
@@ -24,6 +25,93 @@ _TILE_RATE = 6
 LEAST_WORK = 1 / _TILE_RATE
 # The same elements under another shape.
 _VIEWS = frozenset(["reshape", "squeeze", "expand_dims"])
+
+# Seconds that an element of a pass takes, between one that stays in a cache and one that does not.
+_SECONDS = 4e-10
+# Seconds that XLA takes for an executable, and for each equation that it is made from, by what the equation becomes: part
+# of a fusion, almost nothing, a library's product, a loop of its own.
+_EXECUTABLE, _EQUATION, _MOVE, _PRODUCT, _SUM, _SCATTER, _LOOP = 0.06, 1.2e-3, 2e-4, 1e-2, 1.6e-2, 2.3e-2, 1.8e-2
+_MOVES = frozenset(
+    ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "iota", "rev", "concatenate", "pad", "copy")
+) | {"convert_element_type", "copy_p"}
+# What tiles take to trace and compile, in that of the same equations on whole arrays.
+_TILES = 2.2
+# Seconds to compile what the structure engine makes at once, at least; tracing that takes a tenth.
+_LEAST_MADE = 8e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds.
+
+    Attributes:
+        compile: of tracing and compiling.
+        run: of a call.
+    """
+
+    compile: float
+    run: float
+
+    def total(self, calls: float) -> float:
+        """Of compiling and so many calls."""
+        return self.compile + calls * self.run
+
+    def __str__(self) -> str:
+        return f"{self.compile:.2g} s to compile and {_seconds_text(self.run)} a call"
+
+
+def _seconds_text(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1e3 * seconds:.2g} ms"
+
+
+def cost(eqns: Any, work: float, *, tiled: bool = False) -> Cost:
+    """What equations cost whose elements take this work in all (see `work_of`)."""
+    return Cost((_TILES if tiled else 1) * (_EXECUTABLE + sum(map(_compile_seconds, eqns))), _SECONDS * work)
+
+
+# What a person meets first is the first call: one that takes more than so many times that of the other way, and so many
+# seconds more, has to pay for itself several times over.
+_FIRST, _SECONDS_MORE, _TIMES_OVER = 1.5, 0.3, 8
+# What is saved in all calls has to be more than this part of compiling the other way for a dearer one to be looked at.
+_NOTHING = 0.25
+
+
+def pays(dearer: Cost, other: Cost, calls: float) -> bool:
+    """Whether a way that takes longer to compile, and less to run, is worth it for so many calls."""
+    if math.isinf(calls):
+        return dearer.run <= other.run
+    saved = calls * (other.run - dearer.run)
+    return dearer.compile - other.compile <= _most_more(other, saved)
+
+
+def _most_more(other: Cost, saved: float) -> float:
+    """Seconds of compiling that are worth saving so many."""
+    first = other.compile + other.run
+    return min(saved, max((_FIRST - 1) * first + _SECONDS_MORE, saved / _TIMES_OVER))
+
+
+def results_worth(other: Cost, calls: float) -> int | None:
+    """How many results the structure engine may make before it is clear that terms do not pay; None for no limit."""
+    if math.isinf(calls):
+        return None
+    saved = calls * other.run
+    return 0 if saved < _NOTHING * other.compile else int((other.compile + _most_more(other, saved)) / _LEAST_MADE)
+
+
+def _compile_seconds(eqn: Any) -> float:
+    name = eqn.primitive.name
+    inner = [e for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns]
+    if inner:
+        return sum(map(_compile_seconds, inner)) + (0 if name in CALLS else _LOOP)
+    if name in _MOVES:
+        return _MOVE
+    if name == "dot_general":
+        return _PRODUCT
+    if name.startswith("reduce"):
+        return _SUM
+    if name.startswith(("gather", "scatter", "dynamic", "sort", "cum")):
+        return _SCATTER
+    return _EQUATION
 
 
 @dataclasses.dataclass(frozen=True)

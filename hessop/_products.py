@@ -14,16 +14,16 @@ import jax
 from hessop._budget import executable_bytes, format_bytes
 from hessop._errors import MemoryBudgetError
 from hessop._jaxpr import peak_bytes
-from hessop._plan import bytes_without_rule, elements
+from hessop._plan import bytes_without_rule
 from hessop._point import Point, shapes_of
-from hessop._price import LEAST_WORK, work_of
+from hessop._price import LEAST_WORK, Cost, cost, pays, results_worth, work_of
 from hessop._program import HessianProgram
 from hessop._recompute import recomputes
 from hessop._terms_program import TermsProgram, products_by_tiles, terms_program
 from hessop.tiles import Tiled
 
-# Terms must win by this factor: prices are crude, and a plain product stores nothing and compiles sooner.
-_MARGIN = 2
+# Terms must win by this factor: prices are crude, and a plain product stores nothing.
+_MARGIN = 1.25
 # Terms whose making takes this many budgets in all are not tried.
 _TURNS = 8
 
@@ -55,15 +55,16 @@ class ProductChoice:
         return f"from {kind}: {self.reason}"
 
 
-def choose_product(point: Point, *, route: str, budget: int, count: int, compile: bool = True) -> ProductChoice:
-    """The cheapest way to `count` products that fits the budget.
+def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductChoice:
+    """The cheapest way to `count` products at each of `calls` points that fits the budget.
 
     Args:
         point: the Hessian; its program is that of the function.
         route: the user's choice: "structure" always makes terms, "columns" never, "tiles" keeps nothing but the point,
             "auto" takes what is cheapest.
         budget: bytes.
-        count: number of products.
+        count: number of products at a point.
+        calls: number of points.
         compile: whether a candidate may be compiled to ask what it takes.
 
     Raises:
@@ -72,7 +73,7 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
     if route == "tiles":
         return ProductChoice(point.program, False, "route='tiles' keeps nothing else")
     plain = _without_terms(point, budget)
-    work = _work(plain)
+    plain_cost = _plain_cost(plain, count)
     if route == "columns":
         return dataclasses.replace(plain, reason="route='columns' makes no terms")
     if point.layout.n == 0:
@@ -82,18 +83,18 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
     if route == "auto" and not plain.stored and point.layout.dtype.itemsize < 8:
         return dataclasses.replace(plain, reason="terms round what differences of pairs hold exactly, which shows in float32")
     limit = bytes_without_rule(point.program, budget)
-    # Each element that is made takes at least the time of one in a cache; and what is made fits, at least in turns.
-    most = min(count * work / (_MARGIN * LEAST_WORK), _TURNS * budget / point.layout.dtype.itemsize)
+    # What is made fits, at least in turns; and it pays for what compiling it takes.
+    most, results = _TURNS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
     needed = 0
-    for terms, once, each in _forms(point.program, limit, most if route == "auto" else None, count):
-        figures = f"{elements(once)} elements touched once and {elements(each)} a product, otherwise {elements(work)}"
-        if route == "auto" and _MARGIN * (once + count * each) >= count * work:
-            return dataclasses.replace(plain, reason=f"terms would take {figures}")
+    for terms, of_terms in _forms(point.program, limit, (most, results) if route == "auto" else (None, None), count):
+        figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products a call, and {calls:g} calls, are expected"
+        if route == "auto" and not (_MARGIN * of_terms.run < plain_cost.run and pays(of_terms, plain_cost, calls)):
+            return dataclasses.replace(plain, reason=figures)
         needed = _peak(point, terms, budget, compile)
         if needed <= budget:
             return ProductChoice(terms, True, figures)
     if not needed:
-        return dataclasses.replace(plain, reason=f"terms would take more than {elements(most)} elements")
+        return dataclasses.replace(plain, reason="terms would take more to make than they could save")
     if route == "structure":
         raise MemoryBudgetError(
             f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
@@ -104,7 +105,7 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, compile
     return dataclasses.replace(plain, reason=f"terms need {format_bytes(needed)}")
 
 
-def choose_products(point: Point, *, route: str, budget: int, count: int) -> tuple[Tiled, tuple[Any, ...]] | None:
+def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> tuple[Tiled, tuple[Any, ...]] | None:
     """How `count` products at once are computed from the point: by tiles of the terms, or by `count` products (None).
 
     Tiles take (what stands beside them, point, vectors).
@@ -113,16 +114,23 @@ def choose_products(point: Point, *, route: str, budget: int, count: int) -> tup
         return None
     work = count * _work(_without_terms(point, budget))
     asked = route in ("structure", "tiles")
-    most = None if asked else work / (_MARGIN * LEAST_WORK)
+    if asked:
+        return products_by_tiles(point.program, bytes_without_rule(point.program, budget), count)
+    plain = cost((*point.program.primal.eqns, *point.program.linear.eqns), work)
+    most = (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls))
     found = products_by_tiles(point.program, bytes_without_rule(point.program, budget), count, most)
-    if found is None or asked:
-        return found
-    return found if _MARGIN * work_of(found[0].final().eqns, tiled=True) < work else None
+    if found is None:
+        return None
+    eqns = found[0].final().eqns
+    by_tiles = cost(eqns, work_of(eqns, tiled=True))
+    return found if _MARGIN * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
 
 
-def _forms(program: HessianProgram, limit: int, most: float | None, count: int) -> list[tuple[TermsProgram, float, float]]:
-    """The forms in which terms can be kept, with the work of making each and of a product; the cheapest first."""
-    found: list[tuple[TermsProgram, float, float]] = []
+def _forms(
+    program: HessianProgram, limit: int, most: tuple[float | None, int | None], count: int
+) -> list[tuple[TermsProgram, Cost]]:
+    """The forms in which terms can be kept, with the cost of making each and `count` products; the cheapest first."""
+    found: list[tuple[TermsProgram, Cost]] = []
     # Half of the budget for what is made a matrix, with all that is in it or only what needs no sums; or nothing.
     for room, sums in ((4 * limit, True), (4 * limit, False), (0, False)):
         if room and not sums and not found[0][0].summed:
@@ -130,8 +138,25 @@ def _forms(program: HessianProgram, limit: int, most: float | None, count: int) 
         terms = terms_program(program, limit, room, sums=sums, most=most)
         if terms is None:
             return found
-        found.append((terms, work_of(terms.make.equations.eqns, tiled=True), work_of(terms.linear.eqns)))
-    return sorted(found, key=lambda form: form[1] + count * form[2])
+        make = terms.make.equations.eqns
+        work = work_of(make, tiled=True) + count * _stored_work(terms)
+        found.append((terms, cost((*make, *terms.linear.eqns), work)))
+    return sorted(found, key=lambda form: form[1].run)
+
+
+def _plain_cost(choice: ProductChoice, count: int) -> Cost:
+    """Of `count` products, and of the residuals where they are stored."""
+    program = choice.program
+    primal, linear = program.primal.eqns, program.linear.eqns
+    if choice.stored:
+        return cost((*primal, *linear), work_of(primal, tiled=True) + count * _stored_work(program))
+    return cost((*primal, *linear), count * _work(choice))
+
+
+def _stored_work(program: HessianProgram) -> float:
+    """Of a product that reads what is stored: what is elementwise is fused with the reading, which is what takes time."""
+    read = sum(v.aval.size for v in program.linear.invars[: program.n_residuals])
+    return read + work_of(program.linear.eqns, tiled=True)
 
 
 def _without_terms(point: Point, budget: int) -> ProductChoice:

@@ -67,6 +67,9 @@ class HessianProgram:
         rewritten: whether self pairs were made the constants they are.
         foreign_rule: whether a derivative rule that is not JAX's own takes part, so that the matrix may be asymmetric.
         x64: whether 64-bit types were on when it was traced.
+        energy: (captured arrays, x leaves, args leaves) -> [the value], to be differentiated once more; None where derivative
+            rules of somebody's own take part, or only reverse over reverse is possible.
+        x_at: where the leaves of x begin among the inputs of `primal`.
     """
 
     own: tuple[Any, ...]
@@ -78,6 +81,8 @@ class HessianProgram:
     rewritten: bool
     foreign_rule: bool
     x64: bool
+    energy: Callable[..., Any] | None
+    x_at: int
     executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: Any) -> "HessianProgram":
@@ -152,8 +157,9 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
     inputs = [*fixed, *trace.x_leaves, *trace.arrays]
     wrt = range(len(fixed), len(fixed) + n_x)
     rewritten, pairs = rewrite(opened, [k in wrt for k in range(len(inputs))], self_pairs)
+    energy = rewritten or jex.jaxpr_as_fun(opened)
     try:
-        mode, found = _linearized(rewritten or jex.jaxpr_as_fun(opened), inputs, wrt, trace.name)
+        mode, found = _linearized(energy, inputs, wrt, trace.name)
         leaked = any(isinstance(c, Tracer) for c in found[1])
     except jax.errors.UnexpectedTracerError:
         leaked = True
@@ -166,6 +172,7 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
     primal, linear = _partition(flat, n_x)
     # What rules make is the same at each trace, unless they read what may change.
     own = () if trace.reading.opaque else made
+    plain = mode == "fwd_over_rev" and not trace.reading.foreign and not leaked
     program = HessianProgram(
         own=snapshots(own),
         primal=primal,
@@ -176,6 +183,8 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
         rewritten=rewritten is not None,
         foreign_rule=trace.reading.foreign,
         x64=x64_is_on(),
+        energy=energy if plain else None,
+        x_at=len(primal.invars) - len(trace.arrays) - n_x,
     )
     return program, (*(snapshots(made) if trace.reading.opaque else ()), *fixed)
 

@@ -14,21 +14,20 @@ from jax.extend import core as jex
 
 from hessop._budget import executable_bytes
 from hessop._chunks import RowMaker
-from hessop._finite import at_point, finiteness
 from hessop._jaxpr import Equations, open_jaxpr
 from hessop._point import Point, placed_shapes, placement, shapes_of
-from hessop._price import Price, price
+from hessop._price import Cost, cost, price, work_of
 from hessop._take import Blocks, Offset, Row, Take
 from hessop._terms_program import TERMS_OPTIONS, TermsProgram
-from hessop.structure import StructuredHessian, propagate
+from hessop.structure import StructuredHessian, TooLarge, propagate
 from hessop.tiles import stored_bytes, trace_tiled
 
 
-def terms_of(point: Point, residuals: Sequence[Array], limit: int | None) -> StructuredHessian:
+def terms_of(point: Point, residuals: Sequence[Array], limit: int | None, results: int | None = None) -> StructuredHessian:
     """The Hessian at `point` as a sum of terms, without the shift."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
-    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit)
+    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results)
 
 
 def covers(take: Take) -> bool:
@@ -36,34 +35,58 @@ def covers(take: Take) -> bool:
     return isinstance(take, Row | Blocks) or take == Offset(0)
 
 
-def traced_terms(point: Point, take: Take, limit: int | None) -> Any:
-    """The jaxpr residuals -> [n, width], traced once for the program."""
+@dataclasses.dataclass(frozen=True)
+class StructurePrice:
+    """What entries from terms cost, in two forms.
+
+    Attributes:
+        whole: where XLA is given whole arrays.
+        tiled: where what is as large as all pairs is never stored.
+        peak: bytes that whole arrays take at the worst moment, an upper estimate.
+    """
+
+    whole: Cost
+    tiled: Cost
+    peak: int
+
+
+def traced_terms(point: Point, take: Take, limit: int | None, results: int | None = None) -> Any:
+    """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
+    executables, refused = point.program.executables, ("terms refused", take, limit)
+    if results is not None and results <= executables.get(refused, -1):
+        return None
 
     def taken(*residuals: Array) -> Array:
-        return _take(terms_of(point, residuals, limit), take, point)
+        return _take(terms_of(point, residuals, limit, results), take, point)
 
-    def build() -> Any:
-        return jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-
-    return point.program.executable(("terms", take, limit), build)
-
-
-def structure_price(point: Point, take: Take, limit: int | None) -> Price:
-    """What the structure route costs once the residuals are there."""
-    jaxpr, _ = open_jaxpr(traced_terms(point, take, limit))
-    return price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
+    try:
+        build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
+        return point.program.executable(("terms", take, limit), build)
+    except TooLarge:
+        executables[refused] = results
+        return None
 
 
-def run_structure(point: Point, take: Take, limit: int | None) -> tuple[Array, Array]:
-    """What `take` takes of each row [n, width], and whether value, gradient (from the point) and that are finite."""
-    return _executable(point, take, limit)(point.source, point.shift)
+def structure_price(point: Point, take: Take, limit: int | None, results: int | None = None) -> StructurePrice | None:
+    """What the structure route costs; None where it would make more than so many results."""
+    traced = traced_terms(point, take, limit, results)
+    if traced is None:
+        return None
+    jaxpr, _ = open_jaxpr(traced)
+    primal = () if point.residuals is not None else point.program.primal.eqns
+    found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
+    before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
+    every = (*primal, *jaxpr.eqns)
+    return StructurePrice(
+        cost(every, work_of(primal) + found.work), cost(every, work_of(every, tiled=True), tiled=True), before + found.peak
+    )
 
 
 def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
     """Arguments, result and temporaries of the whole computation, as the compiler says."""
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
     key = ("structure bytes", take, point.residuals is not None, shift is None, limit, placement(point.source))
-    jitted, shapes = _executable(point, take, limit), placed_shapes(point.source)
+    jitted, shapes = structure_rows(point, take, limit, True), placed_shapes(point.source)
     return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
@@ -113,28 +136,33 @@ def _fixed(point: Point) -> int:
 
 
 def _tiled(point: Point, take: Take, limit: int | None) -> Any:
-    """(residuals or primals) -> what is taken, to be evaluated by tiles; and the constants that it takes in front.
-
-    From the primals it gives, second, whether value and gradient are finite: they are made on the way.
-    """
-    program, stored = point.program, point.residuals is not None
+    """As `_whole`, to be evaluated by tiles; and the constants that it takes in front."""
+    stored = point.residuals is not None
 
     def build() -> Any:
-        terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
+        return trace_tiled(_whole(point, take, limit), shapes_of(point, stored), TERMS_OPTIONS)
 
-        def taken(*source: Array) -> Sequence[Array]:
-            if stored:
-                return terms(*source)
-            value, gradient, residuals = program.linearize(source)
-            return *terms(*residuals), at_point(value, gradient)
-
-        return trace_tiled(taken, shapes_of(point, stored), TERMS_OPTIONS)
-
-    return program.executable(("structure by tiles", take, stored, limit), build)
+    return point.program.executable(("structure by tiles", take, stored, limit), build)
 
 
-def _executable(point: Point, take: Take, limit: int | None) -> Any:
-    """(residuals or primals, shift) -> what is taken, in one computation that stores no pair values.
+def _whole(point: Point, take: Take, limit: int | None) -> Any:
+    """(residuals or primals) -> what is taken and, from the primals, value and gradient: they are made on the way."""
+    program, stored = point.program, point.residuals is not None
+    terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
+
+    def taken(*source: Array) -> Sequence[Array]:
+        if stored:
+            return terms(*source)
+        value, gradient, residuals = program.linearize(source)
+        return *terms(*residuals), value, program.layout.ravel(gradient)
+
+    return taken
+
+
+def structure_rows(point: Point, take: Take, limit: int | None, tiled: bool) -> Any:
+    """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted.
+
+    By tiles it stores no pair values.
 
     The terms read residuals of the size of all pairs. Evaluated together with what makes them, tile by tile and as planes,
     those are recomputed where they are needed rather than written and read again.
@@ -142,16 +170,15 @@ def _executable(point: Point, take: Take, limit: int | None) -> Any:
     program, layout, stored = point.program, point.layout, point.residuals is not None
 
     def build() -> Any:
-        tiled, consts = _tiled(point, take, limit)
+        evaluate, consts = _tiled(point, take, limit) if tiled else (_whole(point, take, limit), ())
 
-        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
-            found, *finite = tiled(*consts, *source)
-            found = found if shift is None else _shifted(found, shift, take, layout)
-            return found, finiteness(finite[0] if finite else None, found)
+        def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
+            found, *seen = evaluate(*consts, *source)
+            return found if shift is None else _shifted(found, shift, take, layout), tuple(seen) or None
 
         return jax.jit(run)
 
-    return program.executable(("structure", take, stored, limit), build)
+    return program.executable(("structure", take, stored, limit, tiled), build)
 
 
 def _take(terms: StructuredHessian, take: Take, point: Point) -> Array:

@@ -98,13 +98,29 @@ class Blocks:
 
 Take = Row | Offset | Blocks
 # As they were taken [n, width]; as a vector [n], leaf by leaf or added up (of one entry per row); as blocks, leaf by leaf.
-Form = Literal["rows", "vector", "leaves", "sum", "blocks"]
+# The whole matrix also as blocks of leaves by leaves, as JAX nests them.
+Form = Literal["rows", "vector", "leaves", "sum", "blocks", "nested"]
 
 
 def formed(taken: Array, take: Take, form: Form, layout: Layout) -> Any:
     """What was taken [n, width] in a form."""
     if isinstance(take, Blocks):
         return [part.astype(dtype) for part, dtype in zip(take.split(taken, layout), layout.dtypes, strict=True)]
+    if form == "nested":
+        return blocks_of(taken, layout)
     if form == "leaves":
         return layout.unravel(taken[:, 0])
     return {"rows": lambda: taken, "vector": lambda: taken[:, 0], "sum": lambda: jnp.sum(taken)}[form]()
+
+
+def blocks_of(matrix: Array, layout: Layout) -> list[Array]:
+    """The blocks of (n, n), row by row: each has shape_i + shape_j and the dtype of leaf i."""
+    if len(layout.shapes) == 1:
+        return [matrix.reshape(*layout.shapes[0], *layout.shapes[0])]
+    rows = jnp.split(matrix, layout.offsets[1:])
+    parts = [jnp.split(row, layout.offsets[1:], axis=1) for row in rows]
+    return [
+        part.reshape(*shape, *other).astype(dtype)
+        for row, shape, dtype in zip(parts, layout.shapes, layout.dtypes, strict=True)
+        for part, other in zip(row, layout.shapes, strict=True)
+    ]

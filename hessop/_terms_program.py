@@ -23,6 +23,9 @@ from hessop.tiles import Options, Tiled, trace_tiled
 # long before memory matters, and take XLA a third of the time to compile.
 TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
 
+# Elements, and arrays, that terms may take to make.
+Most = tuple[float | None, int | None]
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TermsProgram(HessianProgram):
@@ -65,7 +68,7 @@ class TermsProgram(HessianProgram):
 
 
 def terms_program(
-    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: float | None = None
+    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: Most = (None, None)
 ) -> TermsProgram | None:
     """The terms of `program` as a program, traced once.
 
@@ -74,7 +77,7 @@ def terms_program(
         limit: bytes that an equation without a rule may take.
         room: bytes that a block may have that terms are made where that makes products cheaper.
         sums: whether terms that have to be summed first may be part of it (see `StructuredHessian.for_products`).
-        most: number of elements that the terms may take to make; None for no limit.
+        most: number of elements and of arrays that the terms may take to make; None for no limit.
 
     Returns:
         None where they would take more.
@@ -86,7 +89,7 @@ def terms_program(
 
 
 def products_by_tiles(
-    program: HessianProgram, limit: int | None, count: int, most: float | None = None
+    program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)
 ) -> tuple[Tiled, tuple[Any, ...]] | None:
     """(consts, x leaves, args leaves, `count` tangents) -> H T, which stores no terms of the size of all pairs.
 
@@ -112,7 +115,7 @@ def products_by_tiles(
     return program.executable(("products by tiles", limit, count), build)
 
 
-def traced_terms(program: HessianProgram, limit: int | None, most: float | None = None) -> Any:
+def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
     """(jaxpr residuals -> arrays of the terms, the terms with shapes in the place of arrays); None if that takes too much.
 
     Tracing stops where it does, which for a network of many layers saves most of it.
@@ -120,17 +123,19 @@ def traced_terms(program: HessianProgram, limit: int | None, most: float | None 
     key, refused = ("traced terms", limit), ("terms too large", limit)
     if key in program.executables:
         return program.executables[key]
-    if most is not None and most <= program.executables.get(refused, 0.0):
+    before = program.executables.get(refused)
+    if before is not None and any(a is not None and b is not None and a <= b for a, b in zip(most, before, strict=True)):
         return None
+    elements, results = most
 
     def terms(*residuals: Array) -> StructuredHessian:
-        return propagate(program.linear, residuals, len(program.x_avals), limit=limit, most=most, lazy=True)
+        limits = {"limit": limit, "most": elements, "results": results}
+        return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:
         shapes = [shape_of(v.aval) for v in program.linear.invars[: program.n_residuals]]
         return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
     except TooLarge:
-        assert most is not None
         program.executables[refused] = most
         return None
 
@@ -159,6 +164,8 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
         rewritten=program.rewritten,
         foreign_rule=program.foreign_rule,
         x64=program.x64,
+        energy=None,
+        x_at=program.x_at,
         base=program,
         form=form,
         make=make,

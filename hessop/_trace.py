@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hessop._arguments import Static, call_module, split_args
 from hessop._fingerprint import Reading, read
@@ -154,6 +155,8 @@ def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
 
 def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
     copy = _copy(value)
+    if isinstance(copy, Tracer):  # it dies with an outer trace
+        return copy
     with contextlib.suppress(KeyError):  # another thread may have been faster
         while len(_COPIES) >= _LAST:
             _COPIES.popitem(last=False)

@@ -18,14 +18,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up: a module (or a package, as one) imports only from lines above its own.
 LAYERS = (
     ("_annotations", "_errors", "_tree", "_jaxpr", "_settings"),
-    ("_method", "_budget", "_progress", "_arguments", "_fingerprint", "_lineax", "_pair_values", "_price", "_take", "krylov"),
+    ("_method", "_budget", "_progress", "_arguments", "_fingerprint", "_pair_values", "_price", "_take", "krylov"),
+    ("_lineax",),
     ("structure",),
     ("tiles",),
     ("_pair_axes", "_trace"),
     ("_pair_analysis",),
     ("_self_pairs",),
     ("_program",),
-    ("_point", "_terms_program", "_finite"),
+    ("_point", "_terms_program", "_finite", "_decisions"),
     ("_chunks", "_output"),
     ("_columns",),
     ("_structured", "_recompute", "_tiled"),

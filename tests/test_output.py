@@ -53,8 +53,8 @@ def no_work(monkeypatch):
     for place in (
         "hessop._entries.choose_route",
         "hessop._chunks._rows_of",
-        "hessop._chunks._all_rows",
-        "hessop._entries.run_structure",
+        "hessop._entries.all_rows",
+        "hessop._entries.structure_rows",
     ):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it worked"))
 

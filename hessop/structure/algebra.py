@@ -33,7 +33,7 @@ _MAX_PLANES = 16
 
 
 class TooLarge(Exception):
-    """More elements were made than allowed. It never leaves hessop."""
+    """More was made than allowed. It never leaves hessop."""
 
 
 class Algebra:
@@ -42,12 +42,14 @@ class Algebra:
     Attributes:
         eager: number of elements up to which a product may be multiplied out although it grows.
         most: number of elements that may be made in all; None for no limit.
+        results: number of results that may be made in all; None for no limit.
         by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
     """
 
-    def __init__(self, eager: int, most: float | None = None, *, by_tiles: bool = False):
+    def __init__(self, eager: int, most: float | None = None, results: int | None = None, *, by_tiles: bool = False):
         self.eager = eager
         self.most = most
+        self.results = results
         self.by_tiles = by_tiles
         self._made = 0
         self._serials: dict[int, int] = {}
@@ -70,6 +72,8 @@ class Algebra:
             self._memo[key] = made = make()
             self._made += sum(getattr(a, "size", 0) for a in (made if isinstance(made, tuple) else (made,)))
             if self.most is not None and self._made > self.most:
+                raise TooLarge
+            if self.results is not None and len(self._memo) > self.results:
                 raise TooLarge
         return self._memo[key]
 

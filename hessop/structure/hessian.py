@@ -129,11 +129,17 @@ class StructuredHessian(eqx.Module):
         return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
 
     def _opened(
-        self, algebra: Algebra, i: int, j: int, terms: Sequence[Term], rows: tuple[int, ...] | None = None
+        self,
+        algebra: Algebra,
+        i: int,
+        j: int,
+        terms: Sequence[Term],
+        rows: tuple[int, ...] | None = None,
+        columns: tuple[int, ...] | None = None,
     ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
         """Terms of a block over axes of their own for rows and columns where possible; the sizes of those axes."""
         rows = rows or _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
-        columns = _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
+        columns = columns or _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
         return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
 
     def rows(self, start: Any, count: int) -> Array:
@@ -164,10 +170,22 @@ class StructuredHessian(eqx.Module):
         layout, algebra = self._layout, self._algebra()
         parts = [jnp.zeros((0,), layout.dtype)]
         for i, size in enumerate(layout.sizes):
-            terms = [restrict(algebra, t, 0, t.axes[1]) for t in self._rows(i) if t.leaf == i]
+            terms = self._on_diagonal(algebra, i)
             part = assemble(algebra, merge(algebra, terms), (size,), self.leaves[i].dtype)
             parts.append(part.astype(layout.dtype))
         return jnp.concatenate(parts)
+
+    def _on_diagonal(self, algebra: Algebra, i: int) -> list[Term]:
+        """The terms of the diagonal of a leaf, on one axis; digit by digit, where its rows and columns have the same."""
+        terms = [t for t in self._rows(i) if t.leaf == i]
+        digits = _digits(self.leaves[i].shape, [e for t in terms for e in t.axes])
+        opened, _ = self._opened(algebra, i, i, terms, digits, digits)
+        found = []
+        for term in opened:
+            for k in reversed(range(len(digits))):
+                term = restrict(algebra, term, k, term.axes[2 * k + 1])  # rows 0 to k, then columns
+            found.append(join(term, 0, digits))
+        return found
 
     def trace(self) -> Array:
         """The sum of the diagonal."""

@@ -38,6 +38,7 @@ def propagate(
     *,
     limit: int | None = None,
     most: float | None = None,
+    results: int | None = None,
     lazy: bool = False,
 ) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
@@ -48,19 +49,20 @@ def propagate(
         n_x: number of tangents, one for each leaf of x.
         limit: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
         most: number of elements that the rules may make in all; None for no limit.
+        results: number of arrays that they may make in all; None for no limit.
         lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
 
     Returns:
         The Hessian as a sum of terms.
 
     Raises:
-        TooLarge: it would take more elements than `most`.
+        TooLarge: it would take more than `most` elements or `results` arrays.
     """
     count = len(linear.invars) - n_x
     leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
-    algebra = Algebra(0 if lazy else _eager(n, sum(v.size for v in values)), most)
+    algebra = Algebra(0 if lazy else _eager(n, sum(v.size for v in values)), most, results)
     starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
     run = _Run(algebra, leaves, limit)
     outputs = run(linear, [*values, *starts])
