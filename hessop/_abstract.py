@@ -151,6 +151,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
         """The dense Hessian in the blocks that `jax.hessian` gives, row by row."""
+        shapes = self.program.layout.shapes
+        if len(shapes) == 1 and len(shapes[0]) == 1:
+            return [self._entries(Row(), "rows", chunk, memory, progress=progress)]
         return self._entries(Row(), "nested", chunk, memory, progress=progress)
 
     @method

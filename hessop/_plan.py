@@ -122,9 +122,8 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
             assert structure is not None
     fits = structure.peak <= budget
     if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
-        return Choice(
-            "structure", structure.peak, False, _why(structure.whole, by_columns, request), limit, run=structure.whole.run
-        )
+        why, run = _why(structure.whole, by_columns, request), structure.whole.run
+        return Choice("structure", structure.peak, False, why, limit=limit, run=run)
     peak, measured = (structure.peak, False) if fits else _structure_peak(point, take, structure, limit, compile)
     if peak <= budget:
         return Choice("structure", peak, measured, _why(structure.tiled, by_columns, request), limit=limit, tiled=True)
