@@ -7,7 +7,7 @@ operators or budgets.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from hessop._jaxpr import CALLS, Equations, carried_jaxprs, peak_bytes, variables
 
@@ -132,6 +132,18 @@ def price(equations: Equations) -> Price:
     return Price(work_of(equations.eqns), peak_bytes(equations, equations.invars))
 
 
+class _Rates(NamedTuple):
+    """Elements of a pass in the time of an element that is written by elementwise work, or read by a sum."""
+
+    written: float
+    summed: float
+
+
+_WHOLE, _TILED = _Rates(1.0, 1.0), _Rates(LEAST_WORK, LEAST_WORK)
+# What XLA fuses with the reading of its inputs costs little more than that; but not a sum over a short axis.
+_FUSED = _Rates(0.05, 2.0)
+
+
 def work_of(eqns: Any, *, tiled: bool = False) -> float:
     """Elements written by equations, loops counted as often as they run.
 
@@ -139,12 +151,18 @@ def work_of(eqns: Any, *, tiled: bool = False) -> float:
         eqns: equations.
         tiled: elementwise passes run tile by tile, in a cache.
     """
-    return sum(_work(eqn, LEAST_WORK if tiled else 1.0) for eqn in eqns)
+    return sum(_work(eqn, _TILED if tiled else _WHOLE) for eqn in eqns)
 
 
-def _work(eqn: Any, rate: float) -> float:
+def reading_work(equations: Equations, inputs: int) -> float:
+    """The same where it is the first `inputs` arrays that are large: what is elementwise is fused with reading them."""
+    read = sum(v.aval.size for v in equations.invars[:inputs])
+    return read + sum(_work(eqn, _FUSED) for eqn in equations.eqns)
+
+
+def _work(eqn: Any, rates: _Rates) -> float:
     name = eqn.primitive.name
-    inner = sum(work_of(jaxpr.eqns) for jaxpr in carried_jaxprs(eqn))
+    inner = sum(_work(e, rates) for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns)
     if name == "scan":
         return inner * eqn.params["length"]
     if inner:
@@ -160,8 +178,8 @@ def _work(eqn: Any, rate: float) -> float:
         read = max((v.aval.size for v in variables(eqn.invars[1:])), default=0)
         return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
     if name.startswith("reduce"):
-        return rate * sum(v.aval.size for v in variables(eqn.invars))
-    return rate * written
+        return rates.summed * sum(v.aval.size for v in variables(eqn.invars))
+    return rates.written * written
 
 
 def matrix_product_work(rows: int, depth: int, columns: int) -> float:

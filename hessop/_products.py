@@ -16,13 +16,13 @@ from hessop._errors import MemoryBudgetError
 from hessop._jaxpr import peak_bytes
 from hessop._plan import bytes_without_rule
 from hessop._point import Point, shapes_of
-from hessop._price import LEAST_WORK, Cost, cost, pays, results_worth, work_of
+from hessop._price import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
 from hessop._program import HessianProgram
 from hessop._recompute import recomputes
 from hessop._terms_program import TermsProgram, products_by_tiles, terms_program
 from hessop.tiles import Tiled
 
-# Terms must win by this factor: prices are crude, and a plain product stores nothing.
+# Terms must win by this factor where residuals are not stored: prices are crude, and a plain product stores nothing then.
 _MARGIN = 1.25
 # Terms whose making takes this many budgets in all are not tried.
 _TURNS = 8
@@ -88,7 +88,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     needed = 0
     for terms, of_terms in _forms(point.program, limit, (most, results) if route == "auto" else (None, None), count):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products a call, and {calls:g} calls, are expected"
-        if route == "auto" and not (_MARGIN * of_terms.run < plain_cost.run and pays(of_terms, plain_cost, calls)):
+        clear = (1 if plain.stored else _MARGIN) * of_terms.run < plain_cost.run
+        if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
             return dataclasses.replace(plain, reason=figures)
         needed = _peak(point, terms, budget, compile)
         if needed <= budget:
@@ -154,9 +155,8 @@ def _plain_cost(choice: ProductChoice, count: int) -> Cost:
 
 
 def _stored_work(program: HessianProgram) -> float:
-    """Of a product that reads what is stored: what is elementwise is fused with the reading, which is what takes time."""
-    read = sum(v.aval.size for v in program.linear.invars[: program.n_residuals])
-    return read + work_of(program.linear.eqns, tiled=True)
+    """Of a product that reads what is stored."""
+    return reading_work(program.linear, program.n_residuals)
 
 
 def _without_terms(point: Point, budget: int) -> ProductChoice:

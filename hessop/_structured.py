@@ -23,11 +23,13 @@ from hessop.structure import StructuredHessian, TooLarge, propagate
 from hessop.tiles import stored_bytes, trace_tiled
 
 
-def terms_of(point: Point, residuals: Sequence[Array], limit: int | None, results: int | None = None) -> StructuredHessian:
-    """The Hessian at `point` as a sum of terms, without the shift."""
+def terms_of(
+    point: Point, residuals: Sequence[Array], limit: int | None, results: int | None = None, *, few: bool = False
+) -> StructuredHessian:
+    """The Hessian at `point` as a sum of terms, without the shift; `few` where few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
-    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results)
+    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results, few=few)
 
 
 def covers(take: Take) -> bool:
@@ -57,7 +59,8 @@ def traced_terms(point: Point, take: Take, limit: int | None, results: int | Non
         return None
 
     def taken(*residuals: Array) -> Array:
-        return _take(terms_of(point, residuals, limit, results), take, point)
+        few = not isinstance(take, Row)
+        return _take(terms_of(point, residuals, limit, results, few=few), take, point)
 
     try:
         build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))

@@ -43,11 +43,21 @@ class Algebra:
         eager: number of elements up to which a product may be multiplied out although it grows.
         most: number of elements that may be made in all; None for no limit.
         results: number of results that may be made in all; None for no limit.
+        few: whether few entries are wanted in the end, so that no product of matrices is carried out before they are picked.
         by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
     """
 
-    def __init__(self, eager: int, most: float | None = None, results: int | None = None, *, by_tiles: bool = False):
+    def __init__(
+        self,
+        eager: int,
+        most: float | None = None,
+        results: int | None = None,
+        *,
+        few: bool = False,
+        by_tiles: bool = False,
+    ):
         self.eager = eager
+        self.few = few
         self.most = most
         self.results = results
         self.by_tiles = by_tiles

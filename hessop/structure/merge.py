@@ -107,7 +107,8 @@ def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection
         inside = [factors[k] for k in sorted(group)]
         result = [i for i in factor_ids(inside) if i in placed]
         largest = max(extent(f.ids) for f in inside)
-        if extent(result) > max(largest, algebra.eager) and len(inside) <= _MAX_FACTORS:
+        grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
+        if grows and len(inside) <= _MAX_FACTORS:
             waiting.update(factor_ids(inside))
             continue
         outside = [f for k, f in enumerate(factors) if k not in group]

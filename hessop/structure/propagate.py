@@ -40,6 +40,7 @@ def propagate(
     most: float | None = None,
     results: int | None = None,
     lazy: bool = False,
+    few: bool = False,
 ) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
 
@@ -51,6 +52,7 @@ def propagate(
         most: number of elements that the rules may make in all; None for no limit.
         results: number of arrays that they may make in all; None for no limit.
         lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
+        few: likewise, as few entries want them: those of the diagonal, or of blocks on it.
 
     Returns:
         The Hessian as a sum of terms.
@@ -62,7 +64,7 @@ def propagate(
     leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
-    algebra = Algebra(0 if lazy else _eager(n, sum(v.size for v in values)), most, results)
+    algebra = Algebra(0 if lazy or few else _eager(n, sum(v.size for v in values)), most, results, few=few)
     starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
     run = _Run(algebra, leaves, limit)
     outputs = run(linear, [*values, *starts])
