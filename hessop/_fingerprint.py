@@ -201,7 +201,13 @@ def _function(value: Any, depth: int = 4) -> Hashable:
     """A host callback: its code and what it holds, so that one that is defined inside of the user's function is found again."""
     if depth == 0:
         return _Same(value)
-    inside = lambda v: _function(v, depth - 1) if callable(v) else _param(v) if _by_value(v) else _Same(v)
+    of_jax = isinstance(value, types.FunctionType) and value.__code__.co_filename.startswith(_OF_JAX)
+
+    def inside(v: Any) -> Hashable:
+        if isinstance(v, Mapping) and of_jax:  # what it was called with, which it does not change
+            return tuple((k, inside(item)) for k, item in v.items())
+        return _function(v, depth - 1) if callable(v) else _param(v) if _by_value(v) else _Same(v)
+
     if isinstance(value, functools.partial):
         return "partial", inside(value.func), tuple(map(inside, value.args)), tuple(map(inside, value.keywords.items()))
     if isinstance(value, types.MethodType):

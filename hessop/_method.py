@@ -22,7 +22,7 @@ class Bound:
     """A method and its operator, which is the only child of this pytree."""
 
     def __init__(self, function: Callable[..., Any], operator: Any):
-        self.__func__, self.__self__ = function, operator
+        self.__func__, self.__self__, self.__doc__ = function, operator, function.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operator = self.__self__
@@ -37,7 +37,7 @@ class Bound:
         return types.MethodType(self.__func__, self.__self__)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ("__name__", "__qualname__", "__module__", "__doc__"):
+        if name.startswith("__") and name not in ("__name__", "__qualname__", "__module__"):
             raise AttributeError(name)
         return getattr(self.__func__, name)
 

@@ -7,6 +7,7 @@ operators or budgets.
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hessop._jaxpr import CALLS, Equations, carried_jaxprs, peak_bytes, variables
@@ -30,7 +31,15 @@ _VIEWS = frozenset(["reshape", "squeeze", "expand_dims"])
 _SECONDS = 4e-10
 # Seconds that XLA takes for an executable, and for each equation that it is made from, by what the equation becomes: part
 # of a fusion, almost nothing, a library's product, a loop of its own.
-_EXECUTABLE, _EQUATION, _MOVE, _PRODUCT, _SUM, _SCATTER, _LOOP = 0.06, 1.2e-3, 2e-4, 1e-2, 1.6e-2, 2.3e-2, 1.8e-2
+_COMPILE = {
+    "executable": 0.06,
+    "equation": 1.2e-3,
+    "move": 2e-4,
+    "product": 1e-2,
+    "sum": 1.6e-2,
+    "scatter": 2.3e-2,
+    "loop": 1.8e-2,
+}
 _MOVES = frozenset(
     ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "iota", "rev", "concatenate", "pad", "copy")
 ) | {"convert_element_type", "copy_p"}
@@ -64,9 +73,10 @@ def _seconds_text(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds >= 1 else f"{1e3 * seconds:.2g} ms"
 
 
-def cost(eqns: Any, work: float, *, tiled: bool = False) -> Cost:
+def cost(eqns: Iterable[Any], work: float, *, tiled: bool = False) -> Cost:
     """What equations cost whose elements take this work in all (see `work_of`)."""
-    return Cost((_TILES if tiled else 1) * (_EXECUTABLE + sum(map(_compile_seconds, eqns))), _SECONDS * work)
+    compile = _COMPILE["executable"] + sum(_COMPILE[kind_of(eqn)] for eqn in flat(eqns))
+    return Cost(_TILES * compile if tiled else compile, _SECONDS * work)
 
 
 # What a person meets first is the first call: one that takes more than so many times that of the other way, and so many
@@ -98,20 +108,27 @@ def results_worth(other: Cost, calls: float) -> int | None:
     return 0 if saved < _NOTHING * other.compile else int((other.compile + _most_more(other, saved)) / _LEAST_MADE)
 
 
-def _compile_seconds(eqn: Any) -> float:
+def flat(eqns: Iterable[Any]) -> Iterator[Any]:
+    """Equations with those that they carry; a call is not one itself, a loop is."""
+    for eqn in eqns:
+        inner = [e for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns]
+        if not inner or eqn.primitive.name not in CALLS:
+            yield eqn
+        yield from flat(inner)
+
+
+def kind_of(eqn: Any) -> str:
+    """What an equation becomes in an executable."""
     name = eqn.primitive.name
-    inner = [e for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns]
-    if inner:
-        return sum(map(_compile_seconds, inner)) + (0 if name in CALLS else _LOOP)
+    if any(True for _ in carried_jaxprs(eqn)):
+        return "loop"
     if name in _MOVES:
-        return _MOVE
+        return "move"
     if name == "dot_general":
-        return _PRODUCT
+        return "product"
     if name.startswith("reduce"):
-        return _SUM
-    if name.startswith(("gather", "scatter", "dynamic", "sort", "cum")):
-        return _SCATTER
-    return _EQUATION
+        return "sum"
+    return "scatter" if name.startswith(("gather", "scatter", "dynamic", "sort", "cum")) else "equation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +173,11 @@ def work_of(eqns: Any, *, tiled: bool = False) -> float:
 
 def reading_work(equations: Equations, inputs: int) -> float:
     """The same where it is the first `inputs` arrays that are large: what is elementwise is fused with reading them."""
-    read = sum(v.aval.size for v in equations.invars[:inputs])
+    multiplied: set[Any] = set()  # what a product of matrices reads is part of its work
+    for eqn in reversed(equations.eqns):
+        if eqn.primitive.name == "dot_general" or (eqn.primitive.name in _MOVES and multiplied.issuperset(eqn.outvars)):
+            multiplied.update(variables(eqn.invars))
+    read = sum(v.aval.size for v in equations.invars[:inputs] if v not in multiplied)
     return read + sum(_work(eqn, _FUSED) for eqn in equations.eqns)
 
 

@@ -76,13 +76,14 @@ def compilations(restored_settings: None) -> Callable[[], contextlib.AbstractCon
         handler = logging.Handler()
         handler.emit = lambda record: seen.append(record.getMessage()) if "Compiling" in record.getMessage() else None  # type: ignore[method-assign]
         logger = logging.getLogger("jax._src.interpreters.pxla")
-        level, logger.level = logger.level, logging.DEBUG
+        level = logger.level
+        logger.setLevel(logging.DEBUG)  # and not the attribute: loggers remember what is enabled
         logger.addHandler(handler)
         try:
             yield seen
         finally:
             logger.removeHandler(handler)
-            logger.level = level
+            logger.setLevel(level)
 
     return listed
 

@@ -76,7 +76,7 @@ def test_in_chunks_and_on_the_host(tmp_path):
             H.materialize(chunk=2, out=np.zeros((3, 3), FLOAT))
         with pytest.warns(RuntimeWarning, match=text.replace("3 of 9 ", "")):
             H.materialize(out=tmp_path / "H.npy")
-    with pytest.warns(RuntimeWarning, match="not finite: 1 of 9 entries"):
+    with pytest.warns(RuntimeWarning, match=r"not finite: \d of 9 entries"):
         lx.linearise(hessop.HessianOperator(kink, x)).materialize()
 
 

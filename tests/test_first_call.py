@@ -1,0 +1,230 @@
+"""What a first call and a warm one cost: compilations, traces and Python calls are counted, never seconds."""
+
+import itertools
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import hessop
+from hessop import _budget, _price, _structured
+from hessop._jaxpr import open_jaxpr
+from hessop._take import Blocks, Offset, Row
+
+pytestmark = pytest.mark.once
+FLOAT = jnp.result_type(float)
+
+
+def rosenbrock(x):
+    return jnp.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def pairs(x):
+    squares = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+    return jnp.sum(jnp.exp(-squares))
+
+
+def net(params, data):
+    h = data
+    for W, b in params:
+        h = jnp.tanh(h @ W + b[None])
+    return jnp.mean(h**2)
+
+
+def params(rng, *widths):
+    return [(jnp.asarray(rng.randn(a, b)), jnp.zeros(b)) for a, b in itertools.pairwise(widths)]
+
+
+BONDS = np.array([(k, k + 1) for k in range(21)])
+
+
+def chain(x):
+    """Uses numpy arrays, jitted functions of JAX and derivative rules."""
+    i, j = BONDS.T
+    bonds = jnp.linalg.norm(x[i] - x[j], axis=1)
+    turns = jnp.cross(x[1:-1] - x[:-2], x[2:] - x[1:-1])
+    return jnp.sum(jax.nn.softplus(bonds - 1.5)) + jnp.sum(jnp.arctan2(turns[:, 0], 2 + turns[:, 1] ** 2))
+
+
+def python_calls(call):
+    """Calls of Python functions that a call makes."""
+    count = 0
+
+    def seen(frame, event, arg):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(seen)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+CASES = {
+    "rosenbrock": (rosenbrock, jnp.linspace(0.0, 1.0, 50, dtype=FLOAT)),
+    "pairs": (pairs, jnp.asarray(np.random.RandomState(0).rand(30, 3), FLOAT)),
+    "chain": (chain, jnp.asarray(np.cumsum(np.random.RandomState(0).rand(22, 3), 0), FLOAT)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_warm_call_is_a_look_up_and_a_dispatch(name):
+    fn, x = CASES[name]
+    H, v = hessop.HessianOperator(fn, x), jnp.ones_like(x)
+    # Free memory is read once a second, which is no part of it.
+    for call in (lambda: H.mv(v), H.materialize, H.diagonal, H.block_diagonal, H.trace, lambda: H.value, lambda: H.gradient):
+        call()
+        assert min(python_calls(call) for _ in range(3)) <= 150
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_making_an_operator_is_a_trace_and_a_look_up(name):
+    fn, x = CASES[name]
+    calls = [
+        lambda: hessop.HessianOperator(fn, x),
+        lambda: jax.make_jaxpr(lambda x: fn(x))(x),  # a new function each time, as JAX remembers the trace of one
+    ]
+    for call in calls:
+        call()
+        call()
+    made, traced = (min(python_calls(call) for _ in range(3)) for call in calls)
+    assert made - traced <= 200
+
+
+def test_the_first_matrix_compiles_once(compilations):
+    x = jnp.linspace(0.0, 1.0, 40, dtype=FLOAT)
+    other, weights, data = x + 1, params(np.random.RandomState(0), 1, 3, 2), x[:8, None]
+    fn = lambda weights: net(weights, data)
+    with compilations() as seen:
+        jax.block_until_ready(hessop.hessian(rosenbrock)(x))
+    assert len(seen) == 1
+    with compilations() as seen:
+        jax.block_until_ready(hessop.hessian(rosenbrock)(other))
+    assert not seen
+    with compilations() as seen:
+        jax.block_until_ready(hessop.hessian(fn)(weights))
+    assert len(seen) == 1
+
+
+def test_a_function_whose_rule_jax_remembers_things_in_is_not_compiled_again(compilations):
+    fn = lambda x: jnp.sum(jax.nn.softplus(x) * jnp.logaddexp(x, 0.5))
+    points = [jnp.linspace(0.0, 1.0, 5, dtype=FLOAT) + k for k in range(3)]
+    H = hessop.HessianOperator(fn, points[0])
+    jax.block_until_ready(H.materialize())
+    with compilations() as seen:
+        others = [hessop.HessianOperator(fn, x) for x in points]
+        jax.block_until_ready([other.materialize() for other in others])
+    assert {other.program for other in others} == {H.program}
+    assert not H.program.foreign_rule
+    assert not seen
+
+
+# --- prices ---
+
+
+def test_calls_decide_between_compiling_and_running():
+    rng = np.random.RandomState(0)
+    x, data = params(rng, 8, 16, 12, 1), jnp.asarray(rng.randn(4, 8))
+    plans = {calls: hessop.HessianOperator(net, x, (data,), calls=calls).plan() for calls in (1, 100, 1_000_000)}
+    assert [plan.route for plan in plans.values()] == ["columns", "columns", "structure"]
+    assert "100 calls are expected" in str(plans[100])
+    assert plans[1_000_000].calls == 1_000_000
+    results = [hessop.hessian(net, calls=calls)(x, data) for calls in plans]
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_structure_that_cannot_pay_is_not_traced_to_its_end(monkeypatch):
+    made = []
+    once = hessop.structure.algebra.Algebra.once
+
+    def counted(self, what, operands, make):
+        return once(self, what, operands, lambda: made.append(what) or make())
+
+    monkeypatch.setattr(hessop.structure.algebra.Algebra, "once", counted)
+    rng = np.random.RandomState(0)
+    x, data = params(rng, *[6] * 9), jnp.asarray(rng.randn(4, 6))
+    assert hessop.HessianOperator(net, x, (data,)).plan().route == "columns"
+    few = len(made)
+    hessop.HessianOperator(net, x, (data,), route="structure").plan()
+    assert len(made) - few > 10 * few
+
+
+@pytest.mark.parametrize(("calls", "error"), [(0, ValueError), (-1.0, ValueError), ("many", TypeError), (True, TypeError)])
+def test_calls_must_be_a_positive_number(calls, error):
+    with pytest.raises(error, match=r"calls: got .*expected a positive number of calls"):
+        hessop.HessianOperator(rosenbrock, jnp.ones(3), calls=calls)
+    with pytest.raises(error, match="calls: got"):
+        hessop.hessian(rosenbrock, calls=calls)(jnp.ones(3))
+
+
+def test_pays():
+    cheap, dear = _price.Cost(1.0, 0.01), _price.Cost(1.5, 0.001)
+    assert not _price.pays(dear, cheap, 10)  # saves 0.09 s for half a second
+    assert _price.pays(dear, cheap, 100)
+    assert not _price.pays(_price.Cost(5.0, 0.001), cheap, 500)  # a first call that is too dear, for 4.5 s
+    assert _price.pays(_price.Cost(5.0, 0.001), cheap, 5000)
+    assert _price.pays(_price.Cost(500.0, 0.001), cheap, np.inf)
+
+
+def test_free_memory_is_read_once_a_second(monkeypatch):
+    reads, now = [], [100.0]
+    monkeypatch.setattr(_budget, "_free_memory_now", lambda device: reads.append(device) or 10)
+    monkeypatch.setattr(_budget.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_budget, "_FREE", {})
+    for later in (0.0, 0.5, 0.9, 1.1, 1.5, 2.2):
+        now[0] = 100.0 + later
+        assert _budget.free_memory("device") == 10
+    assert len(reads) == 3
+
+
+# --- entries before sums ---
+
+
+@pytest.mark.parametrize("take", [Offset(0), Blocks((5,))])
+def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(take):
+    X = jnp.asarray(np.random.RandomState(0).randn(60, 30), FLOAT)
+    H = hessop.HessianOperator(lambda w: jnp.sum(jnp.logaddexp(0.0, X @ w)), jnp.full(30, 0.1, FLOAT))
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), take, None))
+    assert max((e.outvars[0].aval.size for e in jaxpr.eqns if e.primitive.name == "dot_general"), default=0) <= X.size
+    whole, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    assert any(eqn.outvars[0].aval.shape == (30, 30) for eqn in whole.eqns if eqn.primitive.name == "dot_general")
+    matrix = H.materialize()
+    np.testing.assert_allclose(H.diagonal(), jnp.diagonal(matrix), rtol=1e-5)
+    np.testing.assert_allclose(H.block_diagonal(5)[2], matrix[10:15, 10:15], rtol=1e-5, atol=1e-6)
+
+
+def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
+    i, j = (jnp.asarray(v) for v in np.nonzero(np.triu(np.random.RandomState(0).rand(40, 40) < 0.2, 1)))
+    x = jnp.asarray(np.random.RandomState(1).rand(40, 3), FLOAT)
+    fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
+    H = hessop.HessianOperator(fn, x)
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Offset(0), None))
+    assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 3 * i.size
+    np.testing.assert_allclose(H.diagonal().ravel(), jnp.diagonal(H.materialize()), rtol=1e-4)
+
+
+# --- methods ---
+
+
+def test_methods_are_pytrees():
+    x = jnp.arange(1.0, 4.0, dtype=FLOAT)
+    H = hessop.HessianOperator(lambda x, a: a * jnp.sum(x**3), x, (jnp.asarray(2.0, FLOAT),))
+    bound = H.mv
+    assert len(jax.tree.leaves(bound)) == 2
+    np.testing.assert_allclose(eqx.filter_jit(lambda f, v: f(v))(bound, x), 12 * x**2)
+    doubled = jax.tree.map(lambda a: 2 * a, bound)
+    np.testing.assert_allclose(doubled(x), 48 * x**2)
+    operator = lx.FunctionLinearOperator(bound, jax.eval_shape(lambda: x))
+    np.testing.assert_allclose(operator.mv(x), 12 * x**2)
+    assert bound.__name__ == "mv"
+    assert bound.__doc__ == hessop.HessianOperator.mv.__doc__
+    np.testing.assert_allclose(bound.__wrapped__(x), bound(x))
+    np.testing.assert_allclose(hessop.HessianOperator.mv(H, x), bound(x))
