@@ -13,6 +13,15 @@ import hessop
 from tests.structure.support import DTYPE, TOLERANCE
 
 ROUTES = ("columns", "tiles", "auto")
+
+
+@pytest.fixture(autouse=True)
+def few_executables():
+    """A process may map only so much memory, and hundreds of executables of each test take it all."""
+    yield
+    jax.clear_caches()
+
+
 MODES = (None, "clip", "fill", "drop", "promise_in_bounds")
 
 
