@@ -14,11 +14,12 @@ PYTEST := $(BIN)/python -m pytest --dist worksteal
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
+.PHONY: help demo test counts test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
 
 help:
 	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
 	@echo "make test          the tests, with float64 on and with float64 off"
+	@echo "make counts        Python calls and compilations of small cases, against what was promised"
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
@@ -70,6 +71,10 @@ test-float32: export XLA_FLAGS += --xla_backend_optimization_level=0
 test-float32: $(VENV)/.tests
 	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
 
+# What a call costs, counted and not timed: Python calls, compilations.
+counts: $(VENV)/.tests
+	$(BIN)/python benchmarks/first_call.py --quick
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -95,6 +100,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/products.py $(BENCH)
 	$(BIN)/python benchmarks/minimise.py $(BENCH)
 	$(BIN)/python benchmarks/trust.py
+	$(BIN)/python benchmarks/first_call.py $(BENCH)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hessop._annotations import ProgressOption
 from hessop._budget import free_memory, is_out_of_memory
@@ -55,7 +56,7 @@ def _peak(choice: Choice) -> int:
 def device_of(point: Point) -> Any:
     """The device of which memory is asked for; None where none is known."""
     for a in point.source:
-        if not isinstance(a, jax.core.Tracer):
+        if isinstance(a, Array) and not isinstance(a, Tracer):
             return next(iter(a.devices()))
     return None
 
@@ -95,8 +96,10 @@ def entries(
     choice = decide(point, request)
     if point.traced:
         at_once = _at_once(point, take, choice)
-        rows = fill_traced(point, take, choice.chunking) if at_once is None else at_once(point.source, point.shift)[0]
-        return formed(rows, take, form, layout)
+        if at_once is None:
+            assert choice.chunking is not None
+            return formed(fill_traced(point, take, choice.chunking), take, form, layout)
+        return formed(at_once(point.source, point.shift)[0], take, form, layout)
     output = None
     if out is None and progress is False:
         taken = _computed(point, take, choice, form)
@@ -142,7 +145,7 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
         return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
 
     try:
-        quick = choice.run < _DISPATCH and device_of(point).platform == "cpu"
+        quick = choice.run < _DISPATCH and _on_cpu(point)
         key = ("entries", take, form, point.residuals is not None, choice.route, choice.limit, choice.tiled, quick)
         build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
         return Taken(*point.program.executable(key, build)(point.source, point.shift))
@@ -150,6 +153,10 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
         if not is_out_of_memory(error) or choice.chunking is None or layout.n == 1:
             raise
         return fill(point, take, dataclasses.replace(choice.chunking, chunk=layout.n // 2))
+
+
+def _on_cpu(point: Point) -> bool:
+    return (device_of(point) or jax.devices()[0]).platform == "cpu"
 
 
 def _written(point: Point, take: Take, choice: Choice, output: Any, progress: ProgressOption) -> Taken:
@@ -174,10 +181,13 @@ def _looked_at(
     rows, seen = taken.rows, taken.seen
     if seen is None and point.primals is not None:
         seen = _value_and_gradient(point)
-    finite = is_finite(rows) if taken.finite is None else bool(taken.finite)
-    if not finite and (rows is not None or taken.given is not None):
-        rows = _computed(point, take, choice, "rows").rows if rows is None else rows
-        rows = take.transposed(rows, point.layout) if columns else rows
+    if rows is None:  # written elsewhere, or given in another form only
+        finite = bool(taken.finite)
+        rows = _computed(point, take, choice, "rows").rows if not finite and taken.given is not None else None
+    else:
+        finite = is_finite(rows)
+    if rows is not None and columns and not finite:
+        rows = take.transposed(rows, point.layout)
     if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
         warn(problem())
     elif not finite:

@@ -133,7 +133,7 @@ class HessianOperator(AbstractHessian):
         made_of = _MadeOf(_Source(leaf, traced.out_tree), traced.static, **options)
         # At once: equinox looks at each attribute that is set.
         fields = {"program": program, "x": x, "_arrays": traced.arrays, "_captured": captured, "shift": None}
-        self.__dict__.update(fields, _made_of=made_of)
+        vars(self).update(fields, _made_of=made_of)
 
     @property
     def tags(self) -> frozenset[object]:
@@ -450,8 +450,10 @@ class _Source:
 
 def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
     """Whether the leaves of x and args are what the program was traced for."""
-    avals = program.input_avals
-    return like(leaves, None, avals[len(avals) - len(leaves) :]) is not None
+    avals = program.input_avals[len(program.input_avals) - len(leaves) :]
+    return like(leaves, None, avals) is not None or all(  # of numpy's, perhaps
+        np.shape(a) == aval.shape and a.dtype == aval.dtype for a, aval in zip(leaves, avals, strict=True)
+    )
 
 
 def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
