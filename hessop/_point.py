@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from hessop._jaxpr import shape_of
 from hessop._program import HessianProgram
+from hessop._settings import is_staging
 from hessop._tree import Layout
 
 
@@ -31,8 +32,8 @@ class Point(NamedTuple):
 
     @property
     def traced(self) -> bool:
-        """Whether any of the arrays is a tracer, so that no host loop is possible."""
-        return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)})
+        """Whether what is computed of the arrays is a tracer, so that no host loop is possible."""
+        return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)}) or is_staging()
 
     @property
     def source(self) -> tuple[Array, ...]:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 
 def x64_is_on() -> bool:
@@ -33,3 +35,12 @@ def settings(x64: bool | None = None) -> AbstractContextManager[Any]:
     if without_jit:
         stack.enter_context(jax.disable_jit(False))
     return stack
+
+
+_TOP_LEVEL = get_opaque_trace_state()
+
+
+def is_staging() -> bool:
+    """Whether JAX stages what is computed, also of arrays that are there, as it does inside `jit`."""
+    # An operation tells, but takes longer than a look at the state, which is that of an import, mostly at top level.
+    return get_opaque_trace_state() != _TOP_LEVEL and isinstance(jax.device_put(0), Tracer)

@@ -96,3 +96,12 @@ def test_random_bits_of_one_key_are_equal_and_of_two_are_not():
     a, b, c = evaluate(without_duplicates(flat(fn)), [X])
     np.testing.assert_array_equal(a, c)
     assert not np.array_equal(a, b)
+
+
+def test_the_state_of_tracing_tells_whether_jax_stages():
+    """What `hessop._settings.is_staging` relies on."""
+    top, seen = get_opaque_trace_state(), []
+    assert get_opaque_trace_state() == top
+    jax.jit(lambda x: seen.append(get_opaque_trace_state() == top) or x)(1.0)
+    assert seen == [False]
+    assert get_opaque_trace_state() == top

@@ -116,6 +116,28 @@ def test_nothing_that_is_remembered_holds_the_function_or_what_it_captured():
     assert held() is None
 
 
+def test_an_operator_made_outside_of_a_jit_that_uses_it():
+    x = point()
+    fn = lambda x: jnp.sum(x[1:] ** 2 * x[:-1])
+    H, matrix = hessop.HessianOperator(fn, x), jax.hessian(fn)(x)
+    affine = hessop.HessianOperator(lambda x: jnp.sum(x), x)
+    uses = {
+        "matrix": lambda v: H.materialize() @ v,
+        "drop-in": lambda v: hessop.hessian(fn)(x) @ v,
+        "diagonal": lambda v: H.diagonal() * v + H.block_diagonal()[:, 0, 0] + H.trace(),
+        "gradient": lambda v: H.gradient * v * H.value,
+        "linearised": lambda v: lx.linearise(H).materialize() @ v + lx.linearise(affine).materialize() @ v,
+        "preconditioner": lambda v: hessop.block_jacobi(H.damped(10.0)).mv(v),
+    }
+    for name, use in uses.items():
+        np.testing.assert_allclose(jax.jit(use)(x), use(x), rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(jax.vmap(use)(x[None])[0], use(x), rtol=1e-5, err_msg=name)
+        jax.block_until_ready(jax.grad(lambda v, use=use: jnp.sum(use(v)))(x))
+    np.testing.assert_allclose(jax.jit(uses["matrix"])(x), matrix @ x, rtol=1e-5)
+    with pytest.raises(ValueError, match="out: cannot be used inside jit"):
+        jax.jit(lambda v: H.materialize(out="H.npy") @ v)(x)
+
+
 def test_bound_methods_and_modules():
     class Model:
         def __init__(self):
