@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import get_opaque_trace_state
 
 from hessop._jaxpr import evaluate, flatten_jaxpr, without_duplicates
 
