@@ -28,7 +28,7 @@ from hessop._point import Point, shifted, shifted_product
 from hessop._products import choose_products
 from hessop._program import HessianProgram
 from hessop._recompute import recomputed_product
-from hessop._take import Blocks, Form, Offset, Row, Take
+from hessop._take import DIAGONAL, ROW, Blocks, Form, Offset, Row, Take
 from hessop._tree import Layout
 
 
@@ -146,15 +146,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        return self._entries(Row(), "rows", chunk, memory, out=out, progress=progress)
+        return self._entries(ROW, "rows", chunk, memory, out=out, progress=progress)
 
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
         """The dense Hessian in the blocks that `jax.hessian` gives, row by row."""
         shapes = self.program.layout.shapes
         if len(shapes) == 1 and len(shapes[0]) == 1:
-            return [self._entries(Row(), "rows", chunk, memory, progress=progress)]
-        return self._entries(Row(), "nested", chunk, memory, progress=progress)
+            return [self._entries(ROW, "rows", chunk, memory, progress=progress)]
+        return self._entries(ROW, "nested", chunk, memory, progress=progress)
 
     @method
     def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
@@ -164,7 +164,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB".
         """
-        return self._like_x(self._entries(Offset(0), "leaves", chunk, memory))
+        return self._like_x(self._entries(DIAGONAL, "leaves", chunk, memory))
 
     @method
     def block_diagonal(self, block: Any = None, *, chunk: Chunk = None, memory: Memory = None) -> Any:
@@ -197,7 +197,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             chunk: rows at a time; by default the most that fit the budget.
             memory: budget in bytes or as "4GB".
         """
-        return self._entries(Offset(0), "sum", chunk, memory)
+        return self._entries(DIAGONAL, "sum", chunk, memory)
 
     # --- what lineax's functions call ---
 
@@ -209,7 +209,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
     @method
     def lineax_diagonal(self) -> Array:
         """The diagonal as a flat vector [n]."""
-        return self._entries(Offset(0), "vector")
+        return self._entries(DIAGONAL, "vector")
 
     @method
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
@@ -266,9 +266,11 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if self.route == "structure" and not isinstance(take, Row):
             chunk = None  # the terms give these at once
         budget = self.memory if memory is None else parse_memory(memory)
-        compile = budget is not None or not point.traced
+        traced = point.traced
+        compile = budget is not None or not traced
         request = Request(take, self.route, chunk, budget, out is not None, compile, self.calls)
-        return entries(point, request, form, None if quiet else self._problem_of_point, out=out, progress=progress)
+        problem = None if quiet else self._problem_of_point
+        return entries(point, request, form, problem, traced=traced, out=out, progress=progress)
 
     def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:
         sizes = block_sizes(block, self.in_structure()) if block is not None else default_blocks(self.program.layout)

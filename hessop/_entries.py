@@ -67,6 +67,7 @@ def entries(
     form: Form,
     problem: Callable[[], str | None] | None,
     *,
+    traced: bool,
     out: Any = None,
     progress: ProgressOption = False,
 ) -> Any:
@@ -77,6 +78,7 @@ def entries(
         request: what is asked for.
         form: how it is given.
         problem: says what is not finite at the point, before the Hessian is looked at; None: nothing is said.
+        traced: whether the point is.
         out: as for `materialize`.
         progress: as for `materialize`.
 
@@ -94,7 +96,7 @@ def entries(
         empty = jax.numpy.zeros((0, take.width(layout)), layout.dtype)
         return formed(empty, take, form, layout) if output is None else output.result
     choice = decide(point, request)
-    if point.traced:
+    if traced:
         at_once = _at_once(point, take, choice)
         if at_once is None:
             assert choice.chunking is not None

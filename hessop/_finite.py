@@ -28,7 +28,10 @@ _ON_HOST = 2**16
 
 def is_finite(array: Array) -> bool:
     """Whether an array is finite; of a large square one, whether the part is that is looked at."""
-    return all_finite(np.asarray(array)) if array.size <= _ON_HOST else bool(looks_finite(array))
+    here = np.asarray(array) if array.size <= _ON_HOST else None
+    if here is None:
+        return bool(looks_finite(array))
+    return bool(np.logical_and.reduce(np.isfinite(here), axis=None)) if here.dtype.kind == "f" else all_finite(here)
 
 
 @jax.jit

@@ -60,7 +60,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         x = args[positions[0]] if single else tuple(args[k] for k in positions)
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
-            H = HessianOperator(wrapped, x, (rest, kwargs, module), **for_operator)
+            H = HessianOperator.quickly(wrapped, x, (rest, kwargs, module), **for_operator)
             result = H.in_container(_nested(H.nested_blocks(**for_matrix), H))
         except NotScalarError:
             return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)

@@ -40,8 +40,9 @@ from hessop._plan import CALLS_EXPECTED, Plan, Request
 from hessop._point import Point, shapes_of
 from hessop._products import ProductChoice, choose_product, expected
 from hessop._program import HessianProgram, program_for
+from hessop._settings import settings
 from hessop._structured import terms_of
-from hessop._take import Row
+from hessop._take import ROW
 from hessop._terms_program import TermsProgram
 from hessop._tiled import untiled
 from hessop._trace import trace
@@ -128,12 +129,20 @@ class HessianOperator(AbstractHessian):
             "self_pairs": _one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
             "calls": check_calls(calls),
         }
-        traced = trace(leaf, x, (*module, *args))
-        program, captured = program_for(traced, self_pairs)
+        with settings():
+            traced = trace(leaf, x, (*module, *args))
+            program, captured = program_for(traced, self_pairs)
         made_of = _MadeOf(_Source(leaf, traced.out_tree), traced.static, **options)
         # At once: equinox looks at each attribute that is set.
         fields = {"program": program, "x": x, "_arrays": traced.arrays, "_captured": captured, "shift": None}
         vars(self).update(fields, _made_of=made_of)
+
+    @classmethod
+    def quickly(cls, *args: Any, **options: Any) -> "HessianOperator":
+        """An operator for one use, without what equinox and lineax check of each instance: it holds for all of them."""
+        made = object.__new__(cls)
+        made.__init__(*args, **options)
+        return made
 
     @property
     def tags(self) -> frozenset[object]:
@@ -246,7 +255,7 @@ class HessianOperator(AbstractHessian):
         """
         point = self._point()
         asked = self.memory if memory is None else parse_memory(memory)
-        choice = decide(point, Request(Row(), self.route, memory=asked, calls=self.calls))
+        choice = decide(point, Request(ROW, self.route, memory=asked, calls=self.calls))
         described, fallbacks = (), ()
         if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
@@ -306,7 +315,8 @@ class HessianOperator(AbstractHessian):
         program, captured = self.program, self._captured
         if not _fits(program, leaves):
             # Somebody changed shapes or dtypes of the leaves: it is the same function still, but another program.
-            program, captured = program_for(trace(self.fn, self.x, self.args), self.self_pairs)
+            with settings():
+                program, captured = program_for(trace(self.fn, self.x, self.args), self.self_pairs)
         return Point(program, (*program.own, *captured, *leaves), None, self.shift)
 
     def _replace(self, **fields: Any) -> "HessianOperator":

@@ -39,7 +39,7 @@ from hessop._jaxpr import (
     without_duplicates,
 )
 from hessop._self_pairs import SelfPair, rewrite
-from hessop._settings import settings, x64_is_on
+from hessop._settings import x64_is_on
 from hessop._trace import Trace, snapshots
 from hessop._tree import Layout
 
@@ -321,20 +321,19 @@ _LOCK = threading.Lock()
 
 def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
     """The program of a traced function and what it captured; a program that is there, if it says the same."""
-    with settings():
-        # What an opaque rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
-        made = linearized_program(trace, self_pairs) if trace.reading.opaque else None
-        said = (trace.reading,) if made is None else (read(made[0].primal), read(made[0].linear))
-        fixed = trace.captured if made is None else made[1]
-        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-        key = (*[reading.key for reading in said], len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), precision)
-        with _LOCK:
-            program = _PROGRAMS.get(key)
-        if program is None:
-            program, fixed = made or linearized_program(trace, self_pairs)
-            captured = set(map(id, trace.captured))
-            if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
-                return program, fixed  # a rule holds values of an outer trace, and dies with it
+    # What an opaque rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
+    made = linearized_program(trace, self_pairs) if trace.reading.opaque else None
+    said = (trace.reading,) if made is None else (read(made[0].primal), read(made[0].linear))
+    fixed = trace.captured if made is None else made[1]
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    key = (*[reading.key for reading in said], len(trace.x_leaves), len(fixed), self_pairs, x64_is_on(), precision)
+    with _LOCK:
+        program = _PROGRAMS.get(key)
+    if program is None:
+        program, fixed = made or linearized_program(trace, self_pairs)
+        captured = set(map(id, trace.captured))
+        if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
+            return program, fixed  # a rule holds values of an outer trace, and dies with it
     with _LOCK:
         program = _PROGRAMS.setdefault(key, program)
         _keep(_RECENT, key, program)

@@ -97,6 +97,8 @@ class Blocks:
 
 
 Take = Row | Offset | Blocks
+# One of each, which dictionaries find by identity.
+ROW, DIAGONAL = Row(), Offset(0)
 # As they were taken [n, width]; as a vector [n], leaf by leaf or added up (of one entry per row); as blocks, leaf by leaf.
 # The whole matrix also as blocks of leaves by leaves, as JAX nests them.
 Form = Literal["rows", "vector", "leaves", "sum", "blocks", "nested"]

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from hessop._arguments import Static, call_module, split_args
 from hessop._fingerprint import Reading, read
 from hessop._jaxpr import is_user_file, open_jaxpr
-from hessop._settings import settings, x64_is_on
+from hessop._settings import x64_is_on
 
 # What JAX raises where Python asks for a number that is not there: in a branch, a conversion to numpy, a boolean index; and,
 # without a class of their own, in shapes and slices.
@@ -81,7 +81,7 @@ class NotScalarError(TypeError):
 
 
 def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
-    """Trace `fn(x, *args)` abstractly.
+    """Trace `fn(x, *args)` abstractly, under the settings of hessop.
 
     Arrays and floats of args are traced too, so that new values of them are no new program. A function that needs their
     numbers (for numpy, a shape or a branch) is given them, as it would be without hessop.
@@ -125,8 +125,7 @@ def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Sta
         trees.append(tree)
         return leaves
 
-    with settings():
-        jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
+    jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
     _check_output(jaxpr, fn)
     reading = read(jaxpr)
     fixed = snapshots(reading.captured)
