@@ -166,7 +166,8 @@ def along_ones(fn):
     ],
 )
 def test_transformations(transform):
-    same(jax.jit(transform(small(small_energy)))(Y), jax.jit(transform(small_energy))(Y))
+    # Op by op: fused by XLA of jaxlib 0.10.2, forward over forward of this function is wrong in float32, by as much as 2.5.
+    same(jax.jit(transform(small(small_energy)))(Y), transform(small_energy)(Y))
 
 
 def test_third_derivatives():

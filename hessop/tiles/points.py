@@ -139,7 +139,7 @@ class Points:
         return found
 
 
-def _unless_one(w: Any, axis: int, positions: Array | None) -> Any:
+def _unless_one(w: Any, axis: int, positions: Array | np.ndarray | None) -> Any:
     """The positions on an axis; the only one there is, where it has length 1."""
     if positions is None or axis >= len(w.aval.shape) or w.aval.shape[axis] != 1:
         return positions
