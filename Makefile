@@ -14,11 +14,12 @@ PYTEST := $(BIN)/python -m pytest --dist worksteal
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test counts test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
+.PHONY: help demo test test-all test-long counts test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
 
 help:
 	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
-	@echo "make test          the tests, with float64 on and with float64 off"
+	@echo "make test          the tests, in minutes"
+	@echo "make test-all      and those that take long; and with float64 off"
 	@echo "make counts        Python calls and compilations of small cases, against what was promised"
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
@@ -59,17 +60,23 @@ $(VENV)/.docs: $(VENV)/.package
 demo: $(VENV)/.package
 	$(BIN)/python examples/issue_787.py
 
-test: test-float64 test-float32
+test: CHOSEN = -m "not (slow or gpu or cutest or soak or long)"
+test: test-float64
 
-# What XLA decides does not depend on how well LLVM makes code of it: at its level 0 the tests compile in two thirds of the time.
+# The rest: what takes long, and once more with 64-bit types off.
+test-all: test test-long test-float32
+
 # The slow tests, the demo and the code of the README in a process of its own run as users do.
-test-float64: export XLA_FLAGS += --xla_backend_optimization_level=0
-test-float64: $(VENV)/.tests
-	$(PYTEST) -n $(JOBS) $(CHOSEN)
+FAST = XLA_FLAGS="$$XLA_FLAGS `$(BIN)/python .ci/xla-flags`"
 
-test-float32: export XLA_FLAGS += --xla_backend_optimization_level=0
+test-float64: $(VENV)/.tests
+	$(FAST) $(PYTEST) -n $(JOBS) $(CHOSEN)
+
+test-long: $(VENV)/.tests
+	$(FAST) $(PYTEST) -n $(JOBS) -m "long and not slow"
+
 test-float32: $(VENV)/.tests
-	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
+	$(FAST) HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
 
 # What a call costs, counted and not timed: Python calls, compilations.
 counts: $(VENV)/.tests
@@ -91,9 +98,8 @@ slow: $(VENV)/.tests
 	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) -m slow
 
 # Programs of tests/soak: HESSOP_SOAK_PROGRAMS and HESSOP_SOAK_SEED say how many and which.
-soak: export XLA_FLAGS += --xla_backend_optimization_level=0
 soak: $(VENV)/.tests
-	$(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
+	$(FAST) $(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/dense.py $(BENCH)

@@ -678,6 +678,7 @@ def check_composition(first: list[str], second: list[str], mixed: bool, n: int) 
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
 
 
+@pytest.mark.long
 @pytest.mark.x64
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(COMPOSITIONS)

@@ -69,6 +69,7 @@ def test_no_nan_is_made(name):
             same(run(A, b), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_without_jit_no_operation_makes_nan(name):
     """Without jit each operation is looked at, those within loops too."""

@@ -80,7 +80,7 @@ QUICK = ["value", "gradient", "mv", "materialize", "chunks", "diagonal"]
 @pytest.mark.parametrize(
     ("devices", "routes", "uses"),
     [
-        pytest.param(2, ["auto", "columns"], QUICK, id="quick"),
+        pytest.param(2, ["auto", "columns"], QUICK, marks=pytest.mark.long, id="quick"),
         pytest.param(2, ROUTES, None, marks=pytest.mark.slow, id="2"),
         pytest.param(4, ROUTES, None, marks=pytest.mark.slow, id="4"),
     ],

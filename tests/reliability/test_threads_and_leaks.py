@@ -63,6 +63,7 @@ def test_eight_threads_with_one_operator():
         np.testing.assert_array_equal(result, expected[k % len(expected)])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_ten_thousand_products_at_changing_points():
     def memory():
