@@ -107,6 +107,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/minimise.py $(BENCH)
 	$(BIN)/python benchmarks/trust.py
 	$(BIN)/python benchmarks/first_call.py $(BENCH)
+	$(BIN)/python benchmarks/entries.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

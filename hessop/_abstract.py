@@ -16,7 +16,7 @@ import lineax as lx
 from jax import Array
 
 from hessop._annotations import Chunk, Memory, ProgressOption, RouteName
-from hessop._arguments import check_vector, like
+from hessop._arguments import alike, check_vector
 from hessop._budget import free_memory, parse_memory
 from hessop._decisions import remembered
 from hessop._entries import device_of, entries
@@ -60,8 +60,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
         Raises:
             ValueError: `vector` differs from x in structure, shape or dtype.
         """
-        leaves = like(vector, self._tree(), self.program.x_input_avals)
-        if leaves is None:
+        leaves, tree = jax.tree_util.tree_flatten(vector)
+        if tree != self._tree() or not alike(leaves, self.program.x_input_avals):
             leaves = check_vector(vector, self.in_structure(), "vector")
         self._check_symmetry()
         return self._like_x(self._product(leaves))

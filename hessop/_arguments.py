@@ -165,21 +165,19 @@ def _how_to_split(x: Any, name: str) -> str:
     return f"{fix}; what is not differentiated belongs in args"
 
 
-def like(vector: Any, tree: Any, avals: Sequence[Any]) -> Sequence[Any] | None:
-    """The leaves of a vector that has this tree (None: they are given) and is made of arrays like these; None if it is not.
+def alike(leaves: Sequence[Any], avals: Sequence[Any]) -> bool:
+    """Whether leaves are arrays of these shapes and dtypes.
 
     What it takes is a comparison of addresses for each leaf, mostly: JAX has one abstract value for all arrays of a kind.
     """
-    leaves, found = (vector, None) if tree is None else jax.tree_util.tree_flatten(vector)
-    if found != tree or len(leaves) != len(avals):
-        return None
+    if len(leaves) != len(avals):
+        return False
     for leaf, wanted in zip(leaves, avals, strict=True):
-        aval = getattr(leaf, "aval", None)
-        if aval is wanted:
+        if getattr(leaf, "aval", None) is wanted:
             continue
         if not isinstance(leaf, Array) or leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
-            return None
-    return leaves
+            return False
+    return True
 
 
 def check_vector(vector: Any, structure: Any, name: str, extra: str | None = None) -> list[Any]:
@@ -244,11 +242,11 @@ def check_calls(value: Any) -> float:
     Raises:
         TypeError, ValueError: it is no positive number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"calls: got {value!r} of type {type(value).__name__}, expected a positive number of calls")
     if not value > 0:
         raise ValueError(f"calls: got {value!r}, expected a positive number of calls")
-    return value
+    return float(value)
 
 
 def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:

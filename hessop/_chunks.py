@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from hessop._annotations import ProgressOption
 from hessop._budget import executable_bytes, format_bytes, is_out_of_memory
 from hessop._errors import MemoryBudgetError
 from hessop._finite import all_finite
 from hessop._jaxpr import shape_of
 from hessop._point import Point, placed_shapes, placement, shapes_of
-from hessop._progress import Progress, progress_bar
+from hessop._progress import Progress
 from hessop._take import Take
 
 
@@ -320,7 +319,7 @@ def fill(
     chunking: Chunking,
     *,
     out: Any = None,
-    progress: ProgressOption = False,
+    report: Callable[[Progress], None] = lambda _: None,
 ) -> Taken:
     """All rows [n, width] by a loop on the host.
 
@@ -332,48 +331,42 @@ def fill(
         take: what is wanted of each row.
         chunking: how many rows at a time.
         out: an `Output`, written to in place of a new device array.
-        progress: a bar, or a function that is called with a `Progress` after each chunk.
+        report: called after each chunk.
 
     Returns:
         What was taken.
     """
-    n, chunk = point.layout.n, chunking.chunk
+    n, chunk, maker = point.layout.n, chunking.chunk, chunking.maker
     source, seen, finite = point.source, None, None
-    stored = chunking.stored
-    if stored and point.residuals is None:
+    if chunking.stored and point.residuals is None:
         source, seen = residuals_of(point)(source)
-    columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
+    axis = _axis(point, take, maker)
     matrix, start = None, 0
-    with progress_bar(progress, n, point.layout.dtype) as report:
-        while start < n:
-            first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
-            at = jax.device_put(np.asarray(first, point.index_dtype))
-            try:
-                rows = _rows_of(point, take, chunk, stored, chunking.maker)(source, point.shift, at)
-                rows.block_until_ready()
-            except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if chunk == 1:
-                    raise MemoryBudgetError(
-                        f"out of memory with one row at a time, {start} of {n} rows done: {error}"
-                    ) from error
-                chunk //= 2
-                continue
-            if out is not None:
-                here = np.asarray(rows)
-                where = (slice(None), slice(first, first + chunk))
-                out[where if axis else where[::-1]] = here.T if axis else here
-                finite = finite is not False and all_finite(here)
-            elif chunk == n:
-                matrix = take.transposed(rows, point.layout) if columns and axis else rows
-            elif matrix is None:
-                matrix = _begin(rows, at, (n, take.width(point.layout)), axis)
-            else:
-                matrix = _write(matrix, rows, at, axis)
-            start = first + chunk
-            report(Progress(done=start, total=n, chunk=chunk))
-    if matrix is not None and columns and not axis:
+    while start < n:
+        first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+        at = jax.device_put(np.asarray(first, point.index_dtype))
+        try:
+            rows = _rows_of(point, take, chunk, chunking.stored, maker)(source, point.shift, at)
+            rows.block_until_ready()
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if chunk == 1:
+                raise MemoryBudgetError(f"out of memory with one row at a time, {start} of {n} rows done: {error}") from error
+            chunk //= 2
+            continue
+        if out is not None:
+            here = np.asarray(rows)
+            where = (slice(None), slice(first, first + chunk))
+            out[where if axis else where[::-1]] = here.T if axis else here
+            finite = finite is not False and all_finite(here)
+        elif matrix is None:
+            matrix = _begin(rows, at, (n, take.width(point.layout)), axis)
+        else:
+            matrix = _write(matrix, rows, at, axis)
+        start = first + chunk
+        report(Progress(done=start, total=n, chunk=chunk))
+    if matrix is not None and maker.columns and not axis:
         matrix = take.transposed(matrix, point.layout)
     return Taken(matrix, seen, finite)
 

@@ -35,14 +35,12 @@ def decide(point: Point, request: Request) -> Choice:
         MemoryBudgetError: nothing fits.
     """
     budget = request.memory
-    if budget is None and request.chunk is not None:
-        return choose_route(point, request, None)  # nothing is priced
-    if budget is None:
+    if budget is None and request.chunk is None:
         budget = free_memory(device_of(point))
     return remembered(
         point.program,
         (request, point.residuals is None, point.shift is None),
-        budget,
+        budget or 0,  # nothing is asked for a chunk without a budget
         lambda: choose_route(point, request, budget),
         needs=_peak,
         where=lambda choice: placement(point.source) if choice.measured else None,
@@ -106,8 +104,8 @@ def entries(
     if out is None and progress is False:
         taken = _computed(point, take, choice, form)
     else:
-        with opened as output:
-            taken = _written(point, take, choice, output, progress)
+        with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
+            taken = _reported(point, take, choice, output, report)
     rows = taken.rows
     if problem is not None:
         # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
@@ -126,17 +124,15 @@ def _at_once(point: Point, take: Take, choice: Choice) -> Any:
 
 
 # Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
-_DISPATCH = 5e-5
+_DISPATCH = 3e-5
 _QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
-    rows = _at_once(point, take, choice)
+    rows, layout = _at_once(point, take, choice), point.layout
     if rows is None:
-        assert choice.chunking is not None
-        return fill(point, take, choice.chunking)
-    layout = point.layout
+        return _in_chunks(point, take, choice)
 
     def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
         found, seen = rows(*of_point)
@@ -146,34 +142,50 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
 
+    quick = choice.run < _DISPATCH and _on_cpu(point)
+    chunks, stored = choice.chunking is not None, point.residuals is not None
+    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
     try:
-        quick = choice.run < _DISPATCH and _on_cpu(point)
-        key = ("entries", take, form, point.residuals is not None, choice.route, choice.limit, choice.tiled, quick)
         build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
-        return Taken(*point.program.executable(key, build)(point.source, point.shift))
+        taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
+        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
+        return taken
     except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error) or choice.chunking is None or layout.n == 1:
-            raise
-        return fill(point, take, dataclasses.replace(choice.chunking, chunk=layout.n // 2))
+        return _in_chunks(point, take, choice, error)
 
 
 def _on_cpu(point: Point) -> bool:
     return (device_of(point) or jax.devices()[0]).platform == "cpu"
 
 
-def _written(point: Point, take: Take, choice: Choice, output: Any, progress: ProgressOption) -> Taken:
+def _reported(point: Point, take: Take, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
     """All rows, with progress; into the output, if there is one."""
-    if choice.chunking is not None:
-        return fill(point, take, choice.chunking, out=output, progress=progress)
-    n, dtype = point.layout.n, point.layout.dtype
-    with progress_bar(progress, n, dtype) as report:  # before the work: it may be the wrong kind, or need a library
-        taken = Taken(*structure_rows(point, take, choice.limit, choice.tiled)(point.source, point.shift))
-        if output is not None:
-            rows = np.asarray(taken.rows)
-            output[:] = rows
-            taken = Taken(None, taken.seen, all_finite(rows))
-        report(Progress(done=n, total=n, chunk=n))
+    rows, n = _at_once(point, take, choice), point.layout.n
+    if rows is None:
+        return _in_chunks(point, take, choice, out=output, report=report)
+    try:
+        found, seen = rows(point.source, point.shift)
+        found.block_until_ready()
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, take, choice, error, out=output, report=report)
+    taken = Taken(found, seen)
+    if output is not None:
+        here = np.asarray(found)
+        output[:] = here
+        taken = Taken(None, seen, all_finite(here))
+    report(Progress(done=n, total=n, chunk=n))
     return taken
+
+
+def _in_chunks(point: Point, take: Take, choice: Choice, error: Exception | None = None, **how: Any) -> Taken:
+    """Rows in chunks; after an error, if that is of memory, in chunks of half of them."""
+    chunking = choice.chunking
+    if error is not None and (chunking is None or not is_out_of_memory(error)):
+        raise error
+    assert chunking is not None
+    if error is not None:
+        chunking = dataclasses.replace(chunking, chunk=max(1, point.layout.n // 2))
+    return fill(point, take, chunking, **how)
 
 
 def _looked_at(

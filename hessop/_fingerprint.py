@@ -30,17 +30,11 @@ from hessop._jaxpr import CALLS, RULED, open_jaxpr
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
 # Parameters of these types compare by value, exactly.
 _PLAIN = frozenset((int, str, bool, bytes, type(None)))
-_DTYPES = ("bool", "int32", "int64", "float32", "float64", "complex64", "complex128")
-_EXACT = {*_PLAIN} | {type(jnp.dtype(name)) for name in _DTYPES}
-_TUPLE = {tuple}
-_JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, _JAXPRS)
-
-
+# And those of these, which `_is_exact` adds to.
+_EXACT = {*_PLAIN, *(type(jnp.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64"))}
 _NUMBERS = (float, complex, np.generic)
+_JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
+_ONLY_TUPLES = {tuple}
 
 
 class _Same:
@@ -116,15 +110,17 @@ def read(closed: Any, hoisted: bool = True) -> Reading:
                 parts.append(value._value_)
             elif isinstance(value, _JAXPRS):
                 carried.append((value, inside))
+            elif kind is list:
+                carried += [(v, inside) for v in value if isinstance(v, _JAXPRS)]
+                parts.append(_param(value))
             elif isinstance(value, tuple):
                 flat = value
-                while flat and {*map(type, flat)} == _TUPLE:
+                while flat and {*map(type, flat)} == _ONLY_TUPLES:
                     flat = tuple(chain.from_iterable(flat))
                 if _EXACT.issuperset(map(type, flat)) or all(map(_is_exact, flat)):
                     parts += (value, *map(type, flat))
-                elif any(map(_is_jaxpr, flat)):
-                    carried += [(v, inside) for v in flat]
                 else:
+                    carried += [(v, inside) for v in flat if isinstance(v, _JAXPRS)]
                     parts.append(_param(value))
             else:
                 parts.append(value if _is_exact(value) else _param(value))

@@ -28,10 +28,7 @@ _ON_HOST = 2**16
 
 def is_finite(array: Array) -> bool:
     """Whether an array is finite; of a large square one, whether the part is that is looked at."""
-    here = np.asarray(array) if array.size <= _ON_HOST else None
-    if here is None:
-        return bool(looks_finite(array))
-    return bool(np.logical_and.reduce(np.isfinite(here), axis=None)) if here.dtype.kind == "f" else all_finite(here)
+    return all_finite(np.asarray(array)) if array.size <= _ON_HOST else bool(looks_finite(array))
 
 
 @jax.jit
@@ -48,7 +45,8 @@ def looks_finite(array: Array) -> Array:
 
 def all_finite(array: Any) -> bool:
     """Whether an array on the host, of any floating dtype, is finite."""
-    return bool(np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64)).all())
+    finite = np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))
+    return bool(np.logical_and.reduce(finite, axis=None))
 
 
 def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:

@@ -41,6 +41,9 @@ class Bound:
             raise AttributeError(name)
         return getattr(self.__func__, name)
 
+    def __reduce__(self) -> Any:
+        return getattr, (self.__self__, self.__func__.__name__)
+
     def __repr__(self) -> str:
         return f"<method {self.__func__.__qualname__} of {self.__self__!r}>"
 

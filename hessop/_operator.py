@@ -28,7 +28,7 @@ from hessop._annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._arguments import Static, as_leaf, check_calls, check_scalar, check_x, like
+from hessop._arguments import Static, alike, as_leaf, check_calls, check_scalar, check_x
 from hessop._budget import free_memory, parse_memory
 from hessop._chunks import residuals_of
 from hessop._decisions import remembered
@@ -182,7 +182,7 @@ class HessianOperator(AbstractHessian):
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
         leaves, tree = jax.tree_util.tree_flatten(self.x)
-        if like(leaves, None, self.program.x_input_avals) is not None:
+        if alike(leaves, self.program.x_input_avals):
             return tree.unflatten(self.program.x_avals)
         return tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves])
 
@@ -461,7 +461,7 @@ class _Source:
 def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
     """Whether the leaves of x and args are what the program was traced for."""
     avals = program.input_avals[len(program.input_avals) - len(leaves) :]
-    return like(leaves, None, avals) is not None or all(  # of numpy's, perhaps
+    return alike(leaves, avals) or all(  # of numpy's, perhaps
         np.shape(a) == aval.shape and a.dtype == aval.dtype for a, aval in zip(leaves, avals, strict=True)
     )
 

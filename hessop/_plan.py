@@ -86,11 +86,12 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
     take, route, chunk, _, host_output, compile, calls = request
+    by_columns = _columns_cost(point)
 
     def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Choice:
         limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}
         chunking = choose_chunking(maker, point, take, **limits)
-        run = _columns_cost(point).run if name == "columns" else math.inf
+        run = by_columns.run if name == "columns" else math.inf
         return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit, run=run)
 
     by_products = products(point.program)
@@ -109,14 +110,13 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
 
     assert budget is not None
     limit = bytes_without_rule(point.program, budget)
-    forced, by_columns = route == "structure", _columns_cost(point)
-    calls = calls if route == "auto" else math.inf
+    forced = route == "structure"
+    calls = calls if route == "auto" else math.inf  # who asks for tiles does not ask what compiling them takes
     structure = structure_price(point, take, limit, None if forced else results_worth(by_columns, calls))
-    if structure is None or not (
-        forced or pays(structure.whole, by_columns, calls) or pays(structure.tiled, by_columns, calls)
-    ):
+    forms = () if structure is None else (structure.whole, structure.tiled)
+    if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
         try:
-            return columns(_against(structure, by_columns, calls))
+            return columns(_against(structure, by_columns, request))
         except MemoryBudgetError:  # dearer, but perhaps smaller
             structure = structure or structure_price(point, take, limit)
             assert structure is not None
@@ -152,10 +152,10 @@ def _why(form: Cost, columns: Cost, request: Request) -> str:
     return f"structure takes {form}, columns {columns}; {request.calls:g} calls are expected"
 
 
-def _against(structure: StructurePrice | None, columns: Cost, calls: float) -> str:
+def _against(structure: StructurePrice | None, columns: Cost, request: Request) -> str:
     """Why columns are chosen."""
     of_terms = f"structure {structure.whole}" if structure else "structure more than it could save"
-    return f"columns take {columns}, {of_terms}; {calls:g} calls are expected"
+    return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
 
 
 def _columns_cost(point: Point) -> Cost:
@@ -206,11 +206,6 @@ def _structure_peak(point: Point, take: Take, structure: StructurePrice, limit: 
         return min(structure.peak, structure_estimate(point, take, limit)), False
     told = structure_bytes(point, take, limit)
     return (structure.peak, False) if told is None else (told, True)
-
-
-def elements(count: float) -> str:
-    """A number of elements, for a person."""
-    return f"{count:.2g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,13 +113,12 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
     """
     if route == "columns" or point.layout.n == 0 or point.residuals is not None:
         return None
+    program, limit = point.program, bytes_without_rule(point.program, budget)
+    if route in ("structure", "tiles"):
+        return products_by_tiles(program, limit, count)
     work = count * _work(_without_terms(point, budget))
-    asked = route in ("structure", "tiles")
-    if asked:
-        return products_by_tiles(point.program, bytes_without_rule(point.program, budget), count)
-    plain = cost((*point.program.primal.eqns, *point.program.linear.eqns), work)
-    most = (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls))
-    found = products_by_tiles(point.program, bytes_without_rule(point.program, budget), count, most)
+    plain = cost((*program.primal.eqns, *program.linear.eqns), work)
+    found = products_by_tiles(program, limit, count, (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
         return None
     eqns = found[0].final().eqns

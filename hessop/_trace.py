@@ -145,7 +145,7 @@ def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
         if isinstance(value, np.ndarray) and value.nbytes <= _SMALL:
             key = (value.dtype, value.shape, value.tobytes(), around)
             copy = _COPIES.get(key)
-            value = _kept_copy(key, value) if copy is None else copy
+            value = _kept_copy(key, value) if copy is None or copy.is_deleted() else copy
         elif not isinstance(value, Array):
             value = _copy(value)
         found.append(value)
@@ -159,7 +159,8 @@ def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
     with contextlib.suppress(KeyError):  # another thread may have been faster
         while len(_COPIES) >= _LAST:
             _COPIES.popitem(last=False)
-    return _COPIES.setdefault(key, copy)
+    _COPIES[key] = copy
+    return copy
 
 
 def _copy(value: Any) -> Array:

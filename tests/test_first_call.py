@@ -1,6 +1,8 @@
 """What a first call and a warm one cost: compilations, traces and Python calls are counted, never seconds."""
 
+import copy
 import itertools
+import pickle
 import sys
 
 import equinox as eqx
@@ -233,3 +235,44 @@ def test_methods_are_pytrees():
     assert bound.__doc__ == hessop.HessianOperator.mv.__doc__
     np.testing.assert_allclose(bound.__wrapped__(x), bound(x))
     np.testing.assert_allclose(hessop.HessianOperator.mv(H, x), bound(x))
+
+
+def test_methods_are_pickled_with_their_operators():
+    x = jnp.arange(1.0, 4.0, dtype=FLOAT)
+    H = hessop.HessianOperator(rosenbrock, x)
+    for bound in (pickle.loads(pickle.dumps(H.mv)), copy.deepcopy(H.mv), copy.copy(H.mv)):
+        np.testing.assert_allclose(bound(x), H.mv(x))
+
+
+def test_an_operator_that_was_donated_takes_no_captured_array_with_it():
+    data = np.arange(1.0, 4.0)
+    fn = lambda x: jnp.sum(data * x**3)
+    x = jnp.arange(1.0, 4.0, dtype=FLOAT)
+    made = [hessop.HessianOperator(fn, x + k) for k in range(1)]
+    for leaf in jax.tree.leaves(made[0]):
+        leaf.delete()
+    np.testing.assert_allclose(hessop.HessianOperator(fn, x).mv(x), 6 * data * x * x)
+
+
+def test_a_chunk_that_was_given_is_decided_once():
+    x = jnp.linspace(0.0, 1.0, 30, dtype=FLOAT)
+    H = hessop.HessianOperator(rosenbrock, x)
+    call = lambda: H.materialize(chunk=10)
+    call()
+    decisions = [key for key in H.program.executables if key[0] == "decision"]
+    before = len(H.program.executables)
+    first = min(python_calls(call) for _ in range(3))
+    assert len(decisions) == 1
+    assert len(H.program.executables) == before
+    assert first <= 400  # three chunks
+
+
+def test_progress_and_an_output_run_the_same_executable():
+    x = jnp.linspace(0.0, 1.0, 31, dtype=FLOAT)
+    H = hessop.HessianOperator(rosenbrock, x)
+    seen = []
+    whole = np.asarray(H.materialize())
+    np.testing.assert_array_equal(H.materialize(progress=seen.append), whole)
+    assert [state.done for state in seen] == [31]
+    np.testing.assert_allclose(H.materialize(out=np.zeros((31, 31), FLOAT)), whole, rtol=1e-6, atol=1e-4)
+    assert not [key for key in H.program.executables if key[0] == "rows"]

@@ -112,7 +112,7 @@ def test_a_failing_computation_leaves_the_file(older, H, monkeypatch):
     def failing(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("hessop._chunks._rows_of", failing)
+    monkeypatch.setattr("hessop._entries.all_rows", failing)
     with pytest.raises(RuntimeError, match="broken"):
         H.materialize(out=older)
     assert_untouched(older)

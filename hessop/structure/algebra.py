@@ -87,6 +87,15 @@ class Algebra:
                 raise TooLarge
         return self._memo[key]
 
+    def is_list(self, ids: Sequence[Id], largest: int) -> bool:
+        """Whether these are blocks along one long axis: all of their entries are few then, where those of all pairs are not.
+
+        Args:
+            ids: of the blocks.
+            largest: number of elements of the largest array that they are made of.
+        """
+        return sum(i.size > SMALL for i in ids) <= 1 and extent(ids) <= SMALL**2 * largest
+
     def numbered(self, exprs: Sequence[Expr]) -> tuple[Hashable, tuple[Id, ...], list[Any]]:
         """The form of expressions with ids numbered in order of appearance; those ids; the arrays looked up in."""
         numbers: dict[Id, int] = {}

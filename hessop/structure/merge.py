@@ -9,7 +9,7 @@ Depends on terms and the algebra. Must never know primitives or jaxprs.
 import itertools
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
-from hessop.structure.algebra import SMALL, Algebra
+from hessop.structure.algebra import Algebra
 from hessop.structure.terms import (
     Expr,
     Factor,
@@ -107,10 +107,8 @@ def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection
         inside = [factors[k] for k in sorted(group)]
         result = [i for i in factor_ids(inside) if i in placed]
         largest = max(extent(f.ids) for f in inside)
-        # Along one long axis, as of a list, all entries of short ones are few.
-        listed = sum(i.size > SMALL for i in factor_ids(inside)) <= 1
         grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
-        grows = grows and not listed
+        grows = grows and not algebra.is_list(factor_ids(inside), largest)
         if grows and len(inside) <= _MAX_FACTORS:
             waiting.update(factor_ids(inside))
             continue

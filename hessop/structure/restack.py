@@ -153,9 +153,8 @@ def _stacked_product(algebra: Algebra, terms: dict[int, Term], along: Id) -> Pro
         factors = [f for t in terms.values() for p in t.products for f in p.factors]
         largest = max((extent(f.ids) for f in factors), default=1)
         held = [i for i in factor_ids(factors) if i in placed]
-        # Blocks of a list may grow to all of their entries, which are few; blocks of all pairs would be the matrix.
-        long = [i for i in held if i.size > SMALL]
-        if len(long) > 1 and extent(held) > max(largest, algebra.eager // along.size):
+        grows = extent(held) > max(largest, algebra.eager // along.size)
+        if grows and not algebra.is_list((along, *held), largest):
             return None
         entries = {v: _total(algebra, t, placed) for v, t in terms.items()}
     coefs = {c for c, _ in entries.values()}

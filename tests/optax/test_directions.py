@@ -120,7 +120,7 @@ def pairs(x, strength):
 
 def test_a_tiled_objective_is_still_one_of_pairs():
     # Its line search stores no pairs, and its Hessian has the terms and the blocks of the function inside.
-    x, seen = jnp.asarray(np.random.RandomState(0).standard_normal((40, 3)), float), []
+    x, seen = jnp.asarray(np.random.RandomState(0).standard_normal((100, 3)), float), []
 
     def look(H):
         seen.append(str(H.plan(memory="1GB")))
