@@ -4,6 +4,7 @@ Executables that compute entries return the value and the gradient as well, whic
 Depends on programs. Must never know operators or routes.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,13 +23,14 @@ from hessop._tree import leaf_name
 # all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
 # always shows on its diagonal.
 _LOOKED_AT = 2**20
-# Up to so many are looked at by numpy: compiling a sum of them takes longer than a small Hessian is worth.
+# Up to so many are looked at by numpy wherever they are: compiling a sum of them takes longer than a small Hessian is worth.
 _ON_HOST = 2**16
 
 
 def is_finite(array: Array) -> bool:
     """Whether an array is finite; of a large square one, whether the part is that is looked at."""
-    return all_finite(np.asarray(array)) if array.size <= _ON_HOST else bool(looks_finite(array))
+    on_host = array.size <= _ON_HOST or (array.size <= _LOOKED_AT and next(iter(array.devices())).platform == "cpu")
+    return all_finite(np.asarray(array)) if on_host else bool(looks_finite(array))
 
 
 @jax.jit
@@ -45,6 +47,12 @@ def looks_finite(array: Array) -> Array:
 
 def all_finite(array: Any) -> bool:
     """Whether an array on the host, of any floating dtype, is finite."""
+    if array.size > _ON_HOST and array.dtype in (np.float32, np.float64) and array.flags.contiguous:
+        flat = array.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.dot(flat, flat)  # three times as fast as an array of booleans, but may overflow
+        if math.isfinite(squares):
+            return True
     finite = np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))
     return bool(np.logical_and.reduce(finite, axis=None))
 

@@ -218,6 +218,34 @@ def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
     np.testing.assert_allclose(H.diagonal().ravel(), jnp.diagonal(H.materialize()), rtol=1e-4)
 
 
+# --- one kernel for what goes to the same kind of place ---
+
+
+@pytest.mark.parametrize(("atoms", "joined"), [(40, True), (1100, False)])
+def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
+    """A scatter is a loop of its own: compiling it takes as long as copying a hundred thousand updates, a hundred times."""
+    k = np.arange(atoms)
+    i, j = np.concatenate([np.stack([k, (k + d) % atoms]) for d in range(1, 15)], axis=1)
+    x = jnp.asarray(np.random.RandomState(1).rand(atoms, 3), FLOAT)
+    fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
+    H = hessop.HessianOperator(fn, x)
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    pairs = sum(eqn.primitive.name == "scatter-add" and eqn.outvars[0].aval.ndim == 4 for eqn in jaxpr.eqns)
+    assert pairs == (1 if joined else 3)  # both halves and the diagonal blocks
+    if joined:
+        expected = jax.hessian(fn)(x).reshape(x.size, x.size)
+        np.testing.assert_allclose(H.materialize(), expected, rtol=1e-4, atol=1e-6 * jnp.max(jnp.abs(expected)))
+
+
+def test_bands_are_scattered_together():
+    x = jnp.linspace(0.1, 1.0, 50, dtype=FLOAT)
+    fn = lambda x: jnp.sum((x[:-1] ** 2 + x[1:] ** 2) ** 2 - 4.0 * x[:-1])
+    H = hessop.HessianOperator(fn, x)
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    assert sum(eqn.primitive.name == "scatter-add" for eqn in jaxpr.eqns) == 1
+    np.testing.assert_allclose(hessop.HessianOperator(fn, x, route="structure").materialize(), jax.hessian(fn)(x), rtol=1e-5)
+
+
 # --- methods ---
 
 

@@ -116,3 +116,13 @@ def test_the_line_is_the_users():
     with pytest.warns(RuntimeWarning) as caught:
         H.materialize()
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, FLOAT])
+@pytest.mark.parametrize("shape", [(), (3, 5), (300, 300), (1200, 1200)])
+def test_what_is_looked_at(dtype, shape):
+    """Whatever the squares of the entries are: they overflow here."""
+    large = jnp.full(shape, 0.9 * float(jnp.finfo(dtype).max), dtype)
+    assert _finite.is_finite(large)
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not _finite.is_finite(large.at[(0,) * len(shape)].set(bad))

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ from hessop.structure.terms import (
 )
 
 _MAX_UNROLLED = 27
+# Elements of updates that are copied, to be scattered with others, in less than a hundredth of what a scatter takes to compile.
+_FEW_UPDATES = 2**17
 
 
 def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtype: Any) -> Array:
@@ -47,13 +50,19 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
             diagonals.setdefault(pair, []).append(term)
         else:
             rest.append(term)
-    total = functools.reduce(operator.add, pieces) if pieces else jnp.zeros(sizes, dtype)
+    updates: list[_Update] = []
     for (p, q), group in diagonals.items():
         fewer = [n for k, n in enumerate(sizes) if k != q]
         blocks = assemble(algebra, [t.with_axis(q) for t in group], fewer, dtype)
-        total = _add_on_diagonal(total, blocks, p, q)
+        if sizes[p] <= SMALL:
+            pieces.append(_where_equal(jnp.expand_dims(blocks, q), sizes, p, q))
+        else:
+            updates.append(_on_diagonal(blocks, p, q))
     for term in rest:
-        total = _scatter(algebra, total, term, dtype)
+        updates += _scattered(algebra, term, sizes, dtype)
+    total = functools.reduce(operator.add, pieces) if pieces else jnp.zeros(sizes, dtype)
+    for update in _together(updates):
+        total = _scatter_add(total, update)
     return total
 
 
@@ -151,11 +160,16 @@ def _pieces(algebra: Algebra, term: Term, box: _Box, sizes: Sequence[int], dtype
         for product in values(algebra, term, at):
             piece = _boxed(product, axes, sizes, dtype)
             for p, q in box.equal:
-                shape = [n if k in (p, q) else 1 for k, n in enumerate(sizes)]
-                same = lax.broadcasted_iota(jnp.int32, shape, p) == lax.broadcasted_iota(jnp.int32, shape, q)
-                piece = jnp.where(same, piece, jnp.zeros((), dtype))
+                piece = _where_equal(piece, sizes, p, q)
             pieces.append(piece)
     return pieces
+
+
+def _where_equal(array: Array, sizes: Sequence[int], p: int, q: int) -> Array:
+    """The array, broadcast to `sizes`, where axes p and q are at the same place, and zero elsewhere."""
+    shape = [n if k in (p, q) else 1 for k, n in enumerate(sizes)]
+    same = lax.broadcasted_iota(jnp.int32, shape, p) == lax.broadcasted_iota(jnp.int32, shape, q)
+    return jnp.where(same, array, jnp.zeros((), array.dtype))
 
 
 def _boxed(product: Product, axes: Sequence[Expr], sizes: Sequence[int], dtype: Any) -> Array:
@@ -187,44 +201,72 @@ def _diagonal(term: Term, sizes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
-def _add_on_diagonal(total: Array, blocks: Array, p: int, q: int) -> Array:
-    """Add blocks[..., k, ...] where both axis p and axis q are at k."""
-    k = lax.iota(jnp.int32, total.shape[p])
-    updates = jnp.moveaxis(blocks, p, 0)
-    return _scatter_add(total, jnp.stack([k, k], axis=-1), updates, (p, q), distinct=True)
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    """What is added at indices.
+
+    Attributes:
+        index: integers [*batch, len(axes)].
+        values: [*batch, *window], where the window has the other axes of the result, whole.
+        axes: the axes of the result that the indices are for.
+        distinct: whether the indices are sorted and none is there twice.
+    """
+
+    index: Array
+    values: Array
+    axes: tuple[int, ...]
+    distinct: bool
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        return self.values.shape[self.index.ndim - 1 :]
 
 
-def _scatter(algebra: Algebra, total: Array, term: Term, dtype: Any) -> Array:
-    """Add a term entry by entry, or window by window along the axes that it fills with ids of their own."""
-    counts: dict[Id, int] = {}
-    for e in term.axes:
-        for i in e.ids:
-            counts[i] = counts.get(i, 0) + 1
-    whole = [single_id(e, n) for e, n in zip(term.axes, total.shape, strict=True)]
+def _on_diagonal(blocks: Array, p: int, q: int) -> _Update:
+    """blocks[..., k, ...] where both axis p and axis q are at k."""
+    k = lax.iota(jnp.int32, blocks.shape[p])
+    return _Update(jnp.stack([k, k], axis=-1), jnp.moveaxis(blocks, p, 0), (p, q), distinct=True)
+
+
+def _scattered(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: Any) -> list[_Update]:
+    """A term entry by entry, or window by window along the axes that it fills with ids of their own."""
+    counts = Counter(i for e in term.axes for i in e.ids)
+    whole = [single_id(e, n) for e, n in zip(term.axes, sizes, strict=True)]
     windows = tuple(i for i in whole if i is not None and counts[i] == 1)
     axes = tuple(k for k, i in enumerate(whole) if i not in windows)
     ids = tuple(i for i in term.ids if i not in windows)
-    shape = [i.size for i in (*ids, *windows)]
-    index = [jnp.broadcast_to(algebra.positions(term.axes[k], ids), shape[: len(ids)]) for k in axes]
-    for product in values(algebra, term):
-        updates = spread(product, (*ids, *windows), dtype)
-        total = _scatter_add(total, jnp.stack(index, axis=-1), updates, axes, distinct=False)
-    return total
+    shape = [i.size for i in ids]
+    index = jnp.stack([jnp.broadcast_to(algebra.positions(term.axes[k], ids), shape) for k in axes], axis=-1)
+    return [_Update(index, spread(product, (*ids, *windows), dtype), axes, False) for product in values(algebra, term)]
 
 
-def _scatter_add(total: Array, index: Array, updates: Array, axes: tuple[int, ...], *, distinct: bool) -> Array:
-    batch = index.ndim - 1
+def _together(updates: Sequence[_Update]) -> list[_Update]:
+    """Updates of the same axes as one, where there are few: a scatter is a loop that takes long to compile."""
+    groups: dict[Any, list[_Update]] = {}
+    for k, u in enumerate(updates):
+        few = u.index.ndim == 2 and u.values.size <= _FEW_UPDATES and all(n <= SMALL for n in u.window)
+        groups.setdefault((u.axes, u.window) if few else k, []).append(u)
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups.values()]
+
+
+def _joined(group: Sequence[_Update]) -> _Update:
+    index, values = (jnp.concatenate([getattr(u, name) for u in group]) for name in ("index", "values"))
+    return _Update(index, values, group[0].axes, distinct=False)
+
+
+def _scatter_add(total: Array, update: _Update) -> Array:
+    batch = update.index.ndim - 1
     numbers = lax.ScatterDimensionNumbers(
-        update_window_dims=tuple(range(batch, updates.ndim)),
-        inserted_window_dims=axes,
-        scatter_dims_to_operand_dims=axes,
+        update_window_dims=tuple(range(batch, update.values.ndim)),
+        inserted_window_dims=update.axes,
+        scatter_dims_to_operand_dims=update.axes,
     )
     return lax.scatter_add(
         total,
-        index,
-        updates,
+        update.index,
+        update.values,
         numbers,
-        indices_are_sorted=distinct,
-        unique_indices=distinct,
+        indices_are_sorted=update.distinct,
+        unique_indices=update.distinct,
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
