@@ -1,4 +1,4 @@
-"""What a user hands over, sorted: arrays that may change freely, and everything else, which is part of the function.
+"""What a user passes, sorted: arrays that may change freely, and everything else, which is part of the function.
 
 Arrays and floats, numpy's too, are dynamic (a new value never recompiles); ints, bools (numpy's too), strings and functions
 are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.

@@ -1,7 +1,7 @@
 """Which virtual values are worth making once, because making them is long and several others read them.
 
-XLA's CPU backend makes what is cheap anew in each kernel that reads it, with all that is cheap before it: a polynomial of a
-hundred factors in each of ten planes. What it holds for dear, a quotient or a root, it makes once if that can be.
+XLA's CPU backend recomputes what is cheap in each kernel that reads it, with all that is cheap before it: a polynomial of a
+hundred factors in each of ten planes. What it considers expensive, a quotient or a root, it makes once if that can be.
 
 Depends on rules (for what acts entry by entry). Must never know loops or arrays.
 """
@@ -20,14 +20,14 @@ _LONG = 4
 _VERY_LONG = 40
 _ROOM = 4
 # What XLA does not make twice where it need not.
-_DEAR = frozenset(
+_EXPENSIVE = frozenset(
     """
     acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic
     pow rem rsqrt sin sinh sqrt tan tanh
     """.split()  # noqa: SIM905 (one name a line would be two screens)
 )
 # Of those that are no entrywise function, these are made in the kernel that reads them, too.
-_CHEAP = (ELEMENTWISE - _DEAR) | frozenset(MOVES) | {"reduce_sum"}
+_CHEAP = (ELEMENTWISE - _EXPENSIVE) | frozenset(MOVES) | {"reduce_sum"}
 
 Virtual = Mapping[Any, Any]
 
@@ -55,7 +55,7 @@ def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: i
         several = sum(max(1, planes(k) // max(1, planes(v))) for k in makes) > 1
         if v in virtual and v not in summed and several and name not in MOVES and len(behind[v]) >= long:
             found.add(v)
-        if v not in virtual or v in summed or v in found or (several and name in _DEAR):
+        if v not in virtual or v in summed or v in found or (several and name in _EXPENSIVE):
             makes = {v}
         for w in variables(eqn.invars):
             kernels.setdefault(w, set()).update(makes)
