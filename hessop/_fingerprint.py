@@ -38,7 +38,7 @@ _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 _ONLY_TUPLES = {tuple}
 
 
-# JAX's derivative of these, where indices out of bounds are clipped, is not that of any function: the Hessian is asymmetric.
+# Where indices out of bounds are clipped, the rule of JAX 0.10 for these makes an asymmetric Hessian; that of 0.12 does not.
 _EXTREMAL = frozenset(("scatter_max", "scatter_min", "scatter-max", "scatter-min"))
 
 

@@ -161,8 +161,15 @@ def clipped(operation, index):
 @pytest.mark.parametrize(
     ("operation", "index", "inside"),
     [
-        *itertools.product(["max", "min"], [(4, 9), (0, 9, 4), (4, 4, 9), (4, 9, 9)], ["plain"]),
-        *itertools.product(["max"], [(4, 9)], ["jit", "scan", "switch"]),
+        ("max", (4, 9), "plain"),
+        ("min", (0, 9, 4), "scan"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                *itertools.product(["max", "min"], [(4, 4, 9), (4, 9, 9)], ["plain"]),
+                *itertools.product(["max"], [(4, 9)], ["jit", "scan", "switch"]),
+            ]
+        ),
     ],
 )
 def test_rules_of_jax_that_are_wrong(operation, index, inside):
@@ -175,7 +182,8 @@ def test_rules_of_jax_that_are_wrong(operation, index, inside):
     }[inside]
     x = jnp.asarray([0.55, 0.72, 0.6, 0.54, 0.42], FLOAT)
     expected = jax.hessian(fn)(x)
-    assert jnp.max(jnp.abs(expected - expected.T)) > 0.1
+    if jax.__version_info__ < (0, 11):  # another rule since
+        assert jnp.max(jnp.abs(expected - expected.T)) > 0.1
     close = functools.partial(np.testing.assert_allclose, desired=expected, atol=100 * TOLERANCE)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "asymmetric", RuntimeWarning)
