@@ -25,7 +25,7 @@ from hessop._point import Point, placement
 from hessop._progress import Progress, progress_bar
 from hessop._recompute import value_and_gradient
 from hessop._structured import structure_rows
-from hessop._take import Form, Take, formed
+from hessop._take import Form, Take, blocks_on_host, formed
 
 
 def decide(point: Point, request: Request) -> Choice:
@@ -133,6 +133,8 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
     rows, layout = _at_once(point, take, choice), point.layout
     if rows is None:
         return _in_chunks(point, take, choice)
+    if _splits_on_host(point, form):
+        form = "rows"
 
     def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
         found, seen = rows(*of_point)
@@ -152,6 +154,11 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, take, choice, error)
+
+
+def _splits_on_host(point: Point, form: Form) -> bool:
+    """Whether the blocks of a matrix are copied by numpy: on the CPU, where no array has been put on a device by the user."""
+    return form == "nested" and len(point.layout.shapes) > 1 and _on_cpu(point) and not any(placement(point.source))
 
 
 def _on_cpu(point: Point) -> bool:
@@ -214,6 +221,8 @@ def _formed(point: Point, take: Take, form: Form, rows: Any) -> Any:
     if form == "rows":
         return rows
     layout = point.layout
+    if _splits_on_host(point, form):
+        return blocks_on_host(rows, layout)
     donated = 0 if form == "nested" and len(layout.shapes) == 1 else ()
     function = lambda taken: formed(taken, take, form, layout)
     return point.program.executable(("form", take, form), lambda: jax.jit(function, donate_argnums=donated))(rows)

@@ -6,6 +6,7 @@ Depends on the routes, prices and budgets. Must never know operators or lineax, 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hessop._budget import format_bytes
@@ -229,7 +230,7 @@ class Plan:
         products: how one product is computed; how `lineax.linearise` would compute them, and why.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
-        problem: what is wrong with the gradient at this point, or None.
+        look: evaluates the function, and says what is wrong with it at this point; see `problem`.
     """
 
     n: int
@@ -248,7 +249,12 @@ class Plan:
     products: tuple[str, str]
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
-    problem: str | None
+    look: Callable[[], str | None] = dataclasses.field(repr=False, compare=False)
+
+    @functools.cached_property
+    def problem(self) -> str | None:
+        """What is wrong with the value or the gradient at this point, or None: evaluated when it is first asked for."""
+        return self.look()
 
     @property
     def result(self) -> int:
