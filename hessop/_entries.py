@@ -6,6 +6,7 @@ budgets and points. Must never know operators or lineax.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -123,11 +124,6 @@ def _at_once(point: Point, take: Take, choice: Choice) -> Any:
     return all_rows(point, take, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
 
 
-# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
-_DISPATCH = 3e-5
-_QUICK = {"xla_backend_optimization_level": 0}
-
-
 def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
     rows, layout = _at_once(point, take, choice), point.layout
@@ -144,16 +140,30 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
 
-    quick = choice.run < _DISPATCH and _on_cpu(point)
+    options = _effort(point, choice.run)
     chunks, stored = choice.chunking is not None, point.residuals is not None
-    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
+    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, *options.items())
     try:
-        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
+        build = lambda: jax.jit(run, compiler_options=options)
         taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, take, choice, error)
+
+
+# (seconds of a call, level of LLVM's optimisation up to there). Up to 30 microseconds a call takes longer to be dispatched than
+# to run, whatever its code. Up to some milliseconds it runs as fast at the first level as at the last, which takes a tenth
+# longer to compile (14 functions of benchmarks/first_call.py); in a longer call that tenth is soon earned.
+_EFFORT = ((3e-5, 0), (3e-3, 1))
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _effort(point: Point, run: float) -> dict[str, int]:
+    """Options of the compiler for an executable that runs for so many seconds; a level that the user has set is left alone."""
+    if not _on_cpu(point) or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return next(({_LEVEL: level} for longest, level in _EFFORT if run < longest), {})
 
 
 def _splits_on_host(point: Point, form: Form) -> bool:

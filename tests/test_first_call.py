@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop import _budget, _price, _structured
+from hessop import _budget, _entries, _price, _structured
 from hessop._jaxpr import open_jaxpr
 from hessop._take import Blocks, Offset, Row
 
@@ -118,6 +118,15 @@ def test_the_first_matrix_compiles_once(compilations):
     # Numpy copies the sixteen blocks: a program of XLA would take as long to compile as the matrix does.
     assert len(blocks) == 16
     assert [("jit(run)" in line, "jit(_as_arrays)" in line) for line in seen] == [(True, False), (False, True)]
+
+
+def test_short_calls_are_compiled_with_less_effort(monkeypatch):
+    point = hessop.HessianOperator(rosenbrock, jnp.linspace(0.0, 1.0, 6, dtype=FLOAT))._point()
+    level = "xla_backend_optimization_level"
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert _entries._effort(point, 1e-6) == {}
 
 
 def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
