@@ -163,7 +163,7 @@ def _columns_cost(point: Point) -> Cost:
     program = point.program
     primal = () if point.residuals is not None else program.primal.eqns
     linear = program.linear.eqns
-    return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
+    return cost((*primal, *linear), work_of(primal) + work_of(linear, batch=point.layout.n))
 
 
 def _too_little(route: str, take: Take, needed: int, budget: int) -> MemoryBudgetError:
