@@ -6,6 +6,7 @@ budgets and points. Must never know operators or lineax.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -126,25 +127,29 @@ def _at_once(point: Point, take: Take, choice: Choice) -> Any:
 
 def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
-    rows, layout = _at_once(point, take, choice), point.layout
-    if rows is None:
+    layout, chunking = point.layout, choice.chunking
+    if chunking is not None and chunking.chunk < layout.n:
         return _in_chunks(point, take, choice)
     if _splits_on_host(point, form):
         form = "rows"
-
-    def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
-        found, seen = rows(*of_point)
-        if form == "rows":
-            return found, seen, None, None
-        given = formed(found, take, form, layout)
-        # A matrix is not made twice.
-        return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
-
     options = _effort(point, choice.run)
-    chunks, stored = choice.chunking is not None, point.residuals is not None
-    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, *options.items())
+
+    def build() -> Any:
+        rows = _at_once(point, take, choice)
+
+        def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
+            found, seen = rows(*of_point)
+            if form == "rows":
+                return found, seen, None, None
+            given = formed(found, take, form, layout)
+            # A matrix is not made twice.
+            return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
+
+        return jax.jit(run, compiler_options=options)
+
+    stored = point.residuals is not None
+    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunking is not None, *options.items())
     try:
-        build = lambda: jax.jit(run, compiler_options=options)
         taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken
@@ -161,9 +166,15 @@ _LEVEL = "xla_backend_optimization_level"
 
 def _effort(point: Point, run: float) -> dict[str, int]:
     """Options of the compiler for an executable that runs for so many seconds; a level that the user has set is left alone."""
-    if not _on_cpu(point) or _LEVEL in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return next(({_LEVEL: level} for longest, level in _EFFORT if run < longest), {})
+    for longest, level in _EFFORT:
+        if run < longest:
+            return {} if _level_is_set() or not _on_cpu(point) else {_LEVEL: level}
+    return {}
+
+
+@functools.cache  # XLA reads its flags once, too
+def _level_is_set() -> bool:
+    return _LEVEL in os.environ.get("XLA_FLAGS", "")
 
 
 def _splits_on_host(point: Point, form: Form) -> bool:

@@ -123,9 +123,14 @@ def test_the_first_matrix_compiles_once(compilations):
 def test_short_calls_are_compiled_with_less_effort(monkeypatch):
     point = hessop.HessianOperator(rosenbrock, jnp.linspace(0.0, 1.0, 6, dtype=FLOAT))._point()
     level = "xla_backend_optimization_level"
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    is_set = _entries._level_is_set.__wrapped__
     monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert is_set()
+    monkeypatch.delenv("XLA_FLAGS")
+    assert not is_set()
+    monkeypatch.setattr(_entries, "_level_is_set", lambda: False)
+    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    monkeypatch.setattr(_entries, "_level_is_set", lambda: True)
     assert _entries._effort(point, 1e-6) == {}
 
 
