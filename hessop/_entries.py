@@ -97,11 +97,10 @@ def entries(
         return formed(empty, take, form, layout) if output is None else output.result
     choice = decide(point, request)
     if traced:
-        at_once = _at_once(point, take, choice)
-        if at_once is None:
+        if not _is_at_once(point, choice):
             assert choice.chunking is not None
             return formed(fill_traced(point, take, choice.chunking), take, form, layout)
-        return formed(at_once(point.source, point.shift)[0], take, form, layout)
+        return formed(_at_once(point, take, choice)(point.source, point.shift)[0], take, form, layout)
     output = None
     if out is None and progress is False:
         taken = _computed(point, take, choice, form)
@@ -119,23 +118,36 @@ def entries(
 
 
 def _at_once(point: Point, take: Take, choice: Choice) -> Any:
-    """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
+    """(residuals or primals, shift) -> all rows at once and (value, gradient); jitted."""
     if choice.chunking is None:
         return structure_rows(point, take, choice.limit, choice.tiled)
-    return all_rows(point, take, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
+    return all_rows(point, take, choice.chunking.maker)
 
 
 def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
-    layout, chunking = point.layout, choice.chunking
-    if chunking is not None and chunking.chunk < layout.n:
+    if not _is_at_once(point, choice):
         return _in_chunks(point, take, choice)
-    if _splits_on_host(point, form):
-        form = "rows"
+    try:
+        return _run_at_once(point, take, choice, "rows" if _splits_on_host(point, form) else form)
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, take, choice, error)
+
+
+def _is_at_once(point: Point, choice: Choice) -> bool:
+    return choice.chunking is None or choice.chunking.chunk == point.layout.n
+
+
+def _run_at_once(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
+    """All rows in their form, in one dispatch.
+
+    Raises:
+        JaxRuntimeError: memory is missing, say.
+    """
     options = _effort(point, choice.run)
 
     def build() -> Any:
-        rows = _at_once(point, take, choice)
+        rows, layout = _at_once(point, take, choice), point.layout
 
         def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
             found, seen = rows(*of_point)
@@ -147,14 +159,11 @@ def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
 
         return jax.jit(run, compiler_options=options)
 
-    stored = point.residuals is not None
-    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunking is not None, *options.items())
-    try:
-        taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
-        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
-        return taken
-    except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, take, choice, error)
+    chunks, stored = choice.chunking is not None, point.residuals is not None
+    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, *options.items())
+    taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
+    (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
+    return taken
 
 
 # (seconds of a call, level of LLVM's optimisation up to there). Up to 30 microseconds a call takes longer to be dispatched than
@@ -188,19 +197,17 @@ def _on_cpu(point: Point) -> bool:
 
 def _reported(point: Point, take: Take, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
     """All rows, with progress; into the output, if there is one."""
-    rows, n = _at_once(point, take, choice), point.layout.n
-    if rows is None:
+    n = point.layout.n
+    if not _is_at_once(point, choice):
         return _in_chunks(point, take, choice, out=output, report=report)
     try:
-        found, seen = rows(point.source, point.shift)
-        found.block_until_ready()
+        taken = _run_at_once(point, take, choice, "rows")
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, take, choice, error, out=output, report=report)
-    taken = Taken(found, seen)
     if output is not None:
-        here = np.asarray(found)
+        here = np.asarray(taken.rows)
         output[:] = here
-        taken = Taken(None, seen, all_finite(here))
+        taken = Taken(None, taken.seen, all_finite(here))
     report(Progress(done=n, total=n, chunk=n))
     return taken
 
