@@ -27,10 +27,11 @@ def measured(name, size):
 
     jax.config.update("jax_enable_x64", True)
     import hessop
-    from hessop import _columns, _price, _structured
-    from hessop._chunks import all_rows
-    from hessop._jaxpr import open_jaxpr
-    from hessop._take import Row
+    from hessop._equations import cost as _price
+    from hessop._equations.flat import open_jaxpr
+    from hessop._routes import columns as _columns, terms as _structured
+    from hessop._routes.chunks import all_rows
+    from hessop._routes.wanted import Row
 
     fn, x, args = build(name, size)
     point = hessop.HessianOperator(fn, x, args)._point()

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import hessop
-from hessop import _entries, _finite
-from hessop._plan import Request
-from hessop._take import Row
+from hessop._program import finite as _finite
+from hessop._routes import entries as _entries
+from hessop._routes.choose_entries import Request
+from hessop._routes.wanted import Row
 
 
 def two_lines(x):

@@ -4,40 +4,39 @@ import importlib as _importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
-from hessop._check import check_hessian as check_hessian
-
 # What can go wrong, and how far a computation is.
-from hessop._errors import (
+from hessop._base.errors import (
     HessopError as HessopError,
     MemoryBudgetError as MemoryBudgetError,
     ResumeError as ResumeError,
     VerificationError as VerificationError,
 )
-from hessop._hessian import hessian as hessian
+from hessop._base.progress import Progress as Progress
+from hessop._certify.check import check_hessian as check_hessian
 
 # What the lowest eigenvalue tells.
-from hessop._minimum import (
+from hessop._certify.minimum import (
     Certificate as Certificate,
     Verdict as Verdict,
     inertia_shift as inertia_shift,
     is_minimum as is_minimum,
 )
-
-# The operator, and the drop-in for jax.hessian.
-from hessop._operator import HessianOperator as HessianOperator
-
-# What is built on it.
-from hessop._precondition import block_jacobi as block_jacobi
-from hessop._progress import Progress as Progress
-
-# Functions as they are posted, and without their large intermediates.
-from hessop._self_pairs import without_self_pairs as without_self_pairs
-from hessop._tiled import tiled as tiled
+from hessop._krylov.minres import MINRES as MINRES
 
 # Solvers that lineax lacks.
-from hessop.krylov._results import StopReason as StopReason
-from hessop.krylov.minres import MINRES as MINRES
-from hessop.krylov.truncated_cg import TruncatedCG as TruncatedCG
+from hessop._krylov.results import StopReason as StopReason
+from hessop._krylov.truncated_cg import TruncatedCG as TruncatedCG
+
+# What is built on it.
+from hessop._operator.block_jacobi import block_jacobi as block_jacobi
+from hessop._operator.drop_in import hessian as hessian
+
+# The operator, and the drop-in for jax.hessian.
+from hessop._operator.hessian import HessianOperator as HessianOperator
+from hessop._routes.tiled import tiled as tiled
+
+# Functions as they are posted, and without their large intermediates.
+from hessop._selfpairs.rewrite import without_self_pairs as without_self_pairs
 
 if _TYPE_CHECKING:
     from hessop import optax as optax, scipy as scipy

@@ -15,11 +15,11 @@ import numpy as np
 from jax import Array
 from scipy import optimize
 
-from hessop._annotations import Arguments, Function, Memory, Route, SelfPairs
-from hessop._arguments import check_x
-from hessop._operator import HessianOperator
-from hessop._scipy_operator import linear_operator as linear_operator
-from hessop._tree import Layout
+from hessop._base.annotations import Arguments, Function, Memory, Route, SelfPairs
+from hessop._base.arguments import check_x
+from hessop._base.layout import Layout
+from hessop._operator.hessian import HessianOperator
+from hessop._operator.scipy import linear_operator as linear_operator
 
 # What scipy's methods take; it warns of more.
 _PRODUCTS = ("newton-cg", "trust-ncg", "trust-krylov", "trust-constr")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hessop._budget import (
+from hessop._base.bytes import (
     _free_cgroup_memory,
     executable_bytes,
     format_bytes,

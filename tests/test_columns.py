@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop import _chunks
+from hessop._routes import chunks as _chunks
 
 
 def net(x):

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop import _budget, _price, _structured
-from hessop._jaxpr import open_jaxpr
-from hessop._take import Blocks, Offset, Row
+from hessop._base import bytes as _budget
+from hessop._equations import cost as _price
+from hessop._equations.flat import open_jaxpr
+from hessop._routes import terms as _structured
+from hessop._routes.wanted import Blocks, Offset, Row
 
 pytestmark = pytest.mark.once
 FLOAT = jnp.result_type(float)
@@ -150,12 +152,12 @@ def test_calls_decide_between_compiling_and_running():
 @pytest.mark.long
 def test_structure_that_cannot_pay_is_not_traced_to_its_end(monkeypatch):
     made = []
-    once = hessop.structure.algebra.Algebra.once
+    once = hessop._structure.algebra.factors.Algebra.once
 
     def counted(self, what, operands, make):
         return once(self, what, operands, lambda: made.append(what) or make())
 
-    monkeypatch.setattr(hessop.structure.algebra.Algebra, "once", counted)
+    monkeypatch.setattr(hessop._structure.algebra.factors.Algebra, "once", counted)
     rng = np.random.RandomState(0)
     x, data = params(rng, *[5] * 6), jnp.asarray(rng.randn(4, 5))
     assert hessop.HessianOperator(net, x, (data,)).plan().route == "columns"

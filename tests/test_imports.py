@@ -1,6 +1,7 @@
 """What `import hessop` loads, what it offers, and which way its modules depend on each other."""
 
 import ast
+import graphlib
 import importlib.metadata
 import inspect
 import pathlib
@@ -15,28 +16,15 @@ import hessop
 pytestmark = pytest.mark.once
 ROOT = pathlib.Path(__file__).parents[1]
 
-# From the bottom up: a module (or a package, as one) imports only from lines above its own.
+# From the bottom up: a folder (or a module beside the folders) imports only from lines above its own.
 LAYERS = (
-    ("_annotations", "_errors", "_tree", "_jaxpr", "_settings"),
-    ("_method", "_budget", "_progress", "_arguments", "_fingerprint", "_pair_values", "_price", "_take", "krylov"),
-    ("_lineax",),
-    ("structure",),
-    ("tiles",),
-    ("_pair_axes", "_trace"),
-    ("_pair_analysis",),
-    ("_self_pairs",),
+    ("_base",),
+    ("_equations",),
+    ("_krylov", "_structure", "_tiles", "_selfpairs"),
     ("_program",),
-    ("_point", "_terms_program", "_finite", "_decisions"),
-    ("_chunks", "_output"),
-    ("_columns",),
-    ("_structured", "_recompute", "_tiled"),
-    ("_plan",),
-    ("_entries",),
-    ("_products",),
-    ("_abstract",),
-    ("_scipy_operator", "_precondition"),
+    ("_routes",),
     ("_operator",),
-    ("_hessian", "_check", "_minimum", "optax", "scipy"),
+    ("_certify", "optax", "scipy"),
     ("__init__",),
 )
 
@@ -74,33 +62,48 @@ def test_version_has_one_source():
 
 
 def _imports(path: pathlib.Path) -> set[str]:
-    """The modules of hessop that a file imports, at its top or inside a function, but not for type checkers only."""
+    """The modules of hessop that a file imports, at its top, inside a function or for type checkers only."""
     found = set()
     nodes = [ast.parse(path.read_text())]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
         nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            found |= {name for alias in node.names if (name := _module(alias.name))}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports say the whole name"
-            found |= {_module(f"{node.module}.{alias.name}") for alias in node.names} - {None}
-    return found
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module for name in found if (module := _module(name))}
 
 
 def _module(name: str) -> str | None:
-    """hessop._budget.parse_memory -> _budget; None outside of hessop."""
-    first, _, rest = name.partition(".")
-    return (rest.partition(".")[0] or "__init__") if first == "hessop" else None
+    """hessop._base.bytes.parse_memory -> hessop._base.bytes; None outside of hessop."""
+    parts = name.split(".")
+    while parts and ".".join(parts) not in MODULES:
+        parts.pop()
+    return ".".join(parts) or None
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "hessop").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "hessop"))
-)
-def test_dependencies_point_one_way(path: pathlib.Path):
+def _layer(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
+
+
+def _name(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / "hessop").rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_dependencies_point_one_way(module: str):
     rank = {name: level for level, names in enumerate(LAYERS) for name in names}
-    own = path.relative_to(ROOT / "hessop").with_suffix("").parts[0]
-    assert own in rank, "say in LAYERS where this module belongs"
-    assert {name for name in _imports(path) - {own} if rank[name] >= rank[own]} == set()
+    own = _layer(module)
+    assert own in rank, "say in LAYERS where this folder belongs"
+    others = {_layer(name) for name in _imports(MODULES[module])} - {own}
+    assert {name for name in others if rank[name] >= rank[own]} == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    order = graphlib.TopologicalSorter({name: _imports(path) - {name} for name, path in MODULES.items()})
+    order.prepare()  # CycleError names the cycle

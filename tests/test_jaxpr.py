@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.extend.core import get_opaque_trace_state
 
-from hessop._jaxpr import evaluate, flatten_jaxpr, without_duplicates
+from hessop._equations.flat import evaluate, flatten_jaxpr, without_duplicates
 
 X = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
 
@@ -100,7 +100,7 @@ def test_random_bits_of_one_key_are_equal_and_of_two_are_not():
 
 
 def test_the_state_of_tracing_tells_whether_jax_stages():
-    """What `hessop._settings.is_staging` relies on."""
+    """What `hessop._base.settings.is_staging` relies on."""
     top, seen = get_opaque_trace_state(), []
     assert get_opaque_trace_state() == top
     jax.jit(lambda x: seen.append(get_opaque_trace_state() == top) or x)(1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop.krylov.lanczos import lowest_eigenpair
+from hessop._krylov.lanczos import lowest_eigenpair
 from tests.objectives import rigid_motions
 from tests.optax.support import lennard_jones
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop import _finite
+from hessop._program import finite as _finite
 
 pytestmark = pytest.mark.once
 FLOAT = jnp.result_type(float)

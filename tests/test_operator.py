@@ -472,7 +472,11 @@ class TestErrors:
     @pytest.mark.parametrize("route", ["structure", "columns"])
     def test_progress_before_the_work(self, route, monkeypatch):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
-        for place in ("hessop._chunks._rows_of", "hessop._entries.all_rows", "hessop._entries.structure_rows"):
+        for place in (
+            "hessop._routes.chunks._rows_of",
+            "hessop._routes.entries.all_rows",
+            "hessop._routes.entries.structure_rows",
+        ):
             monkeypatch.setattr(place, lambda *_: pytest.fail("it computed"))
         self.raises(TypeError, r"progress: got 3, expected True, False or a function", lambda: H.materialize(progress=3))
         monkeypatch.setitem(sys.modules, "tqdm.auto", None)

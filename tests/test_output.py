@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._output import check_output, open_output
+from hessop._routes.output import check_output, open_output
 
 pytestmark = pytest.mark.once
 FLOAT = np.dtype(jnp.result_type(float))
@@ -51,10 +51,10 @@ def older(tmp_path):
 def no_work(monkeypatch):
     """What is refused is refused before any work."""
     for place in (
-        "hessop._entries.choose_route",
-        "hessop._chunks._rows_of",
-        "hessop._entries.all_rows",
-        "hessop._entries.structure_rows",
+        "hessop._routes.entries.choose_route",
+        "hessop._routes.chunks._rows_of",
+        "hessop._routes.entries.all_rows",
+        "hessop._routes.entries.structure_rows",
     ):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it worked"))
 
@@ -112,7 +112,7 @@ def test_a_failing_computation_leaves_the_file(older, H, monkeypatch):
     def failing(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("hessop._entries.all_rows", failing)
+    monkeypatch.setattr("hessop._routes.entries.all_rows", failing)
     with pytest.raises(RuntimeError, match="broken"):
         H.materialize(out=older)
     assert_untouched(older)
@@ -423,7 +423,7 @@ def test_columns_and_rows_in_any_order(tmp_path):
 def test_a_killed_process_leaves_the_older_file(older):
     code = f"""
 import os, signal
-from hessop._output import open_output
+from hessop._routes.output import open_output
 with open_output({str(older)!r}, 4, "float32") as output:
     os.kill(os.getpid(), signal.SIGKILL)
 """

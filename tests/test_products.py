@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._products import choose_product
+from hessop._routes.choose_products import choose_product
 from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessian
 
 FLOAT = jnp.result_type(float)
@@ -180,7 +180,7 @@ def test_new_points_do_not_compile(caplog):
 @pytest.mark.once
 def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, caplog):
     def everything(free):
-        monkeypatch.setattr("hessop._abstract.free_memory", lambda device: free)
+        monkeypatch.setattr("hessop._operator.abstract.free_memory", lambda device: free)
         H = hessop.HessianOperator(pairs, points(4))
         linearized = lx.linearise(H)
         return jax.block_until_ready((linearized.mv(points(4)), H.mm(points(4)[None]), H.materialize(), H.diagonal()))

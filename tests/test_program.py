@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._jaxpr import call_jaxpr
+from hessop._equations.flat import call_jaxpr
 from tests.objectives import OBJECTIVES, as_pytree
 
 

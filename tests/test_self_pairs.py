@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop._self_pairs import SelfPair, rewrite, without_self_pairs
+from hessop._selfpairs.rewrite import SelfPair, rewrite, without_self_pairs
 
 # Each lane of the suite tests its own.
 DTYPE = jnp.zeros(()).dtype

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._tiled import TiledFunction
-from hessop.tiles import Options
+from hessop._routes.tiled import TiledFunction
+from hessop._tiles import Options
 
-# Large enough that pair values are virtual (SHORT and the default threshold in hessop.tiles).
+# Large enough that pair values are virtual (SHORT and the default threshold in hessop._tiles).
 N = 400
 X64 = jax.config.jax_enable_x64
 RTOL = 1e-11 if X64 else 2e-4

@@ -14,13 +14,13 @@ import lineax as lx
 import optax
 from jax import Array
 
-from hessop._arguments import as_leaf
-from hessop._operator import HessianOperator
-from hessop._precondition import quiet_block_jacobi
-from hessop._tiled import untiled
-from hessop._trace import Wrapped
-from hessop.krylov import _vectors as vec
-from hessop.krylov._options import check_steps, nonnegative
+from hessop._base.arguments import as_leaf
+from hessop._krylov import vectors as vec
+from hessop._krylov.options import check_steps, nonnegative
+from hessop._operator.block_jacobi import quiet_block_jacobi
+from hessop._operator.hessian import HessianOperator
+from hessop._program.trace import Wrapped
+from hessop._routes.tiled import untiled
 
 # Eisenstat and Walker (1996), choice 2 with the exponent they name: rtol = gamma (|g| / |g of the last step|)^alpha.
 # An exponent of 2 ends in steps that solve to 1e-13 what 1e-6 was asked of. This one, a start at 0.3 (theirs is 0.9, for

@@ -13,10 +13,10 @@ import lineax as lx
 import optax
 from jax import Array, lax
 
-from hessop._annotations import Function, Scalar
-from hessop.krylov import _vectors as vec
-from hessop.krylov._results import StopReason
-from hessop.krylov.truncated_cg import TruncatedCG
+from hessop._base.annotations import Function, Scalar
+from hessop._krylov import vectors as vec
+from hessop._krylov.results import StopReason
+from hessop._krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
 # With a line search, steps along curvature that is not positive are tried at so many times the length of the last step first.

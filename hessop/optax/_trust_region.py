@@ -13,11 +13,11 @@ import lineax as lx
 import optax
 from jax import Array
 
-from hessop._annotations import Function, Scalar
-from hessop.krylov import _vectors as vec
-from hessop.krylov._options import positive
-from hessop.krylov._results import StopReason
-from hessop.krylov.truncated_cg import TruncatedCG
+from hessop._base.annotations import Function, Scalar
+from hessop._krylov import vectors as vec
+from hessop._krylov.options import positive
+from hessop._krylov.results import StopReason
+from hessop._krylov.truncated_cg import TruncatedCG
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
 
 # The ratio of the actual decrease to that of the model decides, as in TRON: Lin and More, Newton's method for large

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.extend import core as jex
 
-from hessop._jaxpr import bind, flatten_jaxpr, open_jaxpr
-from hessop.structure.propagate import RULES
+from hessop._equations.flat import bind, flatten_jaxpr, open_jaxpr
+from hessop._structure.propagate import RULES
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 

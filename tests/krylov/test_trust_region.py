@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hessop import TruncatedCG
-from hessop.krylov.boundary import minimize_in_ball, step_to_boundary
+from hessop._krylov.boundary import minimize_in_ball, step_to_boundary
 
 from .support import matrices, model, random_problems, reason, solve_many, symmetric
 

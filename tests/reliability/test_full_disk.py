@@ -46,7 +46,7 @@ H.materialize(out=out, chunk=400)
 
 READ_ONLY = """
 import os, sys
-from hessop._output import check_output
+from hessop._routes.output import check_output
 
 os.chdir(sys.argv[1])
 check_output("H.npy", 3, "float32")

@@ -39,8 +39,8 @@ def work(k):
 
 def test_eight_threads_with_operators_of_their_own():
     expected = [jax.device_get(work(k)) for k in range(12)]
-    hessop._program._PROGRAMS.clear()  # the threads find nothing there
-    hessop._program._RECENT.clear()
+    hessop._program.program._PROGRAMS.clear()  # the threads find nothing there
+    hessop._program.program._RECENT.clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             found = list(pool.map(work, list(range(12)) * 2))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from hessop._program import linearized_program
-from hessop._trace import trace
-from hessop.structure import propagate
+from hessop._program.program import linearized_program
+from hessop._program.trace import trace
+from hessop._structure import propagate
 
 DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 5e-5

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.structure.algebra import Algebra, aligned
-from hessop.structure.merge import merge
-from hessop.structure.terms import Factor, Id, Product, Term, expr
+from hessop._structure.algebra.factors import Algebra, aligned
+from hessop._structure.algebra.merge import merge
+from hessop._structure.algebra.terms import Factor, Id, Product, Term, expr
 from tests.structure.support import DTYPE, TOLERANCE
 
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.structure.algebra import Algebra
-from hessop.structure.assemble import assemble
-from hessop.structure.masks import mask_term
-from hessop.structure.moves import (
+from hessop._structure.algebra.assemble import assemble
+from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.masks import mask_term
+from hessop._structure.algebra.moves import (
     divides,
     fuse,
     join,
@@ -19,8 +19,8 @@ from hessop.structure.moves import (
     restrict,
     split,
 )
-from hessop.structure.take import take
-from hessop.structure.terms import (
+from hessop._structure.algebra.read import take
+from hessop._structure.algebra.terms import (
     Expr,
     Factor,
     Id,

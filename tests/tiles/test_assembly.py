@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 from tests.structure.energies import ENERGIES
 from tests.structure.support import assert_close, points, reference, terms_of
 

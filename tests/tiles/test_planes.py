@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles.planes import Cell, Cells, Frame, Planes, short_axes
+from hessop._tiles.planes import Cell, Cells, Frame, Planes, short_axes
 
 
 def numbered(shape):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 
 X64 = jax.config.jax_enable_x64
 TOLERANCE = 1e-12 if X64 else 5e-5

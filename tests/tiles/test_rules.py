@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 
 N = 11
 X64 = jax.config.jax_enable_x64

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Choice, Options, schedule_of, trace_tiled
-from hessop.tiles.evaluate import evaluate_tiled
-from hessop.tiles.loops import Axis, part_length
+from hessop._tiles import Choice, Options, schedule_of, trace_tiled
+from hessop._tiles.evaluate import evaluate_tiled
+from hessop._tiles.loops import Axis, part_length
 
 N = 12
 X = jnp.linspace(0.1, 1.0, N)

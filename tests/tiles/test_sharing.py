@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop.tiles import Choice, Options, schedule_of, trace_tiled
+from hessop._tiles import Choice, Options, schedule_of, trace_tiled
 
 N = 40
 X = jnp.linspace(0.1, 1.0, N)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hessop.tiles.windows import Follow, Span, Window, moving, source, whole
+from hessop._tiles.windows import Follow, Span, Window, moving, source, whole
 
 
 def test_whole_and_moving():

@@ -1,0 +1,276 @@
+"""What a user hands over, sorted: arrays that may change freely, and everything else, which is part of the function.
+
+Arrays and floats, numpy's too, are dynamic (a new value never recompiles); ints, bools (numpy's too), strings and functions
+are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.
+Depends on JAX. Must never know Hessians.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import ShapedArray, Tracer
+
+from hessop._base.annotations import Function
+from hessop._base.layout import leaf_name
+
+
+class _Dynamic(enum.Enum):
+    """Stands for an array among the static leaves; an enumeration, so that a copy of it is itself."""
+
+    array = "*"
+
+
+Hold = Literal["nothing", "numpy", "all"]
+
+
+class _Held:
+    """A number or array that the function is given as it is; equal to itself only."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """The part of `args` that is not arrays; calling it with the arrays gives `args` back.
+
+    Attributes:
+        tree: of args.
+        leaves: with a placeholder for each array.
+        types: of the leaves: True and 1 are not the same.
+    """
+
+    tree: Any
+    leaves: tuple[Any, ...]
+    types: tuple[type, ...]
+
+    def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        rest = iter(arrays)
+
+        def value(leaf: Any) -> Any:
+            return next(rest) if leaf is _Dynamic.array else leaf.value if isinstance(leaf, _Held) else leaf
+
+        return self.tree.unflatten([value(leaf) for leaf in self.leaves])
+
+
+def split_args(args: Sequence[Any], *, hold: Hold = "nothing") -> tuple[tuple[Array, ...], Static]:
+    """Sort the leaves of `args` into arrays and the rest.
+
+    Args:
+        args: pytrees.
+        hold: what of that which has a value now is none of the arrays, but given to the function: numbers and arrays of
+            numpy, or those of JAX too, as numpy's (in a trace JAX makes tracers of its own).
+
+    Raises:
+        TypeError: a leaf is neither an array nor hashable.
+    """
+    if not args:
+        return (), _NOTHING
+    paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
+    arrays, static = [], []
+    for path, leaf in paths:
+        if _is_dynamic(leaf):
+            if hold == "all" and isinstance(leaf, Array) and not isinstance(leaf, Tracer):
+                static.append(_Held(np.asarray(leaf)))
+            elif hold != "nothing" and not isinstance(leaf, Array):
+                static.append(_Held(leaf))
+            else:
+                arrays.append(as_own_array(leaf))
+                static.append(_Dynamic.array)
+            continue
+        try:
+            hash(leaf)
+        except TypeError as error:
+            raise TypeError(
+                f"args: {leaf_name(path, 'args')} is {type(leaf).__name__}, expected an array, a number or something "
+                f"hashable; register its class as a pytree with jax.tree_util"
+            ) from error
+        static.append(leaf)
+    return tuple(arrays), Static(tree, tuple(static), tuple(map(type, static)))
+
+
+_NOTHING = Static(jax.tree.structure(()), (), ())
+
+
+def _is_dynamic(leaf: Any) -> bool:
+    if isinstance(leaf, np.generic):
+        return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return isinstance(leaf, Array | np.ndarray | float | complex)
+
+
+def as_own_array(value: Any) -> Array:
+    """A number or array as an array of JAX that does not change with the memory that it came from."""
+    if isinstance(value, Array):
+        return value
+    # By device_put, which a transfer guard knows to be meant; of a copy, since JAX may keep numpy's memory.
+    return jax.device_put(np.array(value) if isinstance(value, np.ndarray) else value)
+
+
+def check_x(x: Any, name: str = "x") -> Any:
+    """`x`, an argument of this name, as a pytree of strongly typed real floating arrays.
+
+    Raises:
+        TypeError: a leaf is something else.
+        ValueError: there is no leaf.
+    """
+    leaves, tree = jax.tree_util.tree_flatten(x)
+    if leaves and all(map(_is_strong_float, leaves)):
+        return x
+    paths, tree = jax.tree_util.tree_flatten_with_path(x)
+    if not paths:
+        raise ValueError(f"{name}: got {x!r}, a pytree without arrays; expected at least one real floating array")
+    fix = _how_to_split(x, name)
+    return tree.unflatten([_check_leaf(leaf, leaf_name(path, name), fix) for path, leaf in paths])
+
+
+def _is_strong_float(leaf: Any) -> bool:
+    aval = getattr(leaf, "aval", None)
+    return isinstance(aval, ShapedArray) and aval.dtype.kind == "f" and not aval.weak_type
+
+
+def _check_leaf(leaf: Any, name: str, fix: str) -> Any:
+    if not isinstance(leaf, Array | np.ndarray | np.generic | float):
+        if isinstance(leaf, int):
+            fix += f"; jnp.asarray({name}, dtype=float) makes one"
+        raise TypeError(f"{name}: got {type(leaf).__name__}, {fix}")
+    array = as_own_array(leaf)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name}: got dtype {array.dtype}, {fix}")
+    # A Python float or a weakly typed array would promote differently from a vector of the same dtype.
+    return lax.convert_element_type(array, array.dtype)
+
+
+def _how_to_split(x: Any, name: str) -> str:
+    """What to do where a leaf is not differentiated."""
+    fix = "expected a real floating array"
+    libraries = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    if "flax" in libraries:
+        return (
+            f"{fix}; of a module of flax.nnx take the parameters, graph, params, rest = nnx.split({name}, nnx.Param, ...), and "
+            f"differentiate lambda params: loss(nnx.merge(graph, params, rest))"
+        )
+    if "equinox" in libraries:
+        return (
+            f"{fix}; of an equinox module take the arrays, params, static = eqx.partition({name}, eqx.is_inexact_array), and "
+            f"differentiate lambda params: loss(eqx.combine(params, static))"
+        )
+    if isinstance(x, list | tuple) and all(isinstance(v, int | float) for v in x):
+        fix += f" (a list of numbers is a pytree of scalars; jnp.asarray({name}, dtype=float) is a vector)"
+    return f"{fix}; what is not differentiated belongs in args"
+
+
+def alike(leaves: Sequence[Any], avals: Sequence[Any]) -> bool:
+    """Whether leaves are arrays of these shapes and dtypes.
+
+    What it takes is a comparison of addresses for each leaf, mostly: JAX has one abstract value for all arrays of a kind.
+    """
+    if len(leaves) != len(avals):
+        return False
+    for leaf, wanted in zip(leaves, avals, strict=True):
+        if getattr(leaf, "aval", None) is wanted:
+            continue
+        if not isinstance(leaf, Array) or leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
+            return False
+    return True
+
+
+def check_vector(vector: Any, structure: Any, name: str, extra: str | None = None) -> list[Any]:
+    """The leaves of a vector that must look like x; with `extra`, each has one more leading axis of that meaning.
+
+    Raises:
+        ValueError: the tree, a shape or a dtype differs.
+        TypeError: a leaf is no array.
+    """
+    expected, tree = jax.tree_util.tree_flatten_with_path(structure)
+    if jax.tree.structure(vector) != tree:
+        why = ""
+        if len(expected) > 1 and all(like.shape == () for _, like in expected):
+            why = "; x is a pytree of scalars: jnp.asarray(x) is a vector, if that is what was meant"
+        raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}{why}")
+    named = list(zip(jax.tree.leaves(vector), expected, strict=True))
+    leaves = [as_array(leaf, leaf_name(path, name), "an array") for leaf, (path, _) in named]
+    skip = 0 if extra is None else 1
+    counts = set()
+    for leaf, (path, like) in zip(leaves, expected, strict=True):
+        want = f"({extra}, *{like.shape})" if extra else str(like.shape)
+        if leaf.ndim != len(like.shape) + skip or leaf.shape[skip:] != like.shape or leaf.dtype != like.dtype:
+            raise ValueError(
+                f"{leaf_name(path, name)}: got shape {leaf.shape} and dtype {leaf.dtype}, expected shape {want} and dtype "
+                f"{like.dtype} as x has"
+            )
+        counts.update(leaf.shape[:skip])
+    if len(counts) > 1:
+        raise ValueError(f"{name}: got leading axes of {sorted(counts)}, expected the same {extra} for every leaf")
+    return leaves
+
+
+def as_array(value: Any, name: str, what: str) -> Array:
+    """`value` as an array.
+
+    Raises:
+        TypeError: it is nothing like one; `what` was expected.
+    """
+    if isinstance(value, Array):
+        return value
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected {what}") from error
+
+
+def check_scalar(value: Any, name: str) -> Array:
+    """A real scalar as an array.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    array = as_array(value, name, "a real scalar")
+    if array.shape != () or jnp.iscomplexobj(array):
+        raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
+    return array
+
+
+def check_calls(value: Any) -> float:
+    """A number of calls.
+
+    Raises:
+        TypeError, ValueError: it is no positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"calls: got {value!r} of type {type(value).__name__}, expected a positive number of calls")
+    if not value > 0:
+        raise ValueError(f"calls: got {value!r}, expected a positive number of calls")
+    return float(value)
+
+
+def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function that holds no arrays, and what must be put in front of its args.
+
+    A callable pytree (an equinox module, a `jax.tree_util.Partial`) carries arrays: they become args like any others, so
+    that new parameters neither recompile nor lose their derivatives.
+
+    Raises:
+        TypeError: `fn` is not callable, or neither a pytree nor hashable.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn: got {type(fn).__name__}, expected a function fn(x, *args) that returns a real scalar")
+    if not jax.tree_util.all_leaves([fn]):
+        return call_module, (fn,)
+    try:
+        hash(fn)
+    except TypeError as error:
+        raise TypeError(
+            f"fn: got an unhashable {type(fn).__name__}, expected a function or an equinox module; wrap it in a def"
+        ) from error
+    return fn, ()
+
+
+def call_module(x: Any, module: Callable[..., Any], *args: Any) -> Any:
+    """Call a pytree that is a function."""
+    return module(x, *args)

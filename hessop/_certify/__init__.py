@@ -1,0 +1,1 @@
+"""Is this a Hessian; is this a minimum."""

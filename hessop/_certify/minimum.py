@@ -1,0 +1,325 @@
+"""Is this point a minimum, and which shift makes a Hessian positive definite: what the lowest eigenvalue tells.
+
+Depends on the operator and on the Lanczos iteration. Must never know a route.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._base.annotations import Count, Scalar
+from hessop._base.arguments import check_vector
+from hessop._base.layout import Layout
+from hessop._krylov.lanczos import Lowest, lowest_eigenpair
+from hessop._krylov.options import nonnegative
+from hessop._operator.abstract import AbstractHessian, Hessian
+from hessop._operator.hessian import HessianOperator
+
+# Up to this size the dense matrix answers for certain, in the time of a few hundred products.
+_DENSE = 1000
+_PRODUCTS = 100
+_FAILURE = 1e-3
+_NEAR = 1e-3
+
+
+class Verdict(eqx.Enumeration):
+    """What `is_minimum` found: `certificate.verdict`. `Verdict[verdict]` is its sentence.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2))
+        >>> print(hessop.Verdict[hessop.is_minimum(H).verdict])
+        a saddle point or a maximum: the gradient is near zero, but the curvature along the direction is negative
+    """
+
+    minimum = "a minimum: the gradient is near zero and all eigenvalues are positive"
+    saddle = "a saddle point or a maximum: the gradient is near zero, but the curvature along the direction is negative"
+    negative_curvature = (
+        "not at a stationary point, and not near a minimum: the curvature along the direction is negative and the gradient is "
+        "not near zero"
+    )
+    flat = "undecided by second derivatives: no eigenvalue is negative, but the lowest is zero"
+    away = "not at a minimum: all eigenvalues are positive, but the gradient is not near zero"
+    undecided = "undecided: the lowest eigenvalue is not known well enough; raise max_products"
+    not_finite = "undecided: the value, the gradient or a product with the Hessian is not finite"
+
+
+class Certificate(eqx.Module):
+    """What `is_minimum` knows; true (outside of jit) where the verdict is a minimum.
+
+    Attributes:
+        verdict: a `hessop.Verdict`.
+        lowest: the lowest eigenvalue that was found, never below the true one but for rounding.
+        uncertainty: the true one is no further below.
+        direction: the eigenvector that belongs to `lowest`, of length one, a pytree like x.
+        largest: the largest |eigenvalue| that was found.
+        distance: |gradient| / (lowest - uncertainty), an estimate of how far the minimum is, in units of x; infinite where
+            not all eigenvalues are known to be positive.
+        num_products: products with the Hessian, 0 where the dense matrix was taken.
+        num_negative: the number of eigenvalues that are negative by more than `rtol` allows, which at a saddle point is its
+            index; -1 where it is not known: where only products were made, and where something is not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - 3 * x[1] ** 2, jnp.zeros(2))
+        >>> certificate = hessop.is_minimum(H)
+        >>> print(f"{certificate.lowest:.1f} along {jnp.abs(certificate.direction)}, index {certificate.num_negative}")
+        -6.0 along [0. 1.], index 1
+    """
+
+    verdict: Any
+    lowest: Array
+    uncertainty: Array
+    direction: Any
+    largest: Array
+    distance: Array
+    num_products: Array
+    num_negative: Array
+
+    def __bool__(self) -> bool:
+        return bool(self.verdict == Verdict.minimum)
+
+    def __str__(self) -> str:
+        sentence = Verdict[self.verdict]
+        if sentence == Verdict[Verdict.not_finite]:  # then no number below means anything
+            return sentence
+        lines = [sentence]
+        numbers = jax.device_get((self.lowest, self.uncertainty, self.largest, self.distance, self.num_negative))
+        lowest, uncertainty, largest, distance, negative = numbers
+        below = f"at most {uncertainty:.2g} lower" if np.isfinite(uncertainty) else "how much lower is not known"
+        lines.append(f"  lowest eigenvalue {lowest:.6g}, {below}; largest {largest:.6g}")
+        if negative > 0:
+            count = f"{negative} negative eigenvalue{'s' * bool(negative > 1)}"
+            lines.append(f"  index {negative}" if sentence == Verdict[Verdict.saddle] else f"  {count}")
+        if np.isfinite(distance):
+            lines.append(f"  the minimum is about {distance:.2g} away")
+        return "\n".join(lines)
+
+
+class _Spectrum(NamedTuple):
+    """What is known of the eigenvalues: the lowest; and all of them with their eigenvectors as columns, or None and None."""
+
+    lowest: Lowest
+    values: Array | None
+    vectors: Array | None
+
+
+def is_minimum(
+    H: Any,  # a HessianOperator
+    *,
+    null: Any = None,
+    rtol: Scalar | None = None,
+    xtol: Scalar | None = None,
+    max_products: Count | None = None,
+    key: Array | None = None,
+) -> Certificate:
+    """Whether the point of a Hessian is a minimum: the lowest eigenvalue, its uncertainty, and what they say.
+
+    A gradient is near zero where the stationary point is at most `xtol` away. The estimate of that distance depends on what is
+    known. Where all eigenvalues are positive, it is |gradient| / (lowest - uncertainty). Where one is negative, it is the
+    length of the Newton step, |H^-1 gradient|, from the dense matrix, with no eigenvalue taken as smaller than `rtol` allows;
+    with products only it is |gradient| / |lowest|.
+
+    Up to 1000 unknowns the dense matrix answers. Beyond, Lanczos with a random start finds the lowest eigenvalue from above,
+    and the uncertainty is what it may have missed, but for one case in a thousand. It falls as `max_products`^-2.
+
+    Args:
+        H: the Hessian, a `HessianOperator`.
+        null: directions along which the function is known to be constant, as rigid motions of particles are: k pytrees like
+            x, stacked in front. They are left out, or they would be the lowest.
+        rtol: an eigenvalue is zero where it is smaller, relative to the largest; by default the square root of the dtype's
+            epsilon.
+        xtol: how near a minimum or a saddle point must be to be this point, in the units and the Euclidean norm of x; by
+            default a thousandth of the norm of x.
+        max_products: the largest number of products, and of stored vectors; by default the dense matrix where it has
+            at most 1000 rows, and else 100.
+        key: of `jax.random`, for the start.
+
+    Returns:
+        A certificate; `bool(...)` of it is the answer, `print(...)` of it the reason.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: jnp.sum((x - 1) ** 2) + x[0] * x[1] / 2, jnp.array([0.8, 0.8]))
+        >>> certificate = hessop.is_minimum(H)
+        >>> bool(certificate), print(certificate)
+        a minimum: the gradient is near zero and all eigenvalues are positive
+          lowest eigenvalue 1.5, at most ... lower; largest 2.5
+          the minimum is about ... away
+        (True, None)
+
+    References:
+        Nocedal and Wright, Numerical Optimization (2nd ed., 2006), theorem 2.4, doi:10.1007/978-0-387-40065-5. The
+        uncertainty: Kuczyński and Woźniakowski (1992), theorem 4.2, doi:10.1137/0613066.
+    """
+    if not isinstance(H, HessianOperator):
+        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator, which has a gradient too")
+    spectrum = _spectrum(H, null, max_products, key)
+    value, gradient = H.raw_value_and_gradient()
+    rtol = None if rtol is None else nonnegative(rtol, "rtol")
+    xtol = None if xtol is None else nonnegative(xtol, "xtol")
+    return _certificate(spectrum, value, gradient, H.x, rtol, xtol)
+
+
+def inertia_shift(
+    H: Hessian,
+    *,
+    floor: Scalar | None = None,
+    null: Any = None,
+    max_products: Count | None = None,
+    key: Array | None = None,
+) -> Array:
+    """The smallest shift that makes a Hessian positive definite, for `H.damped(shift)`.
+
+    It is zero where all eigenvalues are known to be above the floor already. What Lanczos may have missed of the lowest is
+    added, so that the tag which `damped` gives is true, but for one case in a thousand.
+
+    Args:
+        H: the Hessian.
+        floor: the smallest eigenvalue afterwards, relative to the largest |eigenvalue|; by default the square root of the
+            dtype's epsilon.
+        null: directions to leave out, as in `is_minimum`.
+        max_products: as in `is_minimum`; where the lowest eigenvalue is known only roughly, the shift is larger.
+        key: of `jax.random`, for the start.
+
+    Returns:
+        A scalar that is not negative.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, lineax as lx, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1.0, 1.0]))
+        >>> shift = hessop.inertia_shift(H, floor=0.5)
+        >>> print(f"{shift:.3f}")
+        3.000
+        >>> step = lx.linear_solve(H.damped(shift), H.gradient, lx.CG(1e-6, 1e-6)).value
+
+    References:
+        Nocedal and Wright, Numerical Optimization (2nd ed., 2006), section 3.4, doi:10.1007/978-0-387-40065-5.
+    """
+    if not isinstance(H, AbstractHessian):
+        raise TypeError(f"H: got {type(H).__name__}, expected a hessop.HessianOperator")
+    lowest = _spectrum(H, null, max_products, key).lowest
+    return _shift(lowest, None if floor is None else nonnegative(floor, "floor"))
+
+
+def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Array | None) -> _Spectrum:
+    """All eigenpairs, from the dense matrix, or the lowest, from products."""
+    if max_products is not None and (isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1):
+        raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")
+    structure = H.in_structure()
+    layout = Layout(jax.tree.leaves(structure))
+    if layout.n == 0:
+        raise ValueError("H: got one without a row, which has no lowest eigenvalue")
+    if null is not None:
+        null = _orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
+        if not isinstance(null, Tracer) and np.count_nonzero(np.any(jax.device_get(null), axis=1)) == layout.n:
+            raise ValueError(f"null: got all {layout.n} independent directions, expected fewer: nothing is left")
+    if max_products is None and layout.n <= _DENSE:
+        return _from_matrix(H.materialize(), null)
+    return _from_products(lx.linearise(H), null, key, min(max_products or _PRODUCTS, layout.n))
+
+
+@eqx.filter_jit
+def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
+    matrix = _wide(matrix)
+    if null is not None:
+        # What is left out goes above everything else.
+        kept = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - null.T @ null
+        matrix = kept @ matrix @ kept + 2 * jnp.linalg.norm(matrix) * null.T @ null
+    w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    left = jnp.arange(w.size) < w.size - (0 if null is None else jnp.sum(jnp.any(null != 0, axis=1)))
+    size = jnp.max(jnp.where(left, jnp.abs(w), 0))
+    size = jnp.where(jnp.isnan(w[0]), w[0], size)
+    rounding = 10 * jnp.finfo(w.dtype).eps * size
+    return _Spectrum(Lowest(w[0], rounding, vectors[:, 0], size, jnp.zeros((), jnp.int32)), w, vectors)
+
+
+@eqx.filter_jit
+def _from_products(H: lx.AbstractLinearOperator, null: Array | None, key: Array | None, max_products: int) -> _Spectrum:
+    leaves, tree = jax.tree.flatten(H.in_structure())
+    layout = Layout(leaves)
+    dtype = _wide(jnp.zeros((), layout.dtype)).dtype
+
+    def product(v: Array) -> Array:
+        return layout.ravel(jax.tree.leaves(H.mv(tree.unflatten(layout.unravel(v))))).astype(dtype)
+
+    # Made here, a key is a constant of the program; made outside, it would be a transfer from the host.
+    start = jax.random.normal(jax.random.key(0) if key is None else key, (layout.n,), dtype)
+    lowest = lowest_eigenpair(product, start, null, max_products=max_products, failure=_FAILURE)
+    return _Spectrum(lowest, None, None)
+
+
+@eqx.filter_jit
+def _shift(lowest: Lowest, floor: Array | None) -> Array:
+    dtype = lowest.value.dtype
+    relative = jnp.sqrt(jnp.finfo(dtype).eps) if floor is None else floor.astype(dtype)
+    return jnp.maximum(relative * lowest.size - (lowest.value - lowest.error), 0)
+
+
+@eqx.filter_jit
+def _certificate(
+    spectrum: _Spectrum, value: Array, gradient: Any, x: Any, rtol: Array | None, xtol: Array | None
+) -> Certificate:
+    pair = spectrum.lowest
+    leaves, tree = jax.tree.flatten(x)
+    layout = Layout(leaves)
+    dtype = pair.value.dtype
+    flat = lambda like_x: layout.ravel(jax.tree.leaves(like_x)).astype(dtype)
+    rtol = jnp.sqrt(jnp.finfo(dtype).eps) if rtol is None else rtol
+    zero = rtol.astype(dtype) * pair.size
+    near = _NEAR * jnp.linalg.norm(flat(x)) if xtol is None else xtol.astype(dtype)
+    slope = flat(gradient)
+    least, size = pair.value - pair.error, jnp.linalg.norm(slope)
+    finite = jnp.isfinite(value) & jnp.isfinite(pair.value) & jnp.isfinite(size)
+    positive = (least > zero) & finite
+    distance = jnp.where(positive, size / jnp.where(positive, least, 1), jnp.inf)
+    stationary = _newton_length(spectrum, slope, zero) <= near
+    verdict = Verdict.where(least >= -zero, Verdict.flat, Verdict.undecided)
+    verdict = Verdict.where(positive, Verdict.where(distance <= near, Verdict.minimum, Verdict.away), verdict)
+    downward = Verdict.where(stationary, Verdict.saddle, Verdict.negative_curvature)
+    verdict = Verdict.where(pair.value < -zero, downward, verdict)
+    verdict = Verdict.where(finite, verdict, Verdict.not_finite)
+    if spectrum.values is None:
+        negative = jnp.asarray(-1, jnp.int32)
+    else:
+        negative = jnp.where(finite, jnp.sum(spectrum.values < -zero, dtype=jnp.int32), -1)
+    direction = tree.unflatten(layout.unravel(pair.vector.astype(layout.dtype)))
+    return Certificate(verdict, pair.value, pair.error, direction, pair.size, distance, pair.steps, negative)
+
+
+def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
+    """How far the stationary point of the model is, where the lowest eigenvalue is negative."""
+    if spectrum.values is None or spectrum.vectors is None:
+        # Of the others only bounds are known. Where they are no smaller than the lowest, this is an upper bound.
+        size = jnp.abs(spectrum.lowest.value)
+        return jnp.linalg.norm(gradient) / jnp.where(size > 0, size, 1)
+    parts = jnp.tensordot(gradient, spectrum.vectors, axes=1, precision=jax.lax.Precision.HIGHEST)
+    # Along zero modes that nobody left out, the gradient is rounding, and so is the curvature.
+    size = jnp.maximum(jnp.abs(spectrum.values), zero)
+    return jnp.linalg.norm(parts / jnp.where(size > 0, size, 1))
+
+
+def _wide(array: Array) -> Array:
+    """In float32 at least: LAPACK knows no half precision."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+@jax.jit
+def _orthonormal(rows: Array) -> Array:
+    """Rows of the same span, orthonormal; zero where they depend on each other, as rotations of particles in a line do."""
+    rows = _wide(rows)
+    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+    _, s, vt = jnp.linalg.svd(rows, full_matrices=False)
+    return jnp.where(s[:, None] > jnp.sqrt(jnp.finfo(rows.dtype).eps) * s[0], vt, 0)

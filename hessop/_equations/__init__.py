@@ -1,0 +1,1 @@
+"""Jaxprs as flat lists of equations, and what they cost."""

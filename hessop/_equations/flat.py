@@ -1,0 +1,376 @@
+"""Flat lists of JAX equations: inline calls, drop dead code and duplicates, evaluate.
+
+Everything that touches the form of a jaxpr and does not care what it computes. Depends on JAX only; equations are re-bound
+with their own parameters, and calls are recognised by primitive, never by the name that a user gave a jitted function.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+# Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
+# inlining those would drop the user's rule from any further differentiation.
+CALLS = frozenset(
+    ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
+)
+
+_INSTALLED = os.path.dirname(os.path.dirname(str(jax.__file__)))
+# Of whom a line is no user's.
+_LIBRARIES = tuple(os.path.join(_INSTALLED, name, "") for name in ("jax", "equinox", "lineax", "optax", "jaxtyping"))
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+# What carries a derivative rule of somebody's own.
+RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Equations:
+    """A jaxpr without constants and without calls: `outvars` from `invars` by `eqns`, in order."""
+
+    invars: tuple[Any, ...]
+    eqns: tuple[Any, ...]
+    outvars: tuple[Any, ...]
+
+
+def call_jaxpr(eqn: Any) -> Any | None:
+    """The jaxpr that a call-like equation stands for, else None."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, on the versions that close a jaxpr and on those that merged the two classes."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Those of an equation's inputs, or of a jaxpr's outputs, that are not literals."""
+    return [v for v in atoms if not isinstance(v, jex.Literal)]
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one equation on `values` with its own parameters."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    subfuns, params = params if isinstance(params, tuple) else ((), params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*subfuns, *values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def evaluate(equations: Equations, values: Sequence[Any]) -> list[Any]:
+    """Run flat equations on values or tracers."""
+    return _run(equations.invars, equations.eqns, equations.outvars, values)
+
+
+def _run(
+    invars: Any,
+    eqns: Any,
+    outvars: Any,
+    values: Sequence[Any],
+    *,
+    inline: Callable[[Any], bool] = lambda eqn: False,
+    constants: Iterator[Any] | None = None,
+    ran: list[Any] | None = None,
+    caller: Any = None,
+) -> list[Any]:
+    """The outputs of flat equations.
+
+    Args:
+        invars: variables of `values`.
+        eqns: the equations.
+        outvars: what is returned.
+        values: arrays or tracers.
+        inline: which calls are replaced by what they stand for.
+        constants: what takes the place of the constants of these calls, in order; by default their own.
+        ran: a list that gets the primitive of what runs, and where it came from (its call, if not known inside).
+        caller: the call that is being inlined.
+    """
+    env = dict(zip(invars, values, strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, jex.Literal) else env[v]
+
+    for eqn in eqns:
+        inputs = [read(v) for v in eqn.invars]
+        inner = call_jaxpr(eqn) if inline(eqn) else None
+        if inner is None:
+            out = bind(eqn, inputs)
+            if ran is not None:
+                origin = eqn if caller is None or source_line(eqn) else caller
+                ran.append((eqn.primitive, origin.source_info))
+        else:
+            jaxpr, consts = open_jaxpr(inner)
+            held = consts if constants is None else [next(constants) for _ in consts]
+            out = _run(
+                (*jaxpr.constvars, *jaxpr.invars),
+                jaxpr.eqns,
+                jaxpr.outvars,
+                [*held, *inputs],
+                inline=inline,
+                constants=constants,
+                ran=ran,
+                # JAX cuts the traceback inside a jitted function of a library at its entry.
+                caller=eqn if caller is None or source_line(eqn) else caller,
+            )
+        env.update(zip(eqn.outvars, out, strict=True))
+    return [read(v) for v in outvars]
+
+
+def _is_call(eqn: Any) -> bool:
+    return call_jaxpr(eqn) is not None
+
+
+def _holds_constants(eqn: Any) -> bool:
+    """Whether an equation is a call that captured arrays, or one inside of it did."""
+    inner = call_jaxpr(eqn)
+    return inner is not None and bool(_constants_of(inner))
+
+
+def _constants_of(closed: Any) -> list[Any]:
+    """What a jaxpr and the calls inside of it captured, in the order of `_run`."""
+    jaxpr, consts = open_jaxpr(closed)
+    found = list(consts)
+    for eqn in jaxpr.eqns:
+        inner = call_jaxpr(eqn)
+        if inner is not None:
+            found += _constants_of(inner)
+    return found
+
+
+def constants_as_inputs(closed: Any) -> Any:
+    """The same jaxpr with what it captured as its first inputs, what the calls inside captured included.
+
+    See `captured` for the values. Nothing is baked in: who holds the values may change them.
+    """
+    jaxpr, consts = open_jaxpr(closed)
+    every = captured(closed)
+    if not every:
+        return closed
+    kept = [shape_of(v.aval) for v in jaxpr.constvars] + [shape_of(jax.typeof(c)) for c in every[len(consts) :]]
+
+    def run(*values: Any) -> list[Any]:
+        held, inputs = values[: len(every)], values[len(every) :]
+        own, others = held[: len(consts)], iter(held[len(consts) :])
+        invars = (*jaxpr.constvars, *jaxpr.invars)
+        return _run(invars, jaxpr.eqns, jaxpr.outvars, [*own, *inputs], inline=_holds_constants, constants=others)
+
+    return jax.make_jaxpr(run)(*kept, *[shape_of(v.aval) for v in jaxpr.invars])
+
+
+def captured(closed: Any) -> tuple[Any, ...]:
+    """The arrays that a traced function captured, as they are now."""
+    return tuple(_constants_of(closed))
+
+
+def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
+    """A closed jaxpr as flat equations without calls, and its constants, which are the first inputs.
+
+    Calls are inlined by tracing anew, so that each use of a shared inner jaxpr gets variables of its own.
+    """
+    jaxpr, consts = open_jaxpr(closed)
+    invars = (*jaxpr.constvars, *jaxpr.invars)
+    if not any(map(_is_call, jaxpr.eqns)):
+        return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
+    ran: list[tuple[Any, Any]] = []
+    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=_is_call, ran=ran))(
+        *[shape_of(v.aval) for v in invars]
+    )
+    flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
+    return (
+        Equations((*flat.constvars, *flat.invars), _with_sources(flat.eqns, ran), tuple(flat.outvars)),
+        (*inner_consts, *consts),
+    )
+
+
+def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Equations traced anew, with the lines of those that they are; tracing notes where it runs, which is no user's line."""
+    if [eqn.primitive for eqn in eqns] != [primitive for primitive, _ in ran]:
+        return tuple(eqns)
+    return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))
+
+
+def inline_rules(equations: Equations) -> Equations:
+    """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
+    if not any(eqn.primitive.name in RULED for eqn in equations.eqns):
+        return equations
+
+    ran: list[tuple[Any, Any]] = []
+
+    def run(*values: Any) -> list[Any]:
+        env = dict(zip(equations.invars, values, strict=True))
+        for eqn in equations.eqns:
+            inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
+            if eqn.primitive.name in RULED:
+                jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
+                held = (*jaxpr.constvars, *jaxpr.invars)
+                out = _run(held, jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=_is_call, ran=ran, caller=eqn)
+            else:
+                out = bind(eqn, inputs)
+                ran.append((eqn.primitive, eqn.source_info))
+            env.update(zip(eqn.outvars, out, strict=True))
+        return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
+
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
+    assert not consts
+    flat = dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran))
+    kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
+    return inline_rules(kept)
+
+
+def shape_of(value: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and weak type of an array, a tracer or an abstract value: what a function is traced at."""
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=getattr(value, "weak_type", False))
+
+
+def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
+    """The equations that `outvars` depend on, and those with an effect, in order."""
+    live = set(variables(outvars))
+    kept = []
+    for eqn in reversed(flat.eqns):
+        if eqn.effects or any(v in live for v in eqn.outvars):
+            live.update(variables(eqn.invars))
+            kept.append(eqn)
+    return kept[::-1]
+
+
+# The one primitive without an effect that gives another result each time.
+_NEVER_EQUAL = frozenset(["rng_uniform"])
+# a o b is b o a, to the last bit.
+_COMMUTATIVE = frozenset(["add", "add_any", "mul", "and", "or", "xor", "eq", "ne"])
+
+
+def without_duplicates(flat: Equations) -> Equations:
+    """The same outputs from equations that are each there once.
+
+    Differentiation repeats what it computed before (each JVP rule makes its own 2 x). The compiler would merge that as well,
+    but not across the line between what is stored and what reads it, and the structure engine tells factors apart by
+    identity. Two equations are equal where primitive, parameters, context and inputs are; what cannot be compared for sure
+    (an effect, a parameter without a hash) is kept.
+    """
+    first: dict[Hashable, Any] = {}
+    same: dict[Any, Any] = {}
+
+    def read(v: Any) -> Any:
+        return v if isinstance(v, jex.Literal) else same.get(v, v)
+
+    kept = []
+    for eqn in flat.eqns:
+        eqn = eqn.replace(invars=[read(v) for v in eqn.invars])
+        try:
+            before = first.setdefault(_meaning(eqn), eqn)
+        except TypeError:  # a parameter without a hash
+            before = eqn
+        if before is eqn:
+            kept.append(eqn)
+        else:
+            same.update(zip(eqn.outvars, before.outvars, strict=True))
+    return Equations(flat.invars, tuple(kept), tuple(read(v) for v in flat.outvars))
+
+
+def _meaning(eqn: Any) -> Hashable:
+    """What determines the outputs of an equation; equal only where they are.
+
+    Raises:
+        TypeError: it cannot be compared.
+    """
+    if eqn.effects or eqn.primitive.name in _NEVER_EQUAL:
+        return id(eqn)
+    inputs = [_literal(v) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
+    if eqn.primitive.name in _COMMUTATIVE:
+        inputs.sort(key=hash)
+    # The variable of an output that nothing reads is of another type: it must not stand for one that is read.
+    outputs = tuple((type(v), v.aval) for v in eqn.outvars)
+    return eqn.primitive, _exact(eqn.params), eqn.ctx, tuple(inputs), outputs
+
+
+def _literal(v: Any) -> Hashable:
+    return v.aval, np.asarray(v.val).tobytes()
+
+
+def _exact(value: Any) -> Hashable:
+    """A parameter such that equal means the same: 0.0 and -0.0 are not, 1 and 1.0 and True are not, NaN and NaN are."""
+    if isinstance(value, Mapping):
+        return "mapping", tuple((k, _exact(v)) for k, v in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_exact, value))
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return "integer", int(value)
+    if isinstance(value, bool | float | complex | np.generic):
+        array = np.asarray(value)
+        return array.dtype, array.tobytes()
+    hash(value)
+    return type(value), value
+
+
+def has_primitive(eqns: Sequence[Any], name: str) -> bool:
+    """Whether a primitive stands in the equations or in any jaxpr that they carry."""
+    return any(eqn.primitive.name == name for eqn in _walk(eqns))
+
+
+def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
+    for eqn in eqns:
+        yield eqn
+        for jaxpr in carried_jaxprs(eqn):
+            yield from _walk(jaxpr.eqns)
+
+
+def source_line(eqn: Any) -> str | None:
+    """File, line and function of the user's code that an equation comes from."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        if is_user_file(frame.file_name):
+            function = frame.function_name.rsplit("<locals>.", 1)[-1]
+            return f"{frame.file_name}:{frame.line_num} ({function})"
+    return None
+
+
+def is_user_file(name: str) -> bool:
+    """Whether a file is neither ours nor that of a library that calls us or is called."""
+    return not name.startswith((*_LIBRARIES, _OURS, "<"))
+
+
+def _bytes(v: Any) -> int:
+    return 0 if isinstance(v, jex.Literal) else v.aval.size * v.aval.dtype.itemsize
+
+
+def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
+    """Bytes of what is alive at the worst moment if each result that depends on `batched` were stored.
+
+    An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
+    """
+    moving = set(batched)
+    last = {v: k for k, eqn in enumerate(equations.eqns) for v in variables(eqn.invars)}
+    last.update((v, len(equations.eqns)) for v in variables(equations.outvars))
+    alive = sum(_bytes(v) for v in moving)
+    peak = alive
+    for k, eqn in enumerate(equations.eqns):
+        if not any(v in moving for v in variables(eqn.invars)):
+            continue
+        moving.update(eqn.outvars)
+        alive += sum(_bytes(v) for v in eqn.outvars)
+        peak = max(peak, alive + _inner_bytes(eqn))
+        spent = {v for v in variables((*eqn.invars, *eqn.outvars)) if v in moving}
+        alive -= sum(_bytes(v) for v in spent if last.get(v, k) <= k)
+    return peak
+
+
+def _inner_bytes(eqn: Any) -> int:
+    """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
+    return max(
+        (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in carried_jaxprs(eqn)),
+        default=0,
+    )
+
+
+def carried_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation: loop bodies, branches, calls."""
+    for param in eqn.params.values():
+        for inner in param if isinstance(param, tuple | list) else (param,):
+            jaxpr = getattr(inner, "jaxpr", inner)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr

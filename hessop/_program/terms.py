@@ -1,0 +1,186 @@
+"""The terms of a Hessian as a program: made once at a point, after which products read nothing but them.
+
+What a `HessianProgram` keeps of a point is its residuals. Here it is the arrays of the terms, in the form whose products take
+least, so that whatever runs on a program and its residuals runs on terms and need not know it.
+
+Depends on programs and the structure and tiles engines. Must never know operators, budgets or why this form was chosen.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.extend import core as jex
+
+from hessop._equations.flat import Equations, flatten_jaxpr, needed_equations, shape_of
+from hessop._program.program import HessianProgram
+from hessop._structure import StructuredHessian, TooLarge, propagate
+from hessop._tiles import Options, Tiled, trace_tiled
+
+# Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
+# long before memory matters, and take XLA a third of the time to compile.
+TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
+
+# Elements, and arrays, that terms may take to make.
+Most = tuple[float | None, int | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TermsProgram(HessianProgram):
+    """A program that keeps the arrays of the terms of a point.
+
+    Attributes:
+        base: the program of the function, for its value and gradient.
+        form: the terms, with shapes in the place of arrays.
+        make: (own and captured arrays, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
+        made_of: what `make` takes in front of them.
+        summed: whether the terms, before they were given this form, held products that have to be summed.
+    """
+
+    base: HessianProgram
+    form: StructuredHessian
+    make: Tiled
+    made_of: tuple[Any, ...]
+    summed: bool
+
+    def terms(self, residuals: Sequence[Array]) -> StructuredHessian:
+        """The Hessian as a sum of terms."""
+        return dataclasses.replace(self.form, arrays=tuple(residuals))
+
+    def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
+        """Value, gradient leaves and the arrays of the terms at `primals` = [*own, *captured, *x, *args]."""
+        value, gradient, _ = self.base.linearize(primals)
+        return value, gradient, self.residuals(primals)
+
+    def residuals(self, primals: Sequence[Array]) -> list[Array]:
+        """The arrays of the terms."""
+        return list(self.make(*self.made_of, *primals))
+
+    def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H t, leaf by leaf, from the terms."""
+        return self.terms(residuals).mv(tangents)
+
+    def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H T for k tangents at once: leaves with a leading axis k."""
+        return self.terms(residuals).mm(tangents)
+
+
+def terms_program(
+    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: Most = (None, None)
+) -> TermsProgram | None:
+    """The terms of `program` as a program, traced once.
+
+    Args:
+        program: the program of the function.
+        limit: bytes that an equation without a rule may take.
+        room: bytes that a block may have that terms are made where that makes products cheaper.
+        sums: whether terms that have to be summed first may be part of it (see `StructuredHessian.for_products`).
+        most: number of elements and of arrays that the terms may take to make; None for no limit.
+
+    Returns:
+        None where they would take more.
+    """
+    traced = traced_terms(program, limit, most)
+    if traced is None:
+        return None
+    return program.executable(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+
+
+def products_by_tiles(
+    program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)
+) -> tuple[Tiled, tuple[Any, ...]] | None:
+    """(consts, x leaves, args leaves, `count` tangents) -> H T, which stores no terms of the size of all pairs.
+
+    Arguments and None as for `terms_program`; with it, what it takes in front.
+    """
+    traced = traced_terms(program, limit, most)
+    if traced is None:
+        return None
+
+    def build() -> tuple[Tiled, tuple[Any, ...]]:
+        arrays, form = traced
+        count_primals = len(program.primal.invars)
+
+        def products(*source: Array) -> list[Array]:
+            residuals = program.residuals(source[:count_primals])
+            terms = dataclasses.replace(form, arrays=tuple(jex.jaxpr_as_fun(arrays)(*residuals)))
+            return terms.mm_by_tiles(source[count_primals:])
+
+        shapes = [shape_of(v.aval) for v in program.primal.invars]
+        shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
+        return trace_tiled(products, shapes, TERMS_OPTIONS)
+
+    return program.executable(("products by tiles", limit, count), build)
+
+
+def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
+    """(jaxpr residuals -> arrays of the terms, the terms with shapes in the place of arrays); None if that takes too much.
+
+    Tracing stops where it does, which for a network of many layers saves most of it.
+    """
+    key, refused = ("traced terms", limit), ("terms too large", limit)
+    if key in program.executables:
+        return program.executables[key]
+    before = program.executables.get(refused)
+    if before is not None and any(a is not None and b is not None and a <= b for a, b in zip(most, before, strict=True)):
+        return None
+    elements, results = most
+
+    def terms(*residuals: Array) -> StructuredHessian:
+        limits = {"limit": limit, "most": elements, "results": results}
+        return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
+
+    try:
+        shapes = [shape_of(v.aval) for v in program.linear.invars[: program.n_residuals]]
+        return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
+    except TooLarge:
+        program.executables[refused] = most
+        return None
+
+
+def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) -> TermsProgram:
+    arrays, whole = traced
+
+    def for_products(*values: Array) -> StructuredHessian:
+        return dataclasses.replace(whole, arrays=values).for_products(room, sums=sums)
+
+    chosen, form = jax.make_jaxpr(for_products, return_shape=True)(*whole.arrays)
+
+    def from_point(*primals: Array) -> list[Any]:
+        return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
+
+    make, made_of = trace_tiled(from_point, [shape_of(v.aval) for v in program.primal.invars], TERMS_OPTIONS)
+    linear = _product(form, program.x_avals)
+    kept = linear.invars[: len(form.arrays)]
+    return TermsProgram(
+        own=program.own,
+        primal=Equations(kept, (), kept),  # what is there when a product begins
+        linear=linear,
+        x_avals=program.x_avals,
+        mode=program.mode,
+        self_pairs=program.self_pairs,
+        rewritten=program.rewritten,
+        foreign_rule=program.foreign_rule,
+        x64=program.x64,
+        energy=None,
+        x_at=program.x_at,
+        base=program,
+        form=form,
+        make=make,
+        made_of=tuple(made_of),
+        summed=whole.has_sums(),
+    )
+
+
+def _product(form: StructuredHessian, x_avals: Sequence[Any]) -> Equations:
+    """(arrays, tangents) -> H t, to be priced."""
+    shapes = [shape_of(a) for a in form.arrays]
+
+    def product(*values: Array) -> list[Array]:
+        return dataclasses.replace(form, arrays=values[: len(shapes)]).mv(values[len(shapes) :])
+
+    flat, consts = flatten_jaxpr(jax.make_jaxpr(product)(*shapes, *x_avals))
+    invars = flat.invars[len(consts) :]
+    return Equations(invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)

@@ -1,0 +1,237 @@
+"""One abstract trace of the user's function: what it says now, and the errors where it cannot be traced.
+
+Depends on JAX and on what is dynamic among the arguments. Must never know derivatives or programs.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import traceback
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._base.arguments import Static, call_module, split_args
+from hessop._base.settings import x64_is_on
+from hessop._equations.flat import is_user_file, open_jaxpr
+from hessop._program.fingerprint import Reading, read
+
+# What JAX raises where Python asks for a number that is not there: in a branch, a conversion to numpy, a boolean index; and,
+# without a class of their own, in shapes and slices.
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+_MAYBE_CONCRETE = (TypeError, IndexError, AttributeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A function made of another: `call(fn, how, x, *args)`."""
+
+    fn: Callable[..., Any]
+    call: Callable[..., Any]
+    how: Hashable
+
+    def __call__(self, x: Any, *args: Any) -> Any:
+        return self.call(self.fn, self.how, x, *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What a function does at the shapes of x and args.
+
+    Attributes:
+        name: of the function, for messages.
+        owner: an object that lives as long as the function.
+        flat: (x leaves, arrays) -> the output, which runs the function again.
+        x_leaves: of the point.
+        arrays: what is dynamic among the arguments.
+        static: the rest of the arguments.
+        jaxpr: (x leaves, arrays) -> one real scalar; closed.
+        reading: what the jaxpr says.
+        captured: the arrays that the function captured: copies, where they can be changed in place.
+        out_tree: the container of the scalar.
+    """
+
+    name: str
+    owner: Any
+    flat: Callable[..., Any]
+    x_leaves: list[Any]
+    arrays: tuple[Any, ...]
+    static: Static
+    jaxpr: Any
+    reading: Reading
+    captured: tuple[Any, ...]
+    out_tree: Any
+
+
+class NotScalarError(TypeError):
+    """The function has other outputs than one scalar."""
+
+
+def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
+    """Trace `fn(x, *args)` abstractly, under the settings of hessop.
+
+    Arrays and floats of args are traced too, so that new values of them are no new program. A function that needs their
+    numbers (for numpy, a shape or a branch) is given them, as it would be without hessop.
+
+    Args:
+        fn: the user's function.
+        x: pytree of arrays.
+        args: what follows x, as the user gave it.
+
+    Raises:
+        TypeError: the function needs the numbers of x, or does not return one real scalar.
+    """
+    arrays, static = split_args(args)
+    try:
+        return _traced(fn, x, arrays, static)
+    except NotScalarError:
+        raise
+    except (*_CONCRETE, *_MAYBE_CONCRETE) as error:
+        for hold in ("numpy", "all"):
+            fewer, holding = split_args(args, hold=hold)
+            if len(fewer) < len(arrays):
+                with contextlib.suppress(*_MAYBE_CONCRETE):  # the first error names what is dynamic
+                    return _traced(fn, x, fewer, holding)
+        if isinstance(error, _CONCRETE):
+            raise TypeError(_about_values(fn, error)) from error
+        if _is_list_of_numbers(x):
+            error.add_note(
+                f"x: a list or tuple of {len(x)} numbers is a pytree of scalars, as for jax.hessian; jnp.asarray(x) is a vector"
+            )
+        raise
+
+
+def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Static) -> Trace:
+    x_leaves, x_tree = jax.tree.flatten(x)
+    trees: list[Any] = []
+
+    def flat(x_leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        out = fn(jax.tree.unflatten(x_tree, x_leaves), *static(arrays))
+        leaves, tree = jax.tree.flatten(out)
+        _check_leaves(leaves, fn)
+        trees.append(tree)
+        return leaves
+
+    jaxpr = jax.make_jaxpr(flat)(x_leaves, list(arrays))
+    _check_output(jaxpr, fn)
+    reading = read(jaxpr)
+    fixed = snapshots(reading.captured)
+    return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, reading, fixed, trees[-1])
+
+
+# Small arrays of numpy's that functions captured, the last ones, by what is in them: they are on the device already.
+_COPIES: "OrderedDict[Hashable, Array]" = OrderedDict()
+_SMALL, _LAST = 2**14, 256
+
+
+def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Arrays that nobody can change in place."""
+    around = (jax.config.jax_default_device, x64_is_on())  # pyright: ignore[reportAttributeAccessIssue]
+    found = []
+    for value in values:
+        if isinstance(value, np.ndarray) and value.nbytes <= _SMALL:
+            key = (value.dtype, value.shape, value.tobytes(), around)
+            copy = _COPIES.get(key)
+            value = _kept_copy(key, value) if copy is None or copy.is_deleted() else copy
+        elif not isinstance(value, Array):
+            value = _copy(value)
+        found.append(value)
+    return tuple(found)
+
+
+def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
+    copy = _copy(value)
+    if isinstance(copy, Tracer):  # it dies with an outer trace
+        return copy
+    with contextlib.suppress(KeyError):  # another thread may have been faster
+        while len(_COPIES) >= _LAST:
+            _COPIES.popitem(last=False)
+    _COPIES[key] = copy
+    return copy
+
+
+def _copy(value: Any) -> Array:
+    # Explicitly, for a transfer guard; and a copy: JAX's array may be numpy's memory.
+    return jax.device_put(np.array(value))
+
+
+def _owner(fn: Any) -> Any:
+    """An object that lives as long as a function: a bound method is made at each access and dies at once, its object lives."""
+    while isinstance(fn, Wrapped):
+        fn = fn.fn
+    return fn.__self__ if isinstance(fn, types.MethodType) else fn
+
+
+def name_of(fn: Any) -> str:
+    """What a user calls the function."""
+    while not isinstance(fn, types.FunctionType | types.MethodType):
+        if isinstance(fn, Wrapped):
+            fn = fn.fn
+        elif isinstance(fn, functools.partial):
+            fn = fn.func
+        elif hasattr(fn, "__wrapped__"):
+            fn = fn.__wrapped__
+        else:
+            break
+    if fn is call_module:
+        return "fn"
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+def _about_values(fn: Any, error: Exception) -> str:
+    place = _line(error)
+    return (
+        f"fn: {name_of(fn)} needs the numbers of x (or of a traced argument){place}: they choose a branch, a shape or an index "
+        f"there, or go to numpy. It is traced once for all x: use lax.cond, lax.switch or jnp.where in the place of a Python "
+        f"branch, jnp in the place of np, and pass what is not differentiated in args"
+    )
+
+
+def _line(error: BaseException) -> str:
+    """The last line of the user's own code that an error went through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
+    return f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def _is_list_of_numbers(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 0 and all(not isinstance(v, list | tuple | dict) for v in x)
+
+
+def _check_leaves(leaves: Sequence[Any], fn: Any) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex):
+            kind = type(leaf).__name__
+            raise NotScalarError(
+                f"fn: {name_of(fn)} returned {leaf!r} of type {kind}, expected one real scalar{_with_aux(leaves)}"
+            )
+
+
+def _check_output(jaxpr: Any, fn: Any) -> None:
+    avals = [v.aval for v in open_jaxpr(jaxpr)[0].outvars]
+    name = name_of(fn)
+    fix = "return one real scalar, for example by jnp.sum"
+    if len(avals) != 1:
+        raise NotScalarError(f"fn: {name} returned {len(avals)} arrays, expected one real scalar; {fix}{_with_aux(avals)}")
+    if avals[0].shape != ():
+        raise NotScalarError(f"fn: {name} returned shape {avals[0].shape}, expected shape (); {fix}")
+    if not jnp.issubdtype(avals[0].dtype, jnp.floating):
+        raise TypeError(f"fn: {name} returned dtype {avals[0].dtype}, expected a real floating dtype; {fix}")
+
+
+def _with_aux(outputs: Sequence[Any]) -> str:
+    if len(outputs) < 2 or getattr(outputs[0], "shape", None) != ():
+        return ""
+    return ". If it returns (value, auxiliary data): hessop.hessian(fn, has_aux=True), or lambda x: fn(x)[0] for an operator"

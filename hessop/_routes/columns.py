@@ -1,0 +1,78 @@
+"""The columns route: entries of the Hessian from products with chunks of basis vectors; always applies, always exact.
+
+The product with e_i is column i. H is symmetric, so that is row i, and nothing is transposed; but where derivative rules of
+somebody's own take part it may not be, and columns are written as columns. What is wanted of each (all of it, its diagonal
+entry, its diagonal block) is taken inside the executable, so that only the matrix itself is ever (n, n).
+Depends on the program, layouts and on how chunks of rows are run. Must never know operators, lineax or the other routes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from hessop._equations.flat import peak_bytes
+from hessop._program.point import Point, shifted, shifted_product
+from hessop._program.program import HessianProgram
+from hessop._routes.chunks import RowMaker
+from hessop._routes.wanted import Take
+
+
+def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., Array]:
+    """(residuals or primals, shift, first row) -> what is taken of `chunk` rows [chunk, width]."""
+    program, layout, dtype = point.program, point.layout, point.index_dtype
+
+    def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
+        residuals = source if stored else program.residuals(source)
+        index = start + lax.iota(dtype, chunk)
+        tangents = layout.basis(index)
+        if chunk == 1:  # no vmap: some custom calls have no batching rule
+            single = shifted_product(program, residuals, shift, [t[0] for t in tangents])
+            found = layout.ravel(single)[None, :]
+        else:
+            found = layout.ravel(
+                jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*tangents),
+                batch=1,
+            )
+        return take(found, index, layout)
+
+    return rows
+
+
+def _at_once(point: Point, take: Take) -> Callable[..., Any]:
+    """(primals, shift) -> what is taken of all rows [n, width], and (value, gradient)."""
+    program, layout, dtype, energy = point.program, point.layout, point.index_dtype, point.program.energy
+    captured, x_at, x_end = len(program.own), program.x_at, program.x_at + len(program.x_avals)
+    assert energy is not None
+
+    def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, tuple[Array, Array]]:
+        def gradient(*x: Array) -> tuple[list[Array], Array]:
+            value, pullback = jax.vjp(lambda *x: energy(*source[captured:x_at], *x, *source[x_end:])[0], *x)
+            # One cotangent with an axis of its own, as in jax.jacrev: XLA orders the axes of what three-body functions make
+            # in another way then, which runs three times as fast.
+            return [g[0] for g in jax.vmap(pullback)(jnp.ones((1,), value.dtype))], value
+
+        leaves, product, value = jax.linearize(gradient, *source[x_at:x_end], has_aux=True)
+        index = lax.iota(dtype, layout.n)
+        rows = jax.vmap(lambda *t: shifted(product(*t), shift, t))(*layout.basis(index))
+        return take(layout.ravel(rows, batch=1), index, layout), (value, layout.ravel(leaves))
+
+    return run
+
+
+def _fixed(point: Point) -> int:
+    return peak_bytes(point.program.primal, point.program.primal.invars)
+
+
+def _per_row(point: Point) -> int:
+    program, layout = point.program, point.layout
+    own = peak_bytes(program.linear, program.linear.invars[program.n_residuals :])
+    return own + 2 * layout.n * layout.dtype.itemsize
+
+
+def products(program: HessianProgram) -> RowMaker:
+    """Rows (or columns, where these may differ) by products."""
+    at_once = _at_once if program.energy is not None and program.layout.n > 1 else None
+    return RowMaker("products", _rows, _fixed, _per_row, True, columns=program.foreign_rule, at_once=at_once)

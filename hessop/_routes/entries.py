@@ -1,0 +1,228 @@
+"""Entries of a Hessian: decide how, once for what is asked; compute them; say what of them is not finite.
+
+A decision is remembered with the program, so that what was asked before is a look-up and a dispatch. Depends on the routes,
+budgets and points. Must never know operators or lineax.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._base.bytes import free_memory, is_out_of_memory
+from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
+from hessop._program.memo import remembered
+from hessop._program.point import Point, placement
+from hessop._routes.choose_entries import Choice, Request, choose_route
+from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
+from hessop._routes.output import check_output, open_output
+from hessop._routes.terms import structure_rows
+from hessop._routes.tiles import value_and_gradient
+from hessop._routes.wanted import Form, Take, formed
+
+
+def decide(point: Point, request: Request) -> Choice:
+    """The route and form in which what is asked for is computed, at the budget that there is.
+
+    Raises:
+        MemoryBudgetError: nothing fits.
+    """
+    budget = request.memory
+    if budget is None and request.chunk is None:
+        budget = free_memory(device_of(point))
+    return remembered(
+        point.program,
+        (request, point.residuals is None, point.shift is None),
+        budget or 0,  # nothing is asked for a chunk without a budget
+        lambda: choose_route(point, request, budget),
+        needs=_peak,
+        where=lambda choice: placement(point.source) if choice.measured else None,
+    )
+
+
+def _peak(choice: Choice) -> int:
+    return choice.peak or 0
+
+
+def device_of(point: Point) -> Any:
+    """The device of which memory is asked for; None where none is known."""
+    for a in point.source:
+        if isinstance(a, Array) and not isinstance(a, Tracer):
+            return next(iter(a.devices()))
+    return None
+
+
+def entries(
+    point: Point,
+    request: Request,
+    form: Form,
+    problem: Callable[[], str | None] | None,
+    *,
+    traced: bool,
+    out: Any = None,
+    progress: ProgressOption = False,
+) -> Any:
+    """What is asked for of each row, in a form; or the output, filled.
+
+    Args:
+        point: the Hessian.
+        request: what is asked for.
+        form: how it is given.
+        problem: says what is not finite at the point, before the Hessian is looked at; None: nothing is said.
+        traced: whether the point is.
+        out: as for `materialize`.
+        progress: as for `materialize`.
+
+    Raises:
+        MemoryBudgetError: nothing fits.
+    """
+    take, layout = request.take, point.layout
+    opened = contextlib.nullcontext()
+    if out is not None:
+        check_output(out, layout.n, layout.dtype)
+        opened = open_output(out, layout.n, layout.dtype)  # touches nothing before it is entered
+    if layout.n == 0:
+        with opened as output:
+            pass
+        empty = jax.numpy.zeros((0, take.width(layout)), layout.dtype)
+        return formed(empty, take, form, layout) if output is None else output.result
+    choice = decide(point, request)
+    if traced:
+        at_once = _at_once(point, take, choice)
+        if at_once is None:
+            assert choice.chunking is not None
+            return formed(fill_traced(point, take, choice.chunking), take, form, layout)
+        return formed(at_once(point.source, point.shift)[0], take, form, layout)
+    output = None
+    if out is None and progress is False:
+        taken = _computed(point, take, choice, form)
+    else:
+        with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
+            taken = _reported(point, take, choice, output, report)
+    rows = taken.rows
+    if problem is not None:
+        # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
+        columns = choice.route == "columns" and not point.program.foreign_rule
+        rows = _looked_at(point, take, taken, choice, columns, problem)
+    if output is not None:
+        return output.result
+    return taken.given if rows is taken.rows and taken.given is not None else _formed(point, take, form, rows)
+
+
+def _at_once(point: Point, take: Take, choice: Choice) -> Any:
+    """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
+    if choice.chunking is None:
+        return structure_rows(point, take, choice.limit, choice.tiled)
+    return all_rows(point, take, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
+
+
+# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
+_DISPATCH = 3e-5
+_QUICK = {"xla_backend_optimization_level": 0}
+
+
+def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
+    """All rows in their form, in one dispatch; or else in chunks."""
+    rows, layout = _at_once(point, take, choice), point.layout
+    if rows is None:
+        return _in_chunks(point, take, choice)
+
+    def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
+        found, seen = rows(*of_point)
+        if form == "rows":
+            return found, seen, None, None
+        given = formed(found, take, form, layout)
+        # A matrix is not made twice.
+        return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
+
+    quick = choice.run < _DISPATCH and _on_cpu(point)
+    chunks, stored = choice.chunking is not None, point.residuals is not None
+    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
+    try:
+        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
+        taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
+        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
+        return taken
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, take, choice, error)
+
+
+def _on_cpu(point: Point) -> bool:
+    return (device_of(point) or jax.devices()[0]).platform == "cpu"
+
+
+def _reported(point: Point, take: Take, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
+    """All rows, with progress; into the output, if there is one."""
+    rows, n = _at_once(point, take, choice), point.layout.n
+    if rows is None:
+        return _in_chunks(point, take, choice, out=output, report=report)
+    try:
+        found, seen = rows(point.source, point.shift)
+        found.block_until_ready()
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, take, choice, error, out=output, report=report)
+    taken = Taken(found, seen)
+    if output is not None:
+        here = np.asarray(found)
+        output[:] = here
+        taken = Taken(None, seen, all_finite(here))
+    report(Progress(done=n, total=n, chunk=n))
+    return taken
+
+
+def _in_chunks(point: Point, take: Take, choice: Choice, error: Exception | None = None, **how: Any) -> Taken:
+    """Rows in chunks; after an error, if that is of memory, in chunks of half of them."""
+    chunking = choice.chunking
+    if error is not None and (chunking is None or not is_out_of_memory(error)):
+        raise error
+    assert chunking is not None
+    if error is not None:
+        chunking = dataclasses.replace(chunking, chunk=max(1, point.layout.n // 2))
+    return fill(point, take, chunking, **how)
+
+
+def _looked_at(
+    point: Point, take: Take, taken: Taken, choice: Choice, columns: bool, problem: Callable[[], str | None]
+) -> Array | None:
+    """The rows that were taken; what of the value, the gradient and them is not finite is said."""
+    rows, seen = taken.rows, taken.seen
+    if seen is None and point.primals is not None:
+        seen = _value_and_gradient(point)
+    if rows is None:  # written elsewhere, or given in another form only
+        finite = bool(taken.finite)
+        rows = _computed(point, take, choice, "rows").rows if not finite and taken.given is not None else None
+    else:
+        finite = is_finite(rows)
+    if rows is not None and columns and not finite:
+        rows = take.transposed(rows, point.layout)
+    if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
+        warn(problem())
+    elif not finite:
+        warn(result_problem(point.program, rows, take.name, seen is not None))
+    return rows
+
+
+def _formed(point: Point, take: Take, form: Form, rows: Any) -> Any:
+    """Rows in a form, in one dispatch; a large matrix of one leaf is not copied."""
+    if form == "rows":
+        return rows
+    layout = point.layout
+    donated = 0 if form == "nested" and len(layout.shapes) == 1 else ()
+    function = lambda taken: formed(taken, take, form, layout)
+    return point.program.executable(("form", take, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+
+
+def _value_and_gradient(point: Point) -> tuple[Array, Array]:
+    program = point.program
+
+    def run(primals: Any) -> tuple[Array, Array]:
+        value, gradient = value_and_gradient(program, primals)
+        return value, program.layout.ravel(gradient)
+
+    return program.executable("value and flat gradient", lambda: jax.jit(run))(point.primals)

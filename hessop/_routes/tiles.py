@@ -1,0 +1,93 @@
+"""The tiles route: value, gradient and products without storing what is as large as all pairs.
+
+A product reads residuals of the size of all pairs, or makes them anew. On a tile they are made where they are needed, which
+is faster than reading them wherever making them is elementwise work.
+
+Depends on the tiles engine and the program. Must never know operators or lineax.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from hessop._equations.flat import shape_of
+from hessop._program.program import HessianProgram
+from hessop._tiles import Options, Tiled, schedule_of, trace_tiled
+
+_OPTIONS = Options()
+# A matrix product with sums longer than this costs more than reading its result again.
+_LONGEST_SUM = 64
+
+
+def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
+    """The value at `primals` = [*own, *captured, *x, *args]."""
+    return _outputs(program, primals, "value", slice(1))[0]
+
+
+def gradient(program: HessianProgram, primals: Sequence[Array]) -> list[Array]:
+    """The leaves of the gradient at `primals`. Its sums run in chunks where that of the value, over other axes, is not made."""
+    return _outputs(program, primals, "gradient", slice(1, None))
+
+
+def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Both from one pass over tiles."""
+    value, *gradient = _outputs(program, primals, "value and gradient", slice(None))
+    return value, gradient
+
+
+def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wanted: slice) -> list[Array]:
+    def traced(*source: Array) -> list[Array]:
+        value, gradient, _ = program.linearize(source)
+        return [value, *gradient][wanted]
+
+    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, dear=False))
+    return traced(*primals) if tiled is None else tiled(*primals)
+
+
+def recomputed_product(
+    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, dear: bool = False
+) -> list[Array]:
+    """H t, leaf by leaf, from the point: residuals are made where they are read.
+
+    Args:
+        program: the program.
+        primals: the point, [*own, *captured, *x, *args].
+        tangents: t, leaf by leaf.
+        dear: whether that is wanted also of what is dear to make again.
+    """
+    tiled = _tiled_product(program, dear)
+    return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
+
+
+def recomputes(program: HessianProgram, *, dear: bool = False) -> bool:
+    """Whether products from the point make residuals where they are read, rather than store them."""
+    return _tiled_product(program, dear) is not None
+
+
+def _tiled_product(program: HessianProgram, dear: bool) -> Tiled | None:
+    count = len(program.primal.invars)
+
+    def traced(*source: Array) -> list[Array]:
+        return program.product(program.residuals(source[:count]), source[count:])
+
+    avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
+    return program.executable(("tiled product", dear), lambda: _by_tiles(traced, avals, dear))
+
+
+def _by_tiles(function: Any, values: Sequence[Any], dear: bool) -> Tiled | None:
+    """The function by tiles, if it has large values and none of them is dear to make again, unless these are wanted too."""
+    tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    assert not consts
+    plan = schedule_of(tiled.final(), _OPTIONS)
+    return tiled if plan.large and (dear or not any(_is_dear(plan.virtual[v]) for v in plan.large)) else None
+
+
+def _is_dear(eqn: Any) -> bool:
+    if eqn.primitive.name != "dot_general":
+        return False
+    ((contract, _), _) = eqn.params["dimension_numbers"]
+    length = 1
+    for a in contract:
+        length *= eqn.invars[0].aval.shape[a]
+    return length > _LONGEST_SUM

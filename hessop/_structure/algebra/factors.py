@@ -1,0 +1,347 @@
+"""Arithmetic on factors, each result computed once.
+
+Two terms share a factor only if they hold the same array object, and only what is shared can be added up as like terms. So
+every operation is remembered by its operands: asking again gives the same object, under whatever ids.
+
+Depends on terms. Must never know axes, placements or primitives.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from hessop._structure.algebra.terms import (
+    Expr,
+    Factor,
+    Id,
+    Lookup,
+    atom_ids,
+    extent,
+    factor_ids,
+    lookups,
+    union,
+)
+
+# An axis this short is better unrolled into planes: XLA's loops over it cost more than the work.
+SMALL = 4
+_MAX_PLANES = 16
+
+
+class TooLarge(Exception):
+    """More was made than allowed. It never leaves hessop."""
+
+
+class Algebra:
+    """The arithmetic of one propagation.
+
+    Attributes:
+        eager: number of elements up to which a product may be multiplied out although it grows.
+        most: number of elements that may be made in all; None for no limit.
+        results: number of results that may be made in all; None for no limit.
+        few: whether few entries are wanted in the end, so that no product of matrices is carried out before they are picked.
+        by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
+    """
+
+    def __init__(
+        self,
+        eager: int,
+        most: float | None = None,
+        results: int | None = None,
+        *,
+        few: bool = False,
+        by_tiles: bool = False,
+    ):
+        self.eager = eager
+        self.few = few
+        self.most = most
+        self.results = results
+        self.by_tiles = by_tiles
+        self._made = 0
+        self._serials: dict[int, int] = {}
+        self._kept: list[Any] = []
+        self._memo: dict[Hashable, Any] = {}
+        self._masked: dict[int, frozenset[Any]] = {}
+        self._bare: dict[int, tuple[Any, Any]] = {}
+
+    def serial(self, array: Any) -> int:
+        """A number for an array object, the same from trace to trace (an address is not)."""
+        if id(array) not in self._serials:
+            self._serials[id(array)] = len(self._kept)
+            self._kept.append(array)  # an object that is alive keeps its address to itself
+        return self._serials[id(array)]
+
+    def once(self, what: Hashable, operands: Sequence[Any], make: Callable[[], Any]) -> Any:
+        """make(), or what it gave the last time for these operand objects."""
+        key = (what, tuple(self.serial(a) for a in operands))
+        if key not in self._memo:
+            self._memo[key] = made = make()
+            self._made += sum(getattr(a, "size", 0) for a in (made if isinstance(made, tuple) else (made,)))
+            if self.most is not None and self._made > self.most:
+                raise TooLarge
+            if self.results is not None and len(self._memo) > self.results:
+                raise TooLarge
+        return self._memo[key]
+
+    def is_list(self, ids: Sequence[Id], largest: int) -> bool:
+        """Whether these are blocks along one long axis: all of their entries are few then, where those of all pairs are not.
+
+        Args:
+            ids: of the blocks.
+            largest: number of elements of the largest array that they are made of.
+        """
+        return sum(i.size > SMALL for i in ids) <= 1 and extent(ids) <= SMALL**2 * largest
+
+    def numbered(self, exprs: Sequence[Expr]) -> tuple[Hashable, tuple[Id, ...], list[Any]]:
+        """The form of expressions with ids numbered in order of appearance; those ids; the arrays looked up in."""
+        numbers: dict[Id, int] = {}
+        arrays: list[Any] = []
+        form = []
+        for e in exprs:
+            # Strides, not the order in which an expression was put together, tell its ids apart.
+            parts = sorted(e.parts, key=lambda part: (-abs(part[1]), part[1]))
+            shape = []
+            for atom, stride in parts:
+                ids = tuple((numbers.setdefault(i, len(numbers)), i.size) for i in atom_ids(atom))
+                if isinstance(atom, Lookup):
+                    arrays.append(atom.array)
+                    shape.append((self.serial(atom.array), atom.size, ids, stride))
+                else:
+                    shape.append((*ids, stride))
+            form.append((e.start, tuple(shape)))
+        return tuple(form), tuple(numbers), arrays
+
+    def _on(self, what: Hashable, factors: Sequence[Factor], make: Callable[[], Any]) -> Any:
+        """`once`, where the ids of the factors matter only up to renaming."""
+        numbers: dict[Id, int] = {}
+        form = tuple(tuple(numbers.setdefault(i, len(numbers)) for i in f.ids) for f in factors)
+        return self.once((what, form), [f.array for f in factors], make)
+
+    # --- elementwise ---
+
+    def multiply(self, factors: Sequence[Factor]) -> Factor:
+        """The elementwise product over all ids."""
+        factors = sorted(factors, key=lambda f: (-len(f.ids), self.serial(f.array)))
+        if len(factors) == 1:
+            return factors[0]
+        ids = factor_ids(factors)
+
+        def make() -> Array:
+            # Small operands first, so that a scalar is not multiplied into a large array twice.
+            arrays = [aligned(f, ids) for f in factors[::-1]]
+            return functools.reduce(operator.mul, arrays)
+
+        return Factor(self._on("multiply", factors, make), ids)
+
+    def add(self, entries: Sequence[tuple[float, Sequence[Factor]]]) -> tuple[float, Factor]:
+        """sum(coef * product of factors) as (coef, factor), over all ids.
+
+        The first coefficient is kept outside, so that a sum and its negative share their array.
+        """
+        scale = entries[0][0]
+        terms = [(c / scale, self.multiply(fs) if fs else None) for c, fs in entries]
+        real = [f for _, f in terms if f is not None]
+        ids = factor_ids(sorted(real, key=lambda f: -len(f.ids)))
+
+        def make() -> Array:
+            total: Any = None
+            for c, f in terms:
+                y = c if f is None else scaled(aligned(f, ids), c)
+                total = y if total is None else total + y
+            return total
+
+        form = ("add", tuple((c, f is None) for c, f in terms))
+        return scale, Factor(self._on(form, [Factor(None, ids), *real], make), ids)
+
+    def where(self, mask: Factor, factor: Factor | None, dtype: Any) -> Factor:
+        """`factor` (or 1) where the mask holds, else 0. Never mask * factor: the dead entry may be infinite."""
+        if factor is None:
+            return Factor(self.once(("float", str(dtype)), [mask.array], lambda: mask.array.astype(dtype)), mask.ids)
+        ids = union((factor.ids, mask.ids))
+        sign = (self.serial(mask.array), tuple(ids.index(i) for i in mask.ids))
+        before = self._masked.get(self.serial(factor.array), frozenset())
+        if sign in before and ids == factor.ids:
+            return factor
+
+        def make() -> Array:
+            value = jnp.broadcast_to(aligned(factor, ids), [i.size for i in ids])
+            return jnp.where(aligned(mask, ids), value, jnp.zeros((), dtype))
+
+        made = self._on("where", [mask, factor], make)
+        self._masked[self.serial(made)] = before | {sign}
+        self._bare[self.serial(made)] = (factor.array if ids == factor.ids else None, mask.array)
+        return Factor(made, ids)
+
+    def unmasked(self, factors: Sequence[Factor]) -> list[Factor]:
+        """The factors of a product without masks that change nothing: the array stands there bare as well.
+
+        Where that one is not finite the product is not either, masked or not; elsewhere another factor with the same mask
+        makes it zero. Then a product of an array with itself is symmetric, and is computed half as often.
+        """
+        out = list(factors)
+        for k, f in enumerate(out):
+            bare, mask = self._bare.get(self.serial(f.array), (None, None))
+            if bare is None:
+                continue
+            others = [g for j, g in enumerate(out) if j != k]
+            axes = self._mask_axes(f, mask)
+            dead = _ids_on(f, axes)
+            held = any(g.array is bare and _ids_on(g, axes) == dead for g in others)
+            if held and any(dead & _ids_on(g, self._mask_axes(g, mask)) for g in others):
+                out[k] = Factor(bare, f.ids)
+        return out
+
+    def _mask_axes(self, f: Factor, mask: Any) -> list[tuple[int, ...]]:
+        """The axes of a factor that a mask lies on."""
+        signs = self._masked.get(self.serial(f.array), frozenset())
+        return [axes for serial, axes in signs if serial == self.serial(mask)]
+
+    def apply(self, what: Hashable, factor: Factor, fn: Callable[[Array], Array]) -> Factor:
+        """An elementwise function; `what` names it."""
+        return Factor(self.once(what, [factor.array], lambda: fn(factor.array)), factor.ids)
+
+    def convert(self, factor: Factor, dtype: Any) -> Factor:
+        """The factor in another dtype; itself if it has that already."""
+        if factor.array.dtype == dtype:
+            return factor
+        return self.apply(("convert", str(dtype)), factor, lambda a: lax.convert_element_type(a, dtype))
+
+    def any(self, mask: Factor, keep: Collection[Id]) -> Factor:
+        """Whether the mask holds anywhere along the ids that are not kept."""
+        axes = tuple(k for k, i in enumerate(mask.ids) if i not in keep)
+        if not axes:
+            return mask
+        made = self.once(("any", axes), [mask.array], lambda: jnp.any(mask.array, axis=axes))
+        return Factor(made, tuple(i for i in mask.ids if i in keep))
+
+    def both(self, a: Factor, b: Factor) -> Factor:
+        """Where both masks hold."""
+        ids = union((a.ids, b.ids))
+        return Factor(self._on("and", [a, b], lambda: aligned(a, ids) & aligned(b, ids)), ids)
+
+    def stack(self, entries: Sequence[tuple[float, Sequence[Factor]] | None], along: Id, dtype: Any) -> Factor:
+        """Values along a new id, in front; None is zero."""
+        values = [None if e is None else (e[0], self.multiply(e[1]) if e[1] else None) for e in entries]
+        real = [v[1] for v in values if v is not None and v[1] is not None]
+        ids = factor_ids(real)
+        shape = [i.size for i in ids]
+
+        def plane(value: tuple[float, Factor | None] | None) -> Array:
+            if value is None or value[1] is None:
+                return jnp.full(shape, 0.0 if value is None else value[0], dtype)
+            return scaled(jnp.broadcast_to(aligned(value[1], ids), shape), value[0])
+
+        form = ("stack", str(dtype), tuple(None if v is None else (v[0], v[1] is None) for v in values))
+        make = lambda: jnp.stack([plane(v) for v in values])
+        return Factor(self._on(form, [Factor(None, ids), *real], make), (along, *ids))
+
+    # --- contraction ---
+
+    def contract(self, factors: Sequence[Factor], keep: Collection[Id]) -> Factor:
+        """The product summed over the ids that are not kept."""
+        ids = factor_ids(factors)
+        out = tuple(i for i in ids if i in keep)
+        if len(out) == len(ids):
+            return self.multiply(factors)
+        if planes := _plane_ids(factors, out):
+            return self._by_planes(factors, out, planes)
+        if len(factors) > 1 and extent(ids) <= max(extent(f.ids) for f in factors):
+            return self.contract([self.multiply(factors)], keep)  # shared with the sums over other ids
+        factors = sorted(factors, key=lambda f: self.serial(f.array))
+        made = self._on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
+        return Factor(made, out)
+
+    def _by_planes(self, factors: Sequence[Factor], out: tuple[Id, ...], planes: tuple[Id, ...]) -> Factor:
+        """Unroll short ids: the sums of an outer product of (n, 3) by (n, 3) arrays are nine sums of planes."""
+        rest = tuple(i for i in out if i not in planes)
+        sums = []
+        for digits in itertools.product(*(range(i.size) for i in planes)):
+            at = dict(zip(planes, digits, strict=True))
+            total = self.contract([self.fix(f, at) for f in factors], rest)
+            sums.append(jnp.broadcast_to(aligned(total, rest), [i.size for i in rest]))
+        form = ("planes", tuple(i.size for i in planes))
+        sizes = [i.size for i in (*planes, *rest)]
+        return Factor(self.once(form, sums, lambda: jnp.stack(sums).reshape(sizes)), (*planes, *rest))
+
+    def fix(self, factor: Factor, at: dict[Id, int]) -> Factor:
+        """The factor at given values of some of its ids."""
+        picked = tuple((k, at[i]) for k, i in enumerate(factor.ids) if i in at)
+        if not picked:
+            return factor
+
+        def make() -> Array:
+            index: list[Any] = [slice(None)] * len(factor.ids)
+            for axis, value in picked:
+                index[axis] = slice(value, value + 1)
+            starts = [0 if s.start is None else s.start for s in index]
+            stops = [n if s.stop is None else s.stop for s, n in zip(index, factor.array.shape, strict=True)]
+            return lax.squeeze(lax.slice(factor.array, starts, stops), [axis for axis, _ in picked])
+
+        return Factor(self.once(("fix", picked), [factor.array], make), tuple(i for i in factor.ids if i not in at))
+
+    # --- positions ---
+
+    def positions(self, e: Expr, ids: Sequence[Id]) -> Array:
+        """The positions of an expression as an integer array that broadcasts over `ids`."""
+        numbers = {i: k for k, i in enumerate(ids)}
+        form = tuple((tuple(numbers[i] for i in atom_ids(atom)), isinstance(atom, Lookup), stride) for atom, stride in e.parts)
+        key = ("positions", e.start, form, tuple(i.size for i in ids))
+        return self.once(key, [l.array for l in lookups(e)], lambda: _positions(e, ids))
+
+
+def _ids_on(factor: Factor, groups: Sequence[tuple[int, ...]]) -> set[tuple[Id, ...]]:
+    return {tuple(factor.ids[k] for k in axes) for axes in groups}
+
+
+def aligned(factor: Factor, ids: Sequence[Id]) -> Array:
+    """The array with one axis per id of `ids` in that order, of length 1 where the factor lacks it."""
+    order = [factor.ids.index(i) for i in ids if i in factor.ids]
+    array = factor.array if order == sorted(order) else lax.transpose(factor.array, order)
+    return array.reshape([i.size if i in factor.ids else 1 for i in ids])
+
+
+def scaled(array: Array, coef: float) -> Array:
+    """Coef * array, in the array's dtype."""
+    if coef == 1:
+        return array
+    return -array if coef == -1 else array * coef
+
+
+def _positions(e: Expr, ids: Sequence[Id]) -> Array:
+    def along(i: Id) -> Array:
+        return lax.broadcasted_iota(jnp.int32, [i.size if j is i else 1 for j in ids], ids.index(i))
+
+    total = jnp.full([1] * len(ids), e.start, jnp.int32)
+    for atom, stride in e.parts:
+        value = aligned(Factor(atom.array, atom.ids), ids) if isinstance(atom, Lookup) else along(atom)
+        total = total + stride * value
+    return total
+
+
+def _plane_ids(factors: Sequence[Factor], out: tuple[Id, ...]) -> tuple[Id, ...]:
+    """The short ids to unroll before a sum of a product that is elementwise but for them."""
+    small = tuple(i for i in out if i.size <= SMALL)
+    large = [extent(i for i in f.ids if i not in small) for f in factors]
+    ids = [i for i in factor_ids(factors) if i not in small]
+    elementwise = extent(ids) <= max(large) and all(i.size > SMALL or i in out for i in ids)
+    worth = max(large) > _MAX_PLANES * extent(small)
+    return small if len(factors) > 1 and elementwise and worth and 1 < extent(small) <= _MAX_PLANES else ()
+
+
+def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
+    if len(factors) == 1:
+        (factor,) = factors
+        return jnp.sum(factor.array, axis=[k for k, i in enumerate(factor.ids) if i not in out])
+    numbers = {i: k for k, i in enumerate(factor_ids(factors))}
+    operands = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
+    # The precision of a sum, not of a neural network: accelerators round the operands of a product by default.
+    return jnp.einsum(
+        *operands,
+        [numbers[i] for i in out],
+        optimize="optimal" if len(factors) < 6 else "greedy",
+        precision=lax.Precision.HIGHEST,
+    )

@@ -1,0 +1,206 @@
+"""Keep a sum of terms small: contract what is summed, multiply what does not grow, add up like terms.
+
+A term's products stay lazy (an outer product is kept as its factors) for as long as multiplying them out would need more
+room than the factors or than `algebra.eager`.
+
+Depends on terms and the algebra. Must never know primitives or jaxprs.
+"""
+
+import itertools
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.terms import (
+    Expr,
+    Factor,
+    Id,
+    Lookup,
+    Product,
+    Term,
+    expr,
+    extent,
+    factor_ids,
+)
+
+# Beyond these a term is multiplied out: more factors or products cost more at every later step than they save.
+_MAX_FACTORS = 5
+_MAX_PRODUCTS = 6
+
+
+def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
+    """The same sum with like terms added up; what is zero is gone."""
+    groups: dict[Hashable, Term] = {}
+    for term in terms:
+        form, ids, _ = algebra.numbered(term.axes)
+        key = (form, term.leaf)
+        if key in groups:
+            first = groups[key]
+            _, names, _ = algebra.numbered(first.axes)
+            same = rename(term, dict(zip(ids, names, strict=True)))
+            groups[key] = first.with_products((*first.products, *same.products))
+        else:
+            groups[key] = term
+    tidied = (tidy(algebra, term) for term in groups.values())
+    return tuple(term for term in tidied if term.products)
+
+
+def rename(term: Term, names: dict[Id, Id]) -> Term:
+    """The term with its placed ids named otherwise; a summed id in the way of a new name steps aside."""
+    taken = set(names.values()) - set(names)
+    summed = {i for p in term.products for f in p.factors for i in f.ids} - set(term.ids)
+    names = {**names, **{i: Id(i.size) for i in summed & taken}}
+
+    def of(ids: Iterable[Id]) -> tuple[Id, ...]:
+        return tuple(names.get(i, i) for i in ids)
+
+    def in_expr(e: Expr) -> Expr:
+        parts = [
+            (Lookup(atom.array, of(atom.ids), atom.size) if isinstance(atom, Lookup) else names.get(atom, atom), s)
+            for atom, s in e.parts
+        ]
+        return expr(e.start, parts)
+
+    products = [Product(p.coef, tuple(Factor(f.array, of(f.ids)) for f in p.factors)) for p in term.products]
+    return term.with_axes([in_expr(e) for e in term.axes]).with_products(products)
+
+
+def tidy(algebra: Algebra, term: Term) -> Term:
+    """Each product contracted and compacted, the products added up."""
+    placed = frozenset(term.ids)
+    products = [tidy_product(algebra, p, placed) for p in term.products if p.coef != 0]
+    products = _add_up(algebra, products, placed)
+    factors = [f for p in products for f in p.factors]
+    room = max([algebra.eager, *(extent(f.ids) for f in factors)])
+    if len(products) > _MAX_PRODUCTS and extent(i for i in factor_ids(factors) if i in placed) <= room:
+        entries = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in products]
+        coef, total = algebra.add(entries)
+        products = [Product(coef, (total,))]
+    return term.with_products(products)
+
+
+# --- one product ---
+
+
+def tidy_product(algebra: Algebra, product: Product, placed: Collection[Id]) -> Product:
+    """Sum what is summed, multiply factors over the same ids, and more of them if they are many."""
+    factors = _contract_summed(algebra, algebra.unmasked(product.factors), placed)
+    by_ids: dict[frozenset[Id], list[Factor]] = {}
+    for f in factors:
+        by_ids.setdefault(frozenset(f.ids), []).append(f)
+    factors = [algebra.multiply(group) for group in by_ids.values()]
+    while len(factors) > _MAX_FACTORS:
+        pairs = itertools.combinations(range(len(factors)), 2)
+        a, b = min(pairs, key=lambda p: extent(factor_ids([factors[p[0]], factors[p[1]]])))
+        together = algebra.multiply([factors[a], factors[b]])
+        factors = [f for k, f in enumerate(factors) if k not in (a, b)] + [together]
+    return Product(product.coef, tuple(factors))
+
+
+def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection[Id]) -> list[Factor]:
+    """Contract each group of factors that share summed ids, unless the result would be too large."""
+    waiting: set[Id] = set()
+    while True:
+        summed = [i for i in factor_ids(factors) if i not in placed and i not in waiting]
+        if not summed:
+            return factors
+        group = _connected(factors, summed[0], placed)
+        inside = [factors[k] for k in sorted(group)]
+        result = [i for i in factor_ids(inside) if i in placed]
+        largest = max(extent(f.ids) for f in inside)
+        grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
+        grows = grows and not algebra.is_list(factor_ids(inside), largest)
+        if grows and len(inside) <= _MAX_FACTORS:
+            waiting.update(factor_ids(inside))
+            continue
+        outside = [f for k, f in enumerate(factors) if k not in group]
+        factors = [*outside, algebra.contract(inside, placed)]
+
+
+def _connected(factors: Sequence[Factor], start: Id, placed: Collection[Id]) -> set[int]:
+    """Numbers of the factors that hang together with `start` through summed ids."""
+    reached, found = {start}, set()
+    while True:
+        more = {k for k, f in enumerate(factors) if k not in found and reached & set(f.ids)}
+        if not more:
+            return found
+        found |= more
+        reached |= {i for k in more for i in factors[k].ids if i not in placed}
+
+
+# --- sums of products ---
+
+
+def _add_up(algebra: Algebra, products: Iterable[Product], placed: Collection[Id]) -> list[Product]:
+    """Products that differ in nothing, or in parts that add without growing, as one."""
+    out: list[Product] = []
+    waiting = list(products)
+    while waiting:
+        p = waiting.pop(0)
+        for k, q in enumerate(out):
+            joined = _sum_of(algebra, q, p, placed)
+            if joined is not None:
+                out.pop(k)
+                if joined.coef != 0:
+                    waiting.insert(0, joined)
+                break
+        else:
+            out.append(p)
+    return out
+
+
+def _sum_of(algebra: Algebra, p: Product, q: Product, placed: Collection[Id]) -> Product | None:
+    """The sum p + q as one product: what they share times the sum of the rest; None where that would grow."""
+    shared, p_rest, q_rest = common(p.factors, q.factors, placed)
+    if not p_rest and not q_rest:
+        return Product(p.coef + q.coef, tuple(shared))
+    hidden = set(factor_ids(shared)) - set(placed)
+    ids = factor_ids([*p_rest, *q_rest])
+    if any(i not in placed and i not in hidden for i in ids):
+        return None
+    if extent(ids) > max(extent(f.ids) for f in (*p_rest, *q_rest)):
+        return None
+    coef, total = algebra.add([(p.coef, p_rest), (q.coef, q_rest)])
+    return tidy_product(algebra, Product(coef, (*shared, total)), placed)
+
+
+def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> tuple[list[Factor], list[Factor], list[Factor]]:
+    """(factors that both hold, the rest of p, the rest of q with its summed ids named as in p)."""
+    names: dict[Id, Id] = {}
+    shared, q_rest = [], []
+    p_rest = list(p)
+    for g in q:
+        for k, f in enumerate(p_rest):
+            found = _match(f, g, names, placed)
+            if found is not None:
+                names.update(found)
+                shared.append(p_rest.pop(k))
+                break
+        else:
+            q_rest.append(g)
+
+    def named(ids: tuple[Id, ...]) -> tuple[Id, ...]:
+        return tuple(names.get(i, i) for i in ids)
+
+    unnamed = set(factor_ids(q_rest)) - set(placed) - set(names)
+    if unnamed & set(names.values()):  # one name for two summed ids of q
+        return [], list(p), list(q)
+    renamed = [Factor(f.array, named(f.ids)) for f in q_rest]
+    return shared, p_rest, renamed
+
+
+def _match(f: Factor, g: Factor, names: dict[Id, Id], placed: Collection[Id]) -> dict[Id, Id] | None:
+    """How the summed ids of g must be named for g to be f; None if it is not."""
+    if f.array is not g.array:
+        return None
+    found: dict[Id, Id] = {}
+    for i, j in zip(f.ids, g.ids, strict=True):
+        if (i in placed or j in placed) and i is not j:
+            return None
+        if i in placed:
+            continue
+        named = names.get(j, found.get(j))
+        taken = i in names.values() or i in found.values()
+        if named is not i and (named is not None or taken):
+            return None
+        found[j] = i
+    return found

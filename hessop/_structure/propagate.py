@@ -1,0 +1,145 @@
+"""Push the identity through a linear program: what each value is as a function of x, as a sum of terms.
+
+One equation after the other: primal ones are run, linear ones follow their rule, and one without a rule is run on dense
+tangents, row by row of the basis, and is structured again from there on.
+
+Depends on the rules. Must never know functions, operators or budgets (a limit in bytes comes as an argument).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.extend import core as jex
+
+from hessop._equations.flat import Equations, bind, flatten_jaxpr
+from hessop._structure.algebra.collapse import MAX_TERMS, collapse
+from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.masks import mask_term
+from hessop._structure.algebra.restack import restack
+from hessop._structure.algebra.terms import Factor, Product, Tangent, Term, expr, identity, row_major
+from hessop._structure.fallback import densified
+from hessop._structure.hessian import Leaf, StructuredHessian, structured
+from hessop._structure.rules import contract, elementwise, index, shape  # noqa: F401  (these register the rules)
+from hessop._structure.rules.table import RULES, NoRule, linear_in, output
+
+
+def propagate(
+    linear: Equations,
+    residuals: Sequence[Array],
+    n_x: int,
+    *,
+    limit: int | None = None,
+    most: float | None = None,
+    results: int | None = None,
+    lazy: bool = False,
+    few: bool = False,
+) -> StructuredHessian:
+    """The terms of the Hessian whose products `linear` computes.
+
+    Args:
+        linear: equations from (*residuals, *tangents) to H t, linear in the tangents.
+        residuals: values of all invars but the last `n_x`; arrays or tracers.
+        n_x: number of tangents, one for each leaf of x.
+        limit: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
+        most: number of elements that the rules may make in all; None for no limit.
+        results: number of arrays that they may make in all; None for no limit.
+        lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
+        few: likewise, as few entries want them: those of the diagonal, or of blocks on it.
+
+    Returns:
+        The Hessian as a sum of terms.
+
+    Raises:
+        TooLarge: it would take more than `most` elements or `results` arrays.
+    """
+    count = len(linear.invars) - n_x
+    leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
+    n = sum(v.aval.size for v in linear.invars[count:])
+    values = [jnp.asarray(r) for r in residuals]
+    algebra = Algebra(0 if lazy or few else _eager(n, sum(v.size for v in values)), most, results, few=few)
+    starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
+    run = _Run(algebra, leaves, limit)
+    outputs = run(linear, [*values, *starts])
+    tangents = [_as_tangent(v, leaf) for v, leaf in zip(outputs, leaves, strict=True)]
+    return structured(tangents, leaves, run.fallbacks)
+
+
+class _Run:
+    """The interpreter: equations on tangents and arrays."""
+
+    def __init__(self, algebra: Algebra, leaves: Sequence[Leaf], limit: int | None):
+        self.algebra = algebra
+        self.leaves = leaves
+        self.limit = limit
+        self.fallbacks: list[str] = []
+
+    def __call__(self, equations: Equations, values: Sequence[Any]) -> list[Any]:
+        """The outputs, tangents where they depend on x."""
+        env: dict[Any, Any] = dict(zip(equations.invars, values, strict=True))
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, jex.Literal) else env[v]
+
+        for eqn in equations.eqns:
+            for v, value in zip(eqn.outvars, self.step(eqn, [read(v) for v in eqn.invars]), strict=True):
+                env[v] = _compact(self.algebra, value, self.leaves) if isinstance(value, Tangent) else value
+        return [read(v) for v in equations.outvars]
+
+    def step(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of one equation: arrays if no input depends on x."""
+        if not any(isinstance(v, Tangent) for v in ins):
+            return bind(eqn, ins)
+        if not eqn.effects and all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
+            nothing = not any(v.aval.size for v in eqn.outvars)
+            if nothing or not any(v.terms for v in ins if isinstance(v, Tangent)):
+                return [Tangent((), tuple(v.aval.shape), v.aval.dtype) for v in eqn.outvars]
+            try:
+                rule = self.branches if eqn.primitive.name == "cond" else RULES.get(eqn.primitive.name)
+                if rule is not None:
+                    return rule(self.algebra, eqn, ins)
+            except NoRule:
+                pass
+        self.fallbacks.append(eqn.primitive.name)
+        return densified(self.algebra, eqn, ins, [leaf.shape for leaf in self.leaves], self.limit)
+
+    def branches(self, algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
+        """A conditional: the terms of every branch, each zero unless its branch is taken."""
+        which, *operands = ins
+        linear_in(ins, *range(1, len(ins)))
+        found: list[list[Term]] = [[] for _ in eqn.outvars]
+        for number, branch in enumerate(eqn.params["branches"]):
+            flat, consts = flatten_jaxpr(branch)
+            taken = algebra.once(("branch", number), [which], lambda k=number: jnp.asarray(which) == k)
+            for terms, value in zip(found, self(flat, [*consts, *operands]), strict=True):
+                if isinstance(value, Tangent):
+                    terms += [mask_term(algebra, t, Factor(taken, ())) for t in value.terms]
+        return [output(algebra, eqn, terms, k) for k, terms in enumerate(found)]
+
+
+def _compact(algebra: Algebra, value: Tangent, leaves: Sequence[Leaf]) -> Tangent:
+    """The same tangent in as few terms as can be."""
+    shapes = [leaf.shape for leaf in leaves]
+    value = restack(algebra, value, shapes)
+    return value if len(value.terms) <= MAX_TERMS else collapse(algebra, value, [math.prod(s) for s in shapes])
+
+
+def start(leaf: Leaf, number: int) -> Tangent:
+    """The derivative of a leaf of x with respect to x: the identity, one term without factors."""
+    if 0 in leaf.shape:
+        return Tangent((), leaf.shape, leaf.dtype)
+    axes = [identity(n) for n in leaf.shape]
+    flat = expr(0, [(i, s) for e, s in zip(axes, row_major(leaf.shape), strict=True) for i in e.ids])
+    term = Term((*axes, flat), (Product(1.0, ()),), number, leaf.dtype)
+    return Tangent((term,), leaf.shape, leaf.dtype)
+
+
+def _eager(n: int, stored: int) -> int:
+    """Elements up to which products are multiplied out: a matrix, unless that dwarfs what there is to multiply."""
+    return min(n * n, 16 * (stored + n) + 2**16)
+
+
+def _as_tangent(value: Any, leaf: Leaf) -> Tangent:
+    return value if isinstance(value, Tangent) else Tangent((), leaf.shape, leaf.dtype)

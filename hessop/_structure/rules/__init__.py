@@ -1,0 +1,1 @@
+"""Rules of the structure engine: what each linear primitive does to terms."""

@@ -1,0 +1,102 @@
+"""Run equations by their schedule: whole equations as they are, loops tile by tile.
+
+Depends on everything else in this package. Must never know functions, operators or how a budget was chosen.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from hessop._equations.flat import Equations, variables
+from hessop._tiles.loops import tiles
+from hessop._tiles.options import Options
+from hessop._tiles.planes import SHORT
+from hessop._tiles.reader import Reader
+from hessop._tiles.rules.table import RULES
+from hessop._tiles.schedule import Choice, Loop, Schedule, schedule
+
+
+def schedule_of(equations: Equations, options: Options) -> Schedule:
+    """The schedule of flat equations, without dead ones, under these options."""
+    return schedule(equations, options.threshold, SHORT)
+
+
+# Planes that a tile holds at once, at most some dozens.
+_PLANES = 64
+
+
+def stored_bytes(equations: Equations, options: Options) -> int:
+    """Bytes of all that is stored at any time, from shapes; a gather is taken to read points, as nearly all do.
+
+    Args:
+        equations: flat equations, without dead ones.
+        options: how they will be evaluated.
+    """
+    plan = schedule_of(equations, options)
+    read = {
+        v
+        for eqn in plan.steps
+        if not isinstance(eqn, Choice)
+        for v in variables(eqn.invars)
+        if v in plan.virtual and not _reads_little(eqn, v)
+    }
+    made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
+    kept = {*equations.invars, *read, *made, *variables(equations.outvars)}
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
+
+
+def _reads_little(eqn: Any, v: Any) -> bool:
+    """Whether an equation that runs whole reads a virtual value only where it needs it, see `Reader.run`."""
+    name = eqn.primitive.name
+    return (name == "gather" or name in RULES) and v.aval.size > max(w.aval.size for w in eqn.outvars)
+
+
+def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
+    """The outputs of flat equations without their large intermediates.
+
+    Args:
+        equations: flat equations, without dead ones.
+        values: arrays or tracers for the invars.
+        options: sizes.
+    """
+    plan = schedule_of(equations, options)
+    with _recursion(_FRAMES * len(plan.virtual)):
+        return _evaluate(plan, equations, values, options)
+
+
+# A value is read through those that it is made of, a few frames each: an unrolled loop makes a long chain of them.
+_FRAMES = 8
+
+
+@contextlib.contextmanager
+def _recursion(more: int) -> Iterator[None]:
+    """So many frames more than Python allows by itself."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + more)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def _evaluate(plan: Schedule, equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
+    env = {v: jnp.asarray(a) for v, a in zip(equations.invars, values, strict=True)}
+    reader = Reader(plan.virtual, frozenset(), env, options.tools())
+    for step in plan.steps:
+        if isinstance(step, Choice):
+            for loop in _cheapest(plan, env, step, options):
+                env.update(zip((eqn.outvars[0] for eqn in loop.eqns), tiles(plan, env, loop, options).run(), strict=True))
+        else:
+            reader.run(step)
+    return [reader.stored(v) for v in equations.outvars]
+
+
+def _cheapest(plan: Schedule, env: dict[Any, Array], choice: Choice, options: Options) -> tuple[Loop, ...]:
+    """The way whose loops touch the fewest elements; what is equal is made once, so only a trace of the body can tell."""
+    if len(choice.ways) == 1:
+        return choice.ways[0]
+    return min(choice.ways, key=lambda way: sum(tiles(plan, env, loop, options).work() for loop in way))

@@ -1,0 +1,112 @@
+"""Which virtual values are worth making once, because making them is long and several others read them.
+
+XLA's CPU backend makes what is cheap anew in each kernel that reads it, with all that is cheap before it: a polynomial of a
+hundred factors in each of ten planes. What it holds for dear, a quotient or a root, it makes once if that can be.
+
+Depends on rules (for what acts entry by entry). Must never know loops or arrays.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from hessop._equations.flat import Equations, variables
+from hessop._tiles.rules.elementwise import ELEMENTWISE
+from hessop._tiles.rules.moves import MOVES
+
+# A value is made once in a tile if so many cheap operations are behind it: less costs no more than the quotient.
+_LONG = 4
+# It is stored if so many are, and what is made of it has so many times its size: that much memory takes longer to get.
+_VERY_LONG = 40
+_ROOM = 4
+# What XLA does not make twice where it need not.
+_DEAR = frozenset(
+    """
+    acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic
+    pow rem rsqrt sin sinh sqrt tan tanh
+    """.split()  # noqa: SIM905 (one name a line would be two screens)
+)
+# Of those that are no entrywise function, these are made in the kernel that reads them, too.
+_CHEAP = (ELEMENTWISE - _DEAR) | frozenset(MOVES) | {"reduce_sum"}
+
+Virtual = Mapping[Any, Any]
+
+
+def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: int | None = None) -> frozenset[Any]:
+    """Virtual values that are long to make and that more than one kernel reads, the last of a chain of such.
+
+    Args:
+        equations: all equations, in order.
+        virtual: what is not stored, with the equation that makes it.
+        shortest: the longest axis that is taken apart into planes.
+        long: number of cheap operations behind a value from which on it is long to make.
+    """
+    long = _LONG if long is None else long
+    planes = lambda v: math.prod(n for n in v.aval.shape if n <= shortest)
+    # No kernel sums along a plane and does anything else, so that what is summed is made once already.
+    summed = {v for eqn in equations.eqns if _sums(eqn, shortest) for v in variables(eqn.invars)}
+    behind = _behind(virtual, summed)
+    # By what they make: those that make a value too.
+    kernels: dict[Any, set[Any]] = {v: {v} for v in variables(equations.outvars)}
+    found: set[Any] = set()
+    for eqn in (eqn for eqn in reversed(equations.eqns) if eqn.outvars):
+        name, v = eqn.primitive.name, eqn.outvars[0]
+        makes = kernels.setdefault(v, set())
+        several = sum(max(1, planes(k) // max(1, planes(v))) for k in makes) > 1
+        if v in virtual and v not in summed and several and name not in MOVES and len(behind[v]) >= long:
+            found.add(v)
+        if v not in virtual or v in summed or v in found or (several and name in _DEAR):
+            makes = {v}
+        for w in variables(eqn.invars):
+            kernels.setdefault(w, set()).update(makes)
+    # What is made from another of them may not be long any more.
+    behind = _behind(virtual, summed | found)
+    return frozenset(v for v in found if len(behind[v]) >= long)
+
+
+def _behind(virtual: Virtual, made: Collection[Any]) -> dict[Any, frozenset[Any]]:
+    """For each virtual value the cheap operations that are made with it, as far as what is made once."""
+    found: dict[Any, frozenset[Any]] = {}
+    for v, eqn in virtual.items():
+        name, inputs = eqn.primitive.name, variables(eqn.invars)
+        before = frozenset[Any]().union(*(found[w] for w in inputs if w in found and w not in made))
+        found[v] = frozenset() if name not in _CHEAP else before if name in MOVES else before | {v}
+    return found
+
+
+def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: Iterable[Any]) -> frozenset[Any]:
+    """Virtual values that are very long to make and of which a much larger one is made that is stored anyway.
+
+    Args:
+        equations: all equations, in order.
+        virtual: what is not stored, with the equation that makes it.
+        shortest: the longest axis that is taken apart into planes.
+        whole: those of the equations that run whole.
+    """
+    shared = shared_values(equations, virtual, shortest, _VERY_LONG)
+    found: set[Any] = set()
+    made = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
+    made += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
+    for inputs, size in made if shared else ():
+        seen: set[Any] = set()
+        left = list(inputs)
+        while left:
+            v = left.pop()
+            if v in virtual and v not in seen:
+                seen.add(v)
+                if v in shared and _ROOM * v.aval.size <= size:
+                    found.add(v)
+                elif v not in shared:
+                    left += variables(virtual[v].invars)
+    return frozenset(found)
+
+
+def _sums(eqn: Any, shortest: int) -> bool:
+    """Whether an equation sums along the axes of planes, or multiplies planes as matrices."""
+    if eqn.primitive.name == "dot_general":
+        ((axes, _), _) = eqn.params["dimension_numbers"]
+    elif eqn.primitive.name == "reduce_sum":
+        axes = eqn.params["axes"]
+    else:
+        return False
+    return any(eqn.invars[0].aval.shape[a] > shortest for a in axes)
