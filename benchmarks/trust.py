@@ -19,7 +19,7 @@ import hessop
 from hessop._program import finite as _finite
 from hessop._routes import entries as _entries
 from hessop._routes.choose_entries import Request
-from hessop._routes.wanted import Row
+from hessop._routes.wanted import Matrix
 
 
 def two_lines(x):
@@ -123,9 +123,9 @@ def making():
 
 def unlooked(fn, x):
     """`materialize` by an executable that gives neither value nor gradient, and without a look at the result."""
-    point, request = hessop.HessianOperator(fn, x)._point(), Request(Row(), "auto")
+    point, request = hessop.HessianOperator(fn, x)._point(), Request(Matrix(), "auto")
     choice = _entries.decide(point, request)
-    rows = _entries._at_once(point, Row(), choice)
+    rows = _entries._at_once(point, Matrix(), choice)
     bare = jax.jit(lambda source: rows(source, None)[0])  # what is not returned is not computed
     return lambda: bare(point.source)
 

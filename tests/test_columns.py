@@ -77,8 +77,8 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
     compiled = _chunks._rows_of
     calls = []
 
-    def failing(point, take, chunk, *rest):
-        real = compiled(point, take, chunk, *rest)
+    def failing(point, wanted, chunk, *rest):
+        real = compiled(point, wanted, chunk, *rest)
 
         def run(*arguments):
             calls.append(chunk)

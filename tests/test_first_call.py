@@ -17,7 +17,7 @@ from hessop._base import bytes as _budget
 from hessop._equations import cost as _price
 from hessop._equations.flat import open_jaxpr
 from hessop._routes import terms as _structured
-from hessop._routes.wanted import Blocks, Offset, Row
+from hessop._routes.wanted import Blocks, Diagonal, Matrix
 
 pytestmark = pytest.mark.once
 FLOAT = jnp.result_type(float)
@@ -197,13 +197,13 @@ def test_free_memory_is_read_once_a_second(monkeypatch):
 # --- entries before sums ---
 
 
-@pytest.mark.parametrize("take", [Offset(0), Blocks((5,))])
-def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(take):
+@pytest.mark.parametrize("wanted", [Diagonal(0), Blocks((5,))])
+def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(wanted):
     X = jnp.asarray(np.random.RandomState(0).randn(60, 30), FLOAT)
     H = hessop.HessianOperator(lambda w: jnp.sum(jnp.logaddexp(0.0, X @ w)), jnp.full(30, 0.1, FLOAT))
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), take, None))
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), wanted, None))
     assert max((e.outvars[0].aval.size for e in jaxpr.eqns if e.primitive.name == "dot_general"), default=0) <= X.size
-    whole, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    whole, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
     assert any(eqn.outvars[0].aval.shape == (30, 30) for eqn in whole.eqns if eqn.primitive.name == "dot_general")
     matrix = H.materialize()
     np.testing.assert_allclose(H.diagonal(), jnp.diagonal(matrix), rtol=1e-5)
@@ -215,7 +215,7 @@ def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
     x = jnp.asarray(np.random.RandomState(1).rand(40, 3), FLOAT)
     fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Offset(0), None))
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Diagonal(0), None))
     assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 3 * i.size
     np.testing.assert_allclose(H.diagonal().ravel(), jnp.diagonal(H.materialize()), rtol=1e-4)
 
@@ -231,7 +231,7 @@ def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
     x = jnp.asarray(np.random.RandomState(1).rand(atoms, 3), FLOAT)
     fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
     pairs = sum(eqn.primitive.name == "scatter-add" and eqn.outvars[0].aval.ndim == 4 for eqn in jaxpr.eqns)
     assert pairs == (1 if joined else 3)  # both halves and the diagonal blocks
     if joined:
@@ -243,7 +243,7 @@ def test_bands_are_scattered_together():
     x = jnp.linspace(0.1, 1.0, 50, dtype=FLOAT)
     fn = lambda x: jnp.sum((x[:-1] ** 2 + x[1:] ** 2) ** 2 - 4.0 * x[:-1])
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Row(), None))
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
     assert sum(eqn.primitive.name == "scatter-add" for eqn in jaxpr.eqns) == 1
     np.testing.assert_allclose(hessop.HessianOperator(fn, x, route="structure").materialize(), jax.hessian(fn)(x), rtol=1e-5)
 

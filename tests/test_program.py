@@ -16,7 +16,7 @@ def program_of(fn, x, *args):
 
 
 def primals_of(fn, x):
-    return hessop.HessianOperator(fn, x)._point().primals
+    return hessop.HessianOperator(fn, x)._point().source
 
 
 X = as_pytree("array", 9, jnp.result_type(float), jax.random.key(0))

@@ -30,7 +30,7 @@ from hessop._routes.choose_entries import Request
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
 from hessop._routes.tiles import recomputed_product
-from hessop._routes.wanted import DIAGONAL, ROW, Blocks, Form, Offset, Row, Take
+from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
 
 
 class AbstractHessian(lx.AbstractLinearOperator):
@@ -147,15 +147,15 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        return self._entries(ROW, "rows", chunk, memory, out=out, progress=progress)
+        return self._entries(MATRIX, "rows", chunk, memory, out=out, progress=progress)
 
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
         """The dense Hessian in the blocks that `jax.hessian` gives, row by row."""
         shapes = self.program.layout.shapes
         if len(shapes) == 1 and len(shapes[0]) == 1:
-            return [self._entries(ROW, "rows", chunk, memory, progress=progress)]
-        return self._entries(ROW, "nested", chunk, memory, progress=progress)
+            return [self._entries(MATRIX, "rows", chunk, memory, progress=progress)]
+        return self._entries(MATRIX, "leaves", chunk, memory, progress=progress)
 
     @method
     def diagonal(self, *, chunk: Chunk = None, memory: Memory = None) -> Any:
@@ -215,9 +215,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
     @method
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
         """Diagonal [n], lower and upper diagonal [n - 1]."""
-        beside = self._entries(Offset(1), "vector")[:-1]
-        # Columns of an asymmetric matrix are read (see `Offset`): the entry to the right of the diagonal is below it.
-        above = self._entries(Offset(-1), "vector")[1:] if self.program.foreign_rule else beside
+        beside = self._entries(Diagonal(1), "vector")[:-1]
+        # Columns of an asymmetric matrix are read (see `Diagonal`): the entry to the right of the diagonal is below it.
+        above = self._entries(Diagonal(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
 
     def __deepcopy__(self, memo: Any) -> "AbstractHessian":
@@ -245,13 +245,13 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
         """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
-        program, stored = point.program, point.residuals is not None
+        program, stored = point.program, point.stored
         jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
         return jitted(point.source, point.shift, *extra)
 
     def _entries(
         self,
-        take: Take,
+        wanted: Wanted,
         form: Form,
         chunk: Chunk = None,
         memory: Memory = None,
@@ -260,22 +260,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
         progress: ProgressOption = False,
         quiet: bool = False,
     ) -> Any:
-        """What `take` takes of each row in a form, by the cheapest route; outside of a trace what is not finite is said."""
+        """What `wanted` takes of each row in a form, by the cheapest route; outside of a trace what is not finite is said."""
         point = self._point()
         chunk = check_chunk(chunk)
         self._check_symmetry()
-        if self.route == "structure" and not isinstance(take, Row):
+        if self.route == "structure" and wanted != MATRIX:
             chunk = None  # the terms give these at once
         budget = self.memory if memory is None else parse_memory(memory)
         traced = point.traced
         compile = budget is not None or not traced
-        request = Request(take, self.route, chunk, budget, out is not None, compile, self.calls)
+        request = Request(wanted, self.route, chunk, budget, out is not None, compile, self.calls)
         problem = None if quiet else self._problem_of_point
         return entries(point, request, form, problem, traced=traced, out=out, progress=progress)
 
     def _blocks(self, block: Any, chunk: Chunk, memory: Memory, quiet: bool = False) -> Any:
         sizes = block_sizes(block, self.in_structure()) if block is not None else default_blocks(self.program.layout)
-        return self._like_x(self._entries(Blocks(sizes), "blocks", chunk, memory, quiet=quiet))
+        return self._like_x(self._entries(Blocks(sizes), "leaves", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
         # By tiles also what is expensive to make again.

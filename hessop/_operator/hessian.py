@@ -45,7 +45,7 @@ from hessop._routes.chunks import residuals_of
 from hessop._routes.entries import decide, device_of
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
-from hessop._routes.wanted import ROW
+from hessop._routes.wanted import MATRIX
 from hessop._structure import StructuredHessian
 
 _ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
@@ -255,7 +255,7 @@ class HessianOperator(AbstractHessian):
         """
         point = self._point()
         asked = self.memory if memory is None else parse_memory(memory)
-        choice = decide(point, Request(ROW, self.route, memory=asked, calls=self.calls))
+        choice = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
         described, fallbacks = (), ()
         if choice.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
@@ -293,7 +293,7 @@ class HessianOperator(AbstractHessian):
         """
         point = self._point()
         choice = self._choose_product(point)
-        program, source = choice.program, point.primals or ()
+        program, source = choice.program, point.source
         if choice.stored:
             source = residuals_of(point._replace(program=program))(source)[0]
         kept = (tuple(source), choice.stored)
@@ -317,7 +317,7 @@ class HessianOperator(AbstractHessian):
             # Somebody changed shapes or dtypes of the leaves: it is the same function still, but another program.
             with settings():
                 program, captured = program_for(trace(self.fn, self.x, self.args), self.self_pairs)
-        return Point(program, (*program.own, *captured, *leaves), None, self.shift)
+        return Point(program, (*program.own, *captured, *leaves), False, self.shift)
 
     def _replace(self, **fields: Any) -> "HessianOperator":
         """The same operator with other values of some fields."""
@@ -404,8 +404,7 @@ class LinearizedHessian(AbstractHessian):
         return self.structure[1]
 
     def _point(self) -> Point:
-        primals, residuals = (None, self.source) if self.stored else (self.source, None)
-        return Point(self.program, primals, residuals, self.shift)
+        return Point(self.program, self.source, self.stored, self.shift)
 
     @property
     def terms(self) -> StructuredHessian | None:

@@ -47,7 +47,7 @@ def looks_finite(array: Array) -> Array:
 
 def all_finite(array: Any) -> bool:
     """Whether an array on the host, of any floating dtype, is finite."""
-    if array.size > _ON_HOST and array.dtype in (np.float32, np.float64) and array.flags.contiguous:
+    if array.size > _ON_HOST and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
         flat = array.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.dot(flat, flat)  # three times as fast as an array of booleans, but may overflow

@@ -18,11 +18,18 @@ from hessop._program.program import HessianProgram
 
 
 class Point(NamedTuple):
-    """A program at a point: `primals` = [*own, *captured, *x, *args], or the residuals computed from them; H + shift I."""
+    """H + shift I: a program at a point.
+
+    Attributes:
+        program: the program.
+        source: the inputs of the program at the point, [*own, *captured, *x, *args], or the residuals computed from them.
+        stored: whether `source` is the residuals.
+        shift: a multiple of the identity that is added; None for none.
+    """
 
     program: HessianProgram
-    primals: tuple[Array, ...] | None
-    residuals: tuple[Array, ...] | None
+    source: tuple[Array, ...]
+    stored: bool
     shift: Array | None
 
     @property
@@ -34,11 +41,6 @@ class Point(NamedTuple):
     def traced(self) -> bool:
         """Whether what is computed of the arrays is a tracer, so that no host loop is possible."""
         return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)}) or is_staging()
-
-    @property
-    def source(self) -> tuple[Array, ...]:
-        """The residuals where they are kept, else the primals."""
-        return self.primals or () if self.residuals is None else self.residuals
 
     @property
     def index_dtype(self) -> Any:
@@ -67,8 +69,8 @@ def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
     """Shapes of the residuals, or of the primals."""
     if stored:
         return [shape_of(v.aval) for v in point.program.linear.invars[: point.program.n_residuals]]
-    assert point.primals is not None
-    return [shape_of(a) for a in point.primals]
+    assert not point.stored
+    return [shape_of(a) for a in point.source]
 
 
 def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:

@@ -17,13 +17,12 @@ from hessop._routes.chunks import Chunking, RowMaker, choose_chunking, refuse_im
 from hessop._routes.columns import products
 from hessop._routes.terms import (
     StructurePrice,
-    covers,
     structure_bytes,
     structure_estimate,
     structure_price,
     terms_by_rows,
 )
-from hessop._routes.wanted import Row, Take
+from hessop._routes.wanted import MATRIX, Wanted
 from hessop._selfpairs.rewrite import SelfPair
 
 # How often what is compiled is expected to be called, where nobody says.
@@ -61,7 +60,7 @@ class Request(NamedTuple):
     """What is asked for: decisions are remembered by it.
 
     Attributes:
-        take: what is wanted of each row.
+        wanted: what is wanted of each row.
         route: the user's choice, or "auto"; "tiles" is that too, as entries are made of terms tile by tile.
         chunk: the user's choice of rows at a time; asks for the columns route unless that is "structure".
         memory: the budget that the user names, in bytes.
@@ -70,7 +69,7 @@ class Request(NamedTuple):
         calls: how often what is compiled is expected to be called.
     """
 
-    take: Take
+    wanted: Wanted
     route: str
     chunk: int | None = None
     memory: int | None = None
@@ -85,23 +84,23 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
     Raises:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
-    take, route, chunk, _, host_output, compile, calls = request
+    wanted, route, chunk, _, host_output, compile, calls = request
     by_columns = _columns_cost(point)
 
     def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Choice:
         limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}
-        chunking = choose_chunking(maker, point, take, **limits)
+        chunking = choose_chunking(maker, point, wanted, **limits)
         run = by_columns.run if name == "columns" else math.inf
         return Choice(name, chunking.peak, chunking.measured, reason, chunking, limit, run=run)
 
     by_products = products(point.program)
     if compile and budget is not None:
         # Terms, a row at a time, need less than what products would store if nothing were fused.
-        refuse_impossible(by_products, point, take, chunk=chunk, budget=budget, host_output=host_output)
+        refuse_impossible(by_products, point, wanted, chunk=chunk, budget=budget, host_output=host_output)
     columns = functools.partial(by_rows, "columns", by_products)
     if route == "columns":
         return columns("asked for")
-    if not covers(take):
+    if not wanted.has_terms:
         return columns("the terms do not give this without the matrix")
     if chunk is not None and route == "structure":
         return by_rows("structure", terms_by_rows(None), "a chunk was given")
@@ -112,24 +111,24 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
     limit = bytes_without_rule(point.program, budget)
     forced = route == "structure"
     calls = calls if route == "auto" else math.inf  # who asks for tiles does not ask what compiling them takes
-    structure = structure_price(point, take, limit, None if forced else results_worth(by_columns, calls))
+    structure = structure_price(point, wanted, limit, None if forced else results_worth(by_columns, calls))
     forms = () if structure is None else (structure.whole, structure.tiled)
     if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
         try:
             return columns(_against(structure, by_columns, request))
         except MemoryBudgetError:  # dearer, but perhaps smaller
-            structure = structure or structure_price(point, take, limit)
+            structure = structure or structure_price(point, wanted, limit)
             assert structure is not None
     fits = structure.peak <= budget
     if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
         why, run = _why(structure.whole, by_columns, request), structure.whole.run
         return Choice("structure", structure.peak, False, why, limit=limit, run=run)
-    peak, measured = (structure.peak, False) if fits else _structure_peak(point, take, structure, limit, compile)
+    peak, measured = (structure.peak, False) if fits else _structure_peak(point, wanted, structure, limit, compile)
     if peak <= budget:
         return Choice("structure", peak, measured, _why(structure.tiled, by_columns, request), limit=limit, tiled=True)
 
     needed = peak
-    if isinstance(take, Row):
+    if wanted == MATRIX:
         try:
             some = by_rows("structure", terms_by_rows(limit), f"all of it at once needs {format_bytes(peak)}", limit)
             if forced or _run_by_rows(point, structure, some.chunking) <= by_columns.run:
@@ -142,7 +141,7 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
     except MemoryBudgetError as error:
         if error.needed is None or error.needed <= needed:
             raise
-    raise _too_little(route, take, needed, budget)
+    raise _too_little(route, wanted, needed, budget)
 
 
 def _why(form: Cost, columns: Cost, request: Request) -> str:
@@ -160,18 +159,18 @@ def _against(structure: StructurePrice | None, columns: Cost, request: Request) 
 
 def _columns_cost(point: Point) -> Cost:
     program = point.program
-    primal = () if point.residuals is not None else program.primal.eqns
+    primal = () if point.stored else program.primal.eqns
     linear = program.linear.eqns
     return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
 
 
-def _too_little(route: str, take: Take, needed: int, budget: int) -> MemoryBudgetError:
+def _too_little(route: str, wanted: Wanted, needed: int, budget: int) -> MemoryBudgetError:
     """The budget holds neither the terms nor, where another route may be taken, the products."""
     if route == "structure":
         what, more = "route='structure', which needs", ", and route='auto' may do with less"
     else:
         what = "this: the cheapest way to it, from its terms, needs"
-        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if isinstance(take, Row) else ""
+        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
     return MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed)}; the smallest budget that would do is "
         f"memory={needed}{more}",
@@ -200,11 +199,11 @@ def bytes_without_rule(program: HessianProgram, budget: int) -> int:
     return kept
 
 
-def _structure_peak(point: Point, take: Take, structure: StructurePrice, limit: int, compile: bool) -> tuple[int, bool]:
+def _structure_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit: int, compile: bool) -> tuple[int, bool]:
     """Bytes at the worst moment by tiles, where whole arrays do not fit; and whether that is the compiler's figure."""
     if not compile:
-        return min(structure.peak, structure_estimate(point, take, limit)), False
-    told = structure_bytes(point, take, limit)
+        return min(structure.peak, structure_estimate(point, wanted, limit)), False
+    told = structure_bytes(point, wanted, limit)
     return (structure.peak, False) if told is None else (told, True)
 
 

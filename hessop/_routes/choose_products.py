@@ -111,7 +111,7 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
 
     Tiles take (what stands beside them, point, vectors).
     """
-    if route == "columns" or point.layout.n == 0 or point.residuals is not None:
+    if route == "columns" or point.layout.n == 0 or point.stored:
         return None
     program, limit = point.program, bytes_without_rule(point.program, budget)
     if route in ("structure", "tiles"):

@@ -20,7 +20,7 @@ from hessop._base.progress import Progress
 from hessop._equations.flat import shape_of
 from hessop._program.finite import all_finite
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
-from hessop._routes.wanted import Take
+from hessop._routes.wanted import Wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +29,23 @@ class RowMaker:
 
     Attributes:
         name: tells its executables apart.
-        make: (point, take, chunk, stored) -> a function that gives what is taken [chunk, width] from (residuals or primals,
+        make: (point, wanted, chunk, stored) -> a function that gives what is taken [chunk, width] from (residuals or primals,
             shift, first row).
         fixed: point -> bytes that are needed whatever the chunk, an upper estimate.
         per_row: point -> bytes that each row of a chunk needs, an upper estimate.
         reads_residuals: whether residuals that are computed once and kept spare work.
         columns: whether these are columns, and not rows, where the matrix may be asymmetric.
-        at_once: (point, take) -> a faster function from (primals, shift) to what is taken of all rows, and (value, gradient);
+        at_once: (point, wanted) -> a faster function from (primals, shift) to what is taken of all rows, and (value, gradient);
             None where there is none.
     """
 
     name: Hashable
-    make: Callable[[Point, Take, int, bool], Callable[..., Array]]
+    make: Callable[[Point, Wanted, int, bool], Callable[..., Array]]
     fixed: Callable[[Point], int]
     per_row: Callable[[Point], int]
     reads_residuals: bool
     columns: bool = False
-    at_once: Callable[[Point, Take], Callable[..., Any]] | None = None
+    at_once: Callable[[Point, Wanted], Callable[..., Any]] | None = None
 
 
 # --- How many rows at a time ------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Chunking:
 def choose_chunking(
     maker: RowMaker,
     point: Point,
-    take: Take,
+    wanted: Wanted,
     *,
     chunk: int | None,
     budget: int | None,
@@ -88,7 +88,7 @@ def choose_chunking(
     Args:
         maker: what computes the rows.
         point: the Hessian.
-        take: what is wanted of each row.
+        wanted: what is wanted of each row.
         chunk: the user's choice, which is kept.
         budget: bytes; None with a given chunk means that nothing is checked.
         host_output: the result is written to the host's arrays, so no (n, width) buffer lies on the device.
@@ -106,7 +106,7 @@ def choose_chunking(
         if budget is None:
             return Chunking(chunk, _kept(point, maker, chunk), None, False, maker)
     assert budget is not None
-    estimate = _estimate(point, take, host_output, maker)
+    estimate = _estimate(point, wanted, host_output, maker)
     first = n if chunk is None else chunk
     if estimate(first) > budget and not compile:
         while first > 1 and estimate(first) > budget:
@@ -114,47 +114,49 @@ def choose_chunking(
     if estimate(first) <= budget or not compile:
         return Chunking(first, _kept(point, maker, first), estimate(first), False, maker)
 
-    width = take.width(point.layout)
+    width = wanted.width(point.layout)
     itemsize = point.layout.dtype.itemsize
     smallest: int | None = None
-    for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.residuals is not None else (True, False):
+    for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
-            peak = _measured_peak(point, take, candidate, stored, host_output, maker)
+            peak = _measured_peak(point, wanted, candidate, stored, host_output, maker)
             smallest = peak if smallest is None else min(smallest, peak)
             if peak <= budget:
                 return Chunking(candidate, stored and _kept(point, maker, candidate), peak, True, maker)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak, budget)
-    raise _too_little(point, take, budget, chunk, smallest or 0, host_output, measured=True)
+    raise _too_little(point, wanted, budget, chunk, smallest or 0, host_output, measured=True)
 
 
 def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
     """Whether residuals are computed once and kept: not where all rows are computed at once, which reads them once."""
-    return point.residuals is not None or (maker.reads_residuals and chunk < point.layout.n)
+    return point.stored or (maker.reads_residuals and chunk < point.layout.n)
 
 
-def refuse_impossible(maker: RowMaker, point: Point, take: Take, *, chunk: int | None, budget: int, host_output: bool) -> None:
+def refuse_impossible(
+    maker: RowMaker, point: Point, wanted: Wanted, *, chunk: int | None, budget: int, host_output: bool
+) -> None:
     """Refuse a budget that does not hold even the arguments and the result, from shapes alone.
 
     Raises:
         MemoryBudgetError: with a budget that is sure to do: an upper estimate, one row at a time.
     """
-    held = sum(a.size * a.dtype.itemsize for a in point.source) + _result_bytes(point, take, host_output)
+    held = sum(a.size * a.dtype.itemsize for a in point.source) + _result_bytes(point, wanted, host_output)
     if held > budget:
-        needed = _estimate(point, take, host_output, maker)(chunk or 1)
-        raise _too_little(point, take, budget, chunk, needed, host_output, measured=False)
+        needed = _estimate(point, wanted, host_output, maker)(chunk or 1)
+        raise _too_little(point, wanted, budget, chunk, needed, host_output, measured=False)
 
 
 def _too_little(
-    point: Point, take: Take, budget: int, chunk: int | None, needed: int, host_output: bool, measured: bool
+    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed: int, host_output: bool, measured: bool
 ) -> MemoryBudgetError:
-    result = _result_bytes(point, take, host_output)
+    result = _result_bytes(point, wanted, host_output)
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
     hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if result > budget // 2 else ""
     return MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {take.width(point.layout)} "
+        f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {wanted.width(point.layout)} "
         f"{point.layout.dtype} entries: the result takes {format_bytes(result)}, and with {at} the computation needs "
         f"{'' if measured else 'up to '}{format_bytes(needed)} in all. The smallest budget that "
         f"{'would' if measured else 'is sure to'} do is memory={needed}{hint}",
@@ -163,14 +165,14 @@ def _too_little(
     )
 
 
-def _result_bytes(point: Point, take: Take, host_output: bool) -> int:
+def _result_bytes(point: Point, wanted: Wanted, host_output: bool) -> int:
     """Bytes of the result on the device."""
-    return 0 if host_output else point.layout.n * take.width(point.layout) * point.layout.dtype.itemsize
+    return 0 if host_output else point.layout.n * wanted.width(point.layout) * point.layout.dtype.itemsize
 
 
-def _estimate(point: Point, take: Take, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
+def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
-    fixed, per_row = maker.fixed(point) + _result_bytes(point, take, host_output), maker.per_row(point)
+    fixed, per_row = maker.fixed(point) + _result_bytes(point, wanted, host_output), maker.per_row(point)
     return lambda chunk: fixed + chunk * per_row
 
 
@@ -193,20 +195,20 @@ def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
 
 
-def _rows_of(point: Point, take: Take, chunk: int, stored: bool, maker: RowMaker) -> Any:
+def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:
     """(residuals or primals, shift, first row) -> what is taken of `chunk` rows; jitted."""
-    key = ("rows", maker.name, take, chunk, stored)
-    return point.program.executable(key, lambda: jax.jit(maker.make(point, take, chunk, stored)))
+    key = ("rows", maker.name, wanted, chunk, stored)
+    return point.program.executable(key, lambda: jax.jit(maker.make(point, wanted, chunk, stored)))
 
 
-def all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
+def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
     """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted."""
-    program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.residuals is not None
+    program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.stored
 
     def build() -> Any:
         if maker.at_once is not None and not stored:
-            return jax.jit(maker.at_once(point, take))
-        rows = maker.make(point, take, layout.n, stored or maker.reads_residuals)
+            return jax.jit(maker.at_once(point, wanted))
+        rows = maker.make(point, wanted, layout.n, stored or maker.reads_residuals)
 
         def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
             seen = None
@@ -214,11 +216,11 @@ def all_rows(point: Point, take: Take, maker: RowMaker) -> Any:
                 value, gradient, source = program.linearize(source)
                 seen = (value, layout.ravel(gradient))
             found = rows(source, shift, jnp.zeros((), dtype))
-            return take.transposed(found, layout) if maker.columns else found, seen
+            return wanted.of_columns(found, layout) if maker.columns else found, seen
 
         return jax.jit(run)
 
-    return program.executable(("all rows", maker.name, take, stored), build)
+    return program.executable(("all rows", maker.name, wanted, stored), build)
 
 
 def residuals_of(point: Point) -> Any:
@@ -232,14 +234,14 @@ def residuals_of(point: Point) -> Any:
     return program.executable("residuals", lambda: jax.jit(residuals))
 
 
-def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
+def _measured_peak(point: Point, wanted: Wanted, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
     """Bytes at the worst moment, by what the compiler says of the executables that would run."""
     program = point.program
-    n, width = point.layout.n, take.width(point.layout)
+    n, width = point.layout.n, wanted.width(point.layout)
     stored = stored and _kept(point, maker, chunk)
     arrays, before, held = placed_shapes(point.source), 0, 0
     where = placement(point.source)
-    if stored and point.residuals is None:
+    if stored and not point.stored:
         compiled = program.executable(("compiled residuals", where), lambda: residuals_of(point).lower(arrays).compile())
         before = executable_bytes(compiled) or 0
         held = sum(a.size * a.dtype.itemsize for a in arrays)
@@ -252,16 +254,16 @@ def _measured_peak(point: Point, take: Take, chunk: int, stored: bool, host_outp
     shift = None if point.shift is None else shape_of(point.shift)
     start = jax.ShapeDtypeStruct((), point.index_dtype)
     compiled = program.executable(
-        ("compiled rows", maker.name, take, chunk, stored, shift is None, where),
+        ("compiled rows", maker.name, wanted, chunk, stored, shift is None, where),
         lambda: (
-            all_rows(point, take, maker).lower(arrays, shift)
+            all_rows(point, wanted, maker).lower(arrays, shift)
             if chunk == n
-            else _rows_of(point, take, chunk, stored, maker).lower(arrays, shift, start)
+            else _rows_of(point, wanted, chunk, stored, maker).lower(arrays, shift, start)
         ).compile(),
     )
     rows = executable_bytes(compiled)
     if rows is None:  # this backend does not tell: only the shapes are left
-        return _estimate(point, take, host_output, maker)(chunk)
+        return _estimate(point, wanted, host_output, maker)(chunk)
     buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
     return max(before, rows + held + buffer)
 
@@ -285,28 +287,26 @@ class Taken(NamedTuple):
 # --- Filling ----------------------------------------------------------------------------------------------------------
 
 
-def fill_traced(point: Point, take: Take, chunking: Chunking) -> Array:
+def fill_traced(point: Point, wanted: Wanted, chunking: Chunking) -> Array:
     """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
-    n, width, chunk = point.layout.n, take.width(point.layout), chunking.chunk
-    source, stored = point.residuals, True
-    if source is None:
-        assert point.primals is not None
-        stored = chunking.maker.reads_residuals
-        source = tuple(point.program.residuals(point.primals)) if stored else point.primals
-    rows = chunking.maker.make(point, take, chunk, stored)
-    columns, axis = chunking.maker.columns, _axis(point, take, chunking.maker)
+    n, width, chunk = point.layout.n, wanted.width(point.layout), chunking.chunk
+    source, stored = point.source, point.stored or chunking.maker.reads_residuals
+    if stored and not point.stored:
+        source = tuple(point.program.residuals(source))
+    rows = chunking.maker.make(point, wanted, chunk, stored)
+    columns, axis = chunking.maker.columns, _axis(point, wanted, chunking.maker)
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
         return _placed(matrix, rows(source, point.shift, start), start, axis)
 
     found = lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
-    return take.transposed(found, point.layout) if columns and not axis else found
+    return wanted.of_columns(found, point.layout) if columns and not axis else found
 
 
-def _axis(point: Point, take: Take, maker: RowMaker) -> int:
+def _axis(point: Point, wanted: Wanted, maker: RowMaker) -> int:
     """Along which axis of the result chunks lie: columns of the whole matrix lie beside each other."""
-    return 1 if maker.columns and take.width(point.layout) == point.layout.n else 0
+    return 1 if maker.columns and wanted.width(point.layout) == point.layout.n else 0
 
 
 def _placed(matrix: Array, rows: Array, start: Array, axis: int) -> Array:
@@ -315,7 +315,7 @@ def _placed(matrix: Array, rows: Array, start: Array, axis: int) -> Array:
 
 def fill(
     point: Point,
-    take: Take,
+    wanted: Wanted,
     chunking: Chunking,
     *,
     out: Any = None,
@@ -328,7 +328,7 @@ def fill(
 
     Args:
         point: the Hessian, at concrete arrays.
-        take: what is wanted of each row.
+        wanted: what is wanted of each row.
         chunking: how many rows at a time.
         out: an `Output`, written to in place of a new device array.
         report: called after each chunk.
@@ -338,15 +338,15 @@ def fill(
     """
     n, chunk, maker = point.layout.n, chunking.chunk, chunking.maker
     source, seen, finite = point.source, None, None
-    if chunking.stored and point.residuals is None:
+    if chunking.stored and not point.stored:
         source, seen = residuals_of(point)(source)
-    axis = _axis(point, take, maker)
+    axis = _axis(point, wanted, maker)
     matrix, start = None, 0
     while start < n:
         first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
         at = jax.device_put(np.asarray(first, point.index_dtype))
         try:
-            rows = _rows_of(point, take, chunk, chunking.stored, maker)(source, point.shift, at)
+            rows = _rows_of(point, wanted, chunk, chunking.stored, maker)(source, point.shift, at)
             rows.block_until_ready()
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -361,13 +361,13 @@ def fill(
             out[where if axis else where[::-1]] = here.T if axis else here
             finite = finite is not False and all_finite(here)
         elif matrix is None:
-            matrix = _begin(rows, at, (n, take.width(point.layout)), axis)
+            matrix = _begin(rows, at, (n, wanted.width(point.layout)), axis)
         else:
             matrix = _write(matrix, rows, at, axis)
         start = first + chunk
         report(Progress(done=start, total=n, chunk=chunk))
     if matrix is not None and maker.columns and not axis:
-        matrix = take.transposed(matrix, point.layout)
+        matrix = wanted.of_columns(matrix, point.layout)
     return Taken(matrix, seen, finite)
 
 

@@ -17,10 +17,10 @@ from hessop._equations.flat import peak_bytes
 from hessop._program.point import Point, shifted, shifted_product
 from hessop._program.program import HessianProgram
 from hessop._routes.chunks import RowMaker
-from hessop._routes.wanted import Take
+from hessop._routes.wanted import Wanted
 
 
-def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., Array]:
+def _rows(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Callable[..., Array]:
     """(residuals or primals, shift, first row) -> what is taken of `chunk` rows [chunk, width]."""
     program, layout, dtype = point.program, point.layout, point.index_dtype
 
@@ -36,12 +36,12 @@ def _rows(point: Point, take: Take, chunk: int, stored: bool) -> Callable[..., A
                 jax.vmap(lambda *t: shifted_product(program, residuals, shift, t))(*tangents),
                 batch=1,
             )
-        return take(found, index, layout)
+        return wanted.of_rows(found, index, layout)
 
     return rows
 
 
-def _at_once(point: Point, take: Take) -> Callable[..., Any]:
+def _at_once(point: Point, wanted: Wanted) -> Callable[..., Any]:
     """(primals, shift) -> what is taken of all rows [n, width], and (value, gradient)."""
     program, layout, dtype, energy = point.program, point.layout, point.index_dtype, point.program.energy
     captured, x_at, x_end = len(program.own), program.x_at, program.x_at + len(program.x_avals)
@@ -57,7 +57,7 @@ def _at_once(point: Point, take: Take) -> Callable[..., Any]:
         leaves, product, value = jax.linearize(gradient, *source[x_at:x_end], has_aux=True)
         index = lax.iota(dtype, layout.n)
         rows = jax.vmap(lambda *t: shifted(product(*t), shift, t))(*layout.basis(index))
-        return take(layout.ravel(rows, batch=1), index, layout), (value, layout.ravel(leaves))
+        return wanted.of_rows(layout.ravel(rows, batch=1), index, layout), (value, layout.ravel(leaves))
 
     return run
 

@@ -24,7 +24,7 @@ from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.wanted import Form, Take, formed
+from hessop._routes.wanted import MATRIX, Form, Wanted, formed
 
 
 def decide(point: Point, request: Request) -> Choice:
@@ -38,7 +38,7 @@ def decide(point: Point, request: Request) -> Choice:
         budget = free_memory(device_of(point))
     return remembered(
         point.program,
-        (request, point.residuals is None, point.shift is None),
+        (request, not point.stored, point.shift is None),
         budget or 0,  # nothing is asked for a chunk without a budget
         lambda: choose_route(point, request, budget),
         needs=_peak,
@@ -82,7 +82,7 @@ def entries(
     Raises:
         MemoryBudgetError: nothing fits.
     """
-    take, layout = request.take, point.layout
+    wanted, layout = request.wanted, point.layout
     opened = contextlib.nullcontext()
     if out is not None:
         check_output(out, layout.n, layout.dtype)
@@ -90,36 +90,36 @@ def entries(
     if layout.n == 0:
         with opened as output:
             pass
-        empty = jax.numpy.zeros((0, take.width(layout)), layout.dtype)
-        return formed(empty, take, form, layout) if output is None else output.result
+        empty = jax.numpy.zeros((0, wanted.width(layout)), layout.dtype)
+        return formed(empty, wanted, form, layout) if output is None else output.result
     choice = decide(point, request)
     if traced:
-        at_once = _at_once(point, take, choice)
+        at_once = _at_once(point, wanted, choice)
         if at_once is None:
             assert choice.chunking is not None
-            return formed(fill_traced(point, take, choice.chunking), take, form, layout)
-        return formed(at_once(point.source, point.shift)[0], take, form, layout)
+            return formed(fill_traced(point, wanted, choice.chunking), wanted, form, layout)
+        return formed(at_once(point.source, point.shift)[0], wanted, form, layout)
     output = None
     if out is None and progress is False:
-        taken = _computed(point, take, choice, form)
+        taken = _computed(point, wanted, choice, form)
     else:
         with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
-            taken = _reported(point, take, choice, output, report)
+            taken = _reported(point, wanted, choice, output, report)
     rows = taken.rows
     if problem is not None:
         # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
         columns = choice.route == "columns" and not point.program.foreign_rule
-        rows = _looked_at(point, take, taken, choice, columns, problem)
+        rows = _looked_at(point, wanted, taken, choice, columns, problem)
     if output is not None:
         return output.result
-    return taken.given if rows is taken.rows and taken.given is not None else _formed(point, take, form, rows)
+    return taken.given if rows is taken.rows and taken.given is not None else _formed(point, wanted, form, rows)
 
 
-def _at_once(point: Point, take: Take, choice: Choice) -> Any:
+def _at_once(point: Point, wanted: Wanted, choice: Choice) -> Any:
     """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
     if choice.chunking is None:
-        return structure_rows(point, take, choice.limit, choice.tiled)
-    return all_rows(point, take, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
+        return structure_rows(point, wanted, choice.limit, choice.tiled)
+    return all_rows(point, wanted, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
 
 
 # Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
@@ -127,46 +127,46 @@ _DISPATCH = 3e-5
 _QUICK = {"xla_backend_optimization_level": 0}
 
 
-def _computed(point: Point, take: Take, choice: Choice, form: Form) -> Taken:
+def _computed(point: Point, wanted: Wanted, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
-    rows, layout = _at_once(point, take, choice), point.layout
+    rows, layout = _at_once(point, wanted, choice), point.layout
     if rows is None:
-        return _in_chunks(point, take, choice)
+        return _in_chunks(point, wanted, choice)
 
     def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
         found, seen = rows(*of_point)
         if form == "rows":
             return found, seen, None, None
-        given = formed(found, take, form, layout)
+        given = formed(found, wanted, form, layout)
         # A matrix is not made twice.
-        return (None, seen, looks_finite(found), given) if form == "nested" else (found, seen, None, given)
+        return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
     quick = choice.run < _DISPATCH and _on_cpu(point)
-    chunks, stored = choice.chunking is not None, point.residuals is not None
-    key = ("entries", take, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
+    chunks, stored = choice.chunking is not None, point.stored
+    key = ("entries", wanted, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
     try:
         build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
         taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken
     except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, take, choice, error)
+        return _in_chunks(point, wanted, choice, error)
 
 
 def _on_cpu(point: Point) -> bool:
     return (device_of(point) or jax.devices()[0]).platform == "cpu"
 
 
-def _reported(point: Point, take: Take, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
+def _reported(point: Point, wanted: Wanted, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
     """All rows, with progress; into the output, if there is one."""
-    rows, n = _at_once(point, take, choice), point.layout.n
+    rows, n = _at_once(point, wanted, choice), point.layout.n
     if rows is None:
-        return _in_chunks(point, take, choice, out=output, report=report)
+        return _in_chunks(point, wanted, choice, out=output, report=report)
     try:
         found, seen = rows(point.source, point.shift)
         found.block_until_ready()
     except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, take, choice, error, out=output, report=report)
+        return _in_chunks(point, wanted, choice, error, out=output, report=report)
     taken = Taken(found, seen)
     if output is not None:
         here = np.asarray(found)
@@ -176,7 +176,7 @@ def _reported(point: Point, take: Take, choice: Choice, output: Any, report: Cal
     return taken
 
 
-def _in_chunks(point: Point, take: Take, choice: Choice, error: Exception | None = None, **how: Any) -> Taken:
+def _in_chunks(point: Point, wanted: Wanted, choice: Choice, error: Exception | None = None, **how: Any) -> Taken:
     """Rows in chunks; after an error, if that is of memory, in chunks of half of them."""
     chunking = choice.chunking
     if error is not None and (chunking is None or not is_out_of_memory(error)):
@@ -184,38 +184,38 @@ def _in_chunks(point: Point, take: Take, choice: Choice, error: Exception | None
     assert chunking is not None
     if error is not None:
         chunking = dataclasses.replace(chunking, chunk=max(1, point.layout.n // 2))
-    return fill(point, take, chunking, **how)
+    return fill(point, wanted, chunking, **how)
 
 
 def _looked_at(
-    point: Point, take: Take, taken: Taken, choice: Choice, columns: bool, problem: Callable[[], str | None]
+    point: Point, wanted: Wanted, taken: Taken, choice: Choice, columns: bool, problem: Callable[[], str | None]
 ) -> Array | None:
     """The rows that were taken; what of the value, the gradient and them is not finite is said."""
     rows, seen = taken.rows, taken.seen
-    if seen is None and point.primals is not None:
+    if seen is None and not point.stored:
         seen = _value_and_gradient(point)
     if rows is None:  # written elsewhere, or given in another form only
         finite = bool(taken.finite)
-        rows = _computed(point, take, choice, "rows").rows if not finite and taken.given is not None else None
+        rows = _computed(point, wanted, choice, "rows").rows if not finite and taken.given is not None else None
     else:
         finite = is_finite(rows)
     if rows is not None and columns and not finite:
-        rows = take.transposed(rows, point.layout)
+        rows = wanted.of_columns(rows, point.layout)
     if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
         warn(problem())
     elif not finite:
-        warn(result_problem(point.program, rows, take.name, seen is not None))
+        warn(result_problem(point.program, rows, wanted.name, seen is not None))
     return rows
 
 
-def _formed(point: Point, take: Take, form: Form, rows: Any) -> Any:
+def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
     """Rows in a form, in one dispatch; a large matrix of one leaf is not copied."""
     if form == "rows":
         return rows
     layout = point.layout
-    donated = 0 if form == "nested" and len(layout.shapes) == 1 else ()
-    function = lambda taken: formed(taken, take, form, layout)
-    return point.program.executable(("form", take, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+    donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
+    function = lambda taken: formed(taken, wanted, form, layout)
+    return point.program.executable(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
 
 
 def _value_and_gradient(point: Point) -> tuple[Array, Array]:
@@ -225,4 +225,4 @@ def _value_and_gradient(point: Point) -> tuple[Array, Array]:
         value, gradient = value_and_gradient(program, primals)
         return value, program.layout.ravel(gradient)
 
-    return program.executable("value and flat gradient", lambda: jax.jit(run))(point.primals)
+    return program.executable("value and flat gradient", lambda: jax.jit(run))(point.source)

@@ -1,6 +1,6 @@
 """The structure route: what is wanted of the rows, read off the Hessian's terms.
 
-Depends on the structure engine, the program and what a `Take` is. Must never know operators, lineax or how a route is chosen.
+Depends on the structure engine, the program and what a `Wanted` is. Must never know operators, lineax or how a route is chosen.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend import core as jex
 
@@ -18,7 +17,7 @@ from hessop._equations.flat import Equations, open_jaxpr
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
-from hessop._routes.wanted import Blocks, Offset, Row, Take
+from hessop._routes.wanted import MATRIX, Wanted
 from hessop._structure import StructuredHessian, TooLarge, propagate
 from hessop._tiles import stored_bytes, trace_tiled
 
@@ -30,11 +29,6 @@ def terms_of(
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
     return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results, few=few)
-
-
-def covers(take: Take) -> bool:
-    """Whether the terms give this without the whole matrix."""
-    return isinstance(take, Row | Blocks) or take == Offset(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,31 +46,31 @@ class StructurePrice:
     peak: int
 
 
-def traced_terms(point: Point, take: Take, limit: int | None, results: int | None = None) -> Any:
+def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> Any:
     """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
-    executables, refused = point.program.executables, ("terms refused", take, limit)
+    executables, refused = point.program.executables, ("terms refused", wanted, limit)
     if results is not None and results <= executables.get(refused, -1):
         return None
 
     def taken(*residuals: Array) -> Array:
-        few = not isinstance(take, Row)
-        return _take(terms_of(point, residuals, limit, results, few=few), take, point)
+        few = wanted != MATRIX
+        return wanted.of_terms(terms_of(point, residuals, limit, results, few=few), point.layout)
 
     try:
         build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return point.program.executable(("terms", take, limit), build)
+        return point.program.executable(("terms", wanted, limit), build)
     except TooLarge:
         executables[refused] = results
         return None
 
 
-def structure_price(point: Point, take: Take, limit: int | None, results: int | None = None) -> StructurePrice | None:
+def structure_price(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> StructurePrice | None:
     """What the structure route costs; None where it would make more than so many results."""
-    traced = traced_terms(point, take, limit, results)
+    traced = traced_terms(point, wanted, limit, results)
     if traced is None:
         return None
     jaxpr, _ = open_jaxpr(traced)
-    primal = () if point.residuals is not None else point.program.primal.eqns
+    primal = () if point.stored else point.program.primal.eqns
     found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
     before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     every = (*primal, *jaxpr.eqns)
@@ -85,28 +79,28 @@ def structure_price(point: Point, take: Take, limit: int | None, results: int | 
     )
 
 
-def structure_bytes(point: Point, take: Take, limit: int | None) -> int | None:
+def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:
     """Arguments, result and temporaries of the whole computation, as the compiler says."""
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
-    key = ("structure bytes", take, point.residuals is not None, shift is None, limit, placement(point.source))
-    jitted, shapes = structure_rows(point, take, limit, True), placed_shapes(point.source)
+    key = ("structure bytes", wanted, point.stored, shift is None, limit, placement(point.source))
+    jitted, shapes = structure_rows(point, wanted, limit, True), placed_shapes(point.source)
     return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
-def structure_estimate(point: Point, take: Take, limit: int | None) -> int:
+def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
     """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
 
     def estimate() -> int:
-        return stored_bytes(_tiled(point, take, limit)[0].final(), TERMS_OPTIONS)
+        return stored_bytes(_tiled(point, wanted, limit)[0].final(), TERMS_OPTIONS)
 
-    return point.program.executable(("structure estimate", take, point.residuals is not None, limit), estimate)
+    return point.program.executable(("structure estimate", wanted, point.stored, limit), estimate)
 
 
 def terms_by_rows(limit: int | None) -> RowMaker:
     """Some rows of the matrix at a time from the terms, where the whole of it does not fit."""
 
-    def make(point: Point, take: Take, chunk: int, stored: bool) -> Any:
-        assert isinstance(take, Row)
+    def make(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Any:
+        assert wanted == MATRIX
 
         def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
             def taken(start: Array, *source: Array) -> list[Array]:
@@ -138,20 +132,20 @@ def _fixed(point: Point) -> int:
     return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
 
 
-def _tiled(point: Point, take: Take, limit: int | None) -> Any:
+def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
     """As `_whole`, to be evaluated by tiles; and the constants that it takes in front."""
-    stored = point.residuals is not None
+    stored = point.stored
 
     def build() -> Any:
-        return trace_tiled(_whole(point, take, limit), shapes_of(point, stored), TERMS_OPTIONS)
+        return trace_tiled(_whole(point, wanted, limit), shapes_of(point, stored), TERMS_OPTIONS)
 
-    return point.program.executable(("structure by tiles", take, stored, limit), build)
+    return point.program.executable(("structure by tiles", wanted, stored, limit), build)
 
 
-def _whole(point: Point, take: Take, limit: int | None) -> Any:
+def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
     """(residuals or primals) -> what is taken and, from the primals, value and gradient: they are made on the way."""
-    program, stored = point.program, point.residuals is not None
-    terms = jex.jaxpr_as_fun(traced_terms(point, take, limit))
+    program, stored = point.program, point.stored
+    terms = jex.jaxpr_as_fun(traced_terms(point, wanted, limit))
 
     def taken(*source: Array) -> Sequence[Array]:
         if stored:
@@ -162,7 +156,7 @@ def _whole(point: Point, take: Take, limit: int | None) -> Any:
     return taken
 
 
-def structure_rows(point: Point, take: Take, limit: int | None, tiled: bool) -> Any:
+def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool) -> Any:
     """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted.
 
     By tiles it stores no pair values.
@@ -170,33 +164,15 @@ def structure_rows(point: Point, take: Take, limit: int | None, tiled: bool) -> 
     The terms read residuals of the size of all pairs. Evaluated together with what makes them, tile by tile and as planes,
     those are recomputed where they are needed rather than written and read again.
     """
-    program, layout, stored = point.program, point.layout, point.residuals is not None
+    program, layout, stored = point.program, point.layout, point.stored
 
     def build() -> Any:
-        evaluate, consts = _tiled(point, take, limit) if tiled else (_whole(point, take, limit), ())
+        evaluate, consts = _tiled(point, wanted, limit) if tiled else (_whole(point, wanted, limit), ())
 
         def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
             found, *seen = evaluate(*consts, *source)
-            return found if shift is None else _shifted(found, shift, take, layout), tuple(seen) or None
+            return found if shift is None else wanted.shifted(found, shift, layout), tuple(seen) or None
 
         return jax.jit(run)
 
-    return program.executable(("structure", take, stored, limit, tiled), build)
-
-
-def _take(terms: StructuredHessian, take: Take, point: Point) -> Array:
-    if isinstance(take, Row):
-        return terms.dense()
-    if isinstance(take, Blocks):
-        return take.join(terms.blocks(take.sizes), point.layout)
-    return terms.diagonal()[:, None]
-
-
-def _shifted(taken: Array, shift: Array, take: Take, layout: Any) -> Array:
-    """Add shift where the row's own column is."""
-    row = jnp.arange(layout.n)
-    if isinstance(take, Row):
-        return taken.at[row, row].add(shift)
-    if isinstance(take, Blocks):
-        return taken.at[row, take.own_column(layout)].add(shift)
-    return taken + shift
+    return program.executable(("structure", wanted, stored, limit, tiled), build)

@@ -1,72 +1,127 @@
 """What is wanted of each row of the Hessian (all of it, one entry, its part of a diagonal block), and in which form.
 
-Depends on layouts. Must never know how rows are computed.
+Depends on layouts and on what can be read from terms. Must never know how rows are computed.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from hessop._base.layout import Layout
+from hessop._structure import StructuredHessian
+
+
+class Wanted(abc.ABC):
+    """What is wanted of each row: how it is read from rows, from columns and from terms, and where a shift is added.
+
+    What is read of n rows is an array [n, width].
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def width(self, layout: Layout) -> int:
+        """Number of entries that are kept of a row."""
+
+    @abc.abstractmethod
+    def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
+        """What is wanted of the rows [k, n] that are at `index` [k]."""
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether terms give this without the matrix."""
+        return True
+
+    @abc.abstractmethod
+    def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
+        """What is wanted of all rows."""
+
+    @abc.abstractmethod
+    def of_columns(self, read: Array, layout: Layout) -> Array:
+        """What is wanted of all rows, where columns were read in their place."""
+
+    @abc.abstractmethod
+    def leaves(self, read: Array, layout: Layout) -> list[Array]:
+        """What is read of all rows, leaf by leaf."""
+
+    @abc.abstractmethod
+    def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
+        """The same of H + shift I."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Matrix(Wanted):
     """All of the row."""
 
     name = "Hessian"
 
-    def transposed(self, taken: Array, layout: Layout) -> Array:
-        """[n, n] as the rows, if it was taken of columns."""
-        return taken.T
-
     def width(self, layout: Layout) -> int:
-        """Entries kept per row."""
         return layout.n
 
-    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+    def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         return rows
+
+    def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
+        return terms.dense()
+
+    def of_columns(self, read: Array, layout: Layout) -> Array:
+        return read.T
+
+    def leaves(self, read: Array, layout: Layout) -> list[Array]:
+        """Blocks of leaves by leaves, as JAX nests them."""
+        return blocks_of(read, layout)
+
+    def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
+        row = jnp.arange(layout.n)
+        return read.at[row, row].add(shift)
 
 
 @dataclasses.dataclass(frozen=True)
-class Offset:
-    """The entry `offset` to the right of the diagonal (0: the diagonal). Of columns it is the one below."""
+class Diagonal(Wanted):
+    """The entry `offset` to the right of the diagonal. Of columns it is the one below."""
 
     offset: int = 0
     name = "diagonal of the Hessian"
 
-    def transposed(self, taken: Array, layout: Layout) -> Array:
-        """What is taken of columns is asked for by another offset, not transposed."""
-        return taken
-
     def width(self, layout: Layout) -> int:
-        """Entries kept per row."""
         return 1
 
-    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+    def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         return jnp.take_along_axis(rows, (index + self.offset)[:, None], axis=1, mode="clip")
+
+    @property
+    def has_terms(self) -> bool:
+        return self.offset == 0
+
+    def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
+        return terms.diagonal()[:, None]
+
+    def of_columns(self, read: Array, layout: Layout) -> Array:
+        return read  # of columns another offset is asked for
+
+    def leaves(self, read: Array, layout: Layout) -> list[Array]:
+        return layout.unravel(read[:, 0])
+
+    def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
+        return read if self.offset else read + shift
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class Blocks(Wanted):
     """The part of the row inside its diagonal block; `sizes` holds the block size of each leaf."""
 
     sizes: tuple[int, ...]
     name = "diagonal blocks of the Hessian"
 
-    def transposed(self, taken: Array, layout: Layout) -> Array:
-        """[n, width] as the rows of the blocks, if it was taken of columns."""
-        return self.join([jnp.swapaxes(block, 1, 2) for block in self.split(taken, layout)], layout)
-
     def width(self, layout: Layout) -> int:
-        """Entries kept per row: the largest block."""
         return max(self.sizes, default=1)
 
-    def __call__(self, rows: Array, index: Array, layout: Layout) -> Array:
+    def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         first = jnp.zeros_like(index)
         for start, total, size in zip(layout.offsets, layout.sizes, self.sizes, strict=True):
             inside = (index >= start) & (index < start + total)
@@ -74,9 +129,19 @@ class Blocks:
         columns = first[:, None] + lax.iota(index.dtype, self.width(layout))[None, :]
         return jnp.take_along_axis(rows, columns, axis=1, mode="clip")
 
-    def own_column(self, layout: Layout) -> np.ndarray:
-        """Where in its part of the row each row's diagonal entry is [n]."""
-        return np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
+    def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
+        return self.join(terms.blocks(self.sizes), layout)
+
+    def of_columns(self, read: Array, layout: Layout) -> Array:
+        return self.join([jnp.swapaxes(block, 1, 2) for block in self._split(read, layout)], layout)
+
+    def leaves(self, read: Array, layout: Layout) -> list[Array]:
+        """For each leaf [size // k, k, k]."""
+        return [block.astype(dtype) for block, dtype in zip(self._split(read, layout), layout.dtypes, strict=True)]
+
+    def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
+        own = np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
+        return read.at[jnp.arange(layout.n), own].add(shift)
 
     def join(self, blocks: Sequence[Array], layout: Layout) -> Array:
         """For each leaf [size // k, k, k] -> [n, width], as the rows route takes it."""
@@ -88,7 +153,7 @@ class Blocks:
             ]
         )
 
-    def split(self, taken: Array, layout: Layout) -> list[Array]:
+    def _split(self, taken: Array, layout: Layout) -> list[Array]:
         """[n, width] -> for each leaf [size // k, k, k]."""
         return [
             taken[start : start + total, :size].reshape(total // size, size, size)
@@ -96,23 +161,17 @@ class Blocks:
         ]
 
 
-Take = Row | Offset | Blocks
 # One of each, which dictionaries find by identity.
-ROW, DIAGONAL = Row(), Offset(0)
-# As they were taken [n, width]; as a vector [n], leaf by leaf or added up (of one entry per row); as blocks, leaf by leaf.
-# The whole matrix also as blocks of leaves by leaves, as JAX nests them.
-Form = Literal["rows", "vector", "leaves", "sum", "blocks", "nested"]
+MATRIX, DIAGONAL = Matrix(), Diagonal(0)
+# As it is read [n, width]; leaf by leaf; and, of one entry per row, as a vector [n] or added up.
+Form = Literal["rows", "leaves", "vector", "sum"]
 
 
-def formed(taken: Array, take: Take, form: Form, layout: Layout) -> Any:
-    """What was taken [n, width] in a form."""
-    if isinstance(take, Blocks):
-        return [part.astype(dtype) for part, dtype in zip(take.split(taken, layout), layout.dtypes, strict=True)]
-    if form == "nested":
-        return blocks_of(taken, layout)
+def formed(read: Array, wanted: Wanted, form: Form, layout: Layout) -> Any:
+    """What is read of all rows [n, width] in a form."""
     if form == "leaves":
-        return layout.unravel(taken[:, 0])
-    return {"rows": lambda: taken, "vector": lambda: taken[:, 0], "sum": lambda: jnp.sum(taken)}[form]()
+        return wanted.leaves(read, layout)
+    return {"rows": lambda: read, "vector": lambda: read[:, 0], "sum": lambda: jnp.sum(read)}[form]()
 
 
 def blocks_of(matrix: Array, layout: Layout) -> list[Array]:
