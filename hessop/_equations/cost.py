@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from hessop._equations.flat import CALLS, Equations, carried_jaxprs, peak_bytes, variables
+from hessop._equations.flat import Equations, carried_jaxprs, peak_bytes, variables
+from hessop._equations.primitives import CALLS, COPIES, VIEWS
 
 # Multiply-adds of a matrix product per element of an elementwise pass that take the same time on one CPU core, measured:
 # a pass is bound by memory, a matrix product by arithmetic.
@@ -24,8 +25,6 @@ _SCATTER_RATE = 4
 _TILE_RATE = 6
 # What an element takes at least.
 LEAST_WORK = 1 / _TILE_RATE
-# The same elements under another shape.
-_VIEWS = frozenset(["reshape", "squeeze", "expand_dims"])
 
 # What `python benchmarks/prices.py` fits to 35 functions of two sizes each: in four cases of five what is foretold is 0.64 to
 # 1.27 times what compiling took. Seconds of an element of a pass: 8e-11 in a cache, 8e-10 out of it.
@@ -41,8 +40,7 @@ _COMPILE = {
     "scatter": 2.3e-2,
     "loop": 2.3e-2,
 }
-_COPIES = ("broadcast_in_dim", "transpose", "slice", "iota", "rev", "concatenate", "pad", "copy", "copy_p")
-_MOVES = _VIEWS | {*_COPIES, "convert_element_type"}
+_MOVES = COPIES | {"convert_element_type"}
 # What tiles take to trace and compile, in that of the same equations on whole arrays.
 _TILES = 2.2
 # Seconds to compile one result of the structure engine, which is two or three equations; to trace it takes a tenth of that.
@@ -188,7 +186,7 @@ def _work(eqn: Any, rates: _Rates) -> float:
         return inner * eqn.params["length"]
     if inner:
         return inner
-    if name in _VIEWS:
+    if name in VIEWS:
         return 0.0
     written = sum(v.aval.size for v in eqn.outvars)
     if name == "dot_general":

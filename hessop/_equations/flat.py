@@ -13,18 +13,12 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-# Primitives whose meaning is that of the jaxpr that they carry. custom_jvp_call and custom_vjp_call are not among them:
-# inlining those would drop the user's rule from any further differentiation.
-CALLS = frozenset(
-    ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr", "remat", "remat2", "checkpoint"]
-)
+from hessop._equations.primitives import CALLS, COMMUTATIVE, NEVER_EQUAL, RULED
 
 _INSTALLED = os.path.dirname(os.path.dirname(str(jax.__file__)))
 # Of whom a line is no user's.
 _LIBRARIES = tuple(os.path.join(_INSTALLED, name, "") for name in ("jax", "equinox", "lineax", "optax", "jaxtyping"))
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
-# What carries a derivative rule of somebody's own.
-RULED = frozenset(["custom_jvp_call", "custom_vjp_call"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,12 +232,6 @@ def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
     return kept[::-1]
 
 
-# The one primitive without an effect that gives another result each time.
-_NEVER_EQUAL = frozenset(["rng_uniform"])
-# a o b is b o a, to the last bit.
-_COMMUTATIVE = frozenset(["add", "add_any", "mul", "and", "or", "xor", "eq", "ne"])
-
-
 def without_duplicates(flat: Equations) -> Equations:
     """The same outputs from equations that are each there once.
 
@@ -278,10 +266,10 @@ def _meaning(eqn: Any) -> Hashable:
     Raises:
         TypeError: it cannot be compared.
     """
-    if eqn.effects or eqn.primitive.name in _NEVER_EQUAL:
+    if eqn.effects or eqn.primitive.name in NEVER_EQUAL:
         return id(eqn)
     inputs = [_literal(v) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
-    if eqn.primitive.name in _COMMUTATIVE:
+    if eqn.primitive.name in COMMUTATIVE:
         inputs.sort(key=hash)
     # The variable of an output that nothing reads is of another type: it must not stand for one that is read.
     outputs = tuple((type(v), v.aval) for v in eqn.outvars)

@@ -25,7 +25,8 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from hessop._equations.flat import CALLS, RULED, open_jaxpr
+from hessop._equations.flat import open_jaxpr
+from hessop._equations.primitives import CALLS, RULED
 
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
 # Parameters of these types compare by value, exactly.

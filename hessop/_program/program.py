@@ -39,6 +39,7 @@ from hessop._equations.flat import (
     variables,
     without_duplicates,
 )
+from hessop._equations.primitives import COMPARISONS, LOGIC, VIEWS
 from hessop._program.fingerprint import read
 from hessop._program.trace import Trace, snapshots
 from hessop._selfpairs.rewrite import SelfPair, rewrite
@@ -48,8 +49,7 @@ _UNKNOWN = object()
 
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
-_MOVES = ("broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "convert_element_type", "neg")
-_FREE = frozenset((*_MOVES, "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"))
+_FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg"}
 _FREE_RATIO = 4
 
 

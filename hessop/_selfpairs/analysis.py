@@ -16,8 +16,9 @@ import numpy as np
 from jax.extend.core import Literal
 
 from hessop._equations.flat import open_jaxpr
-from hessop._selfpairs.indices import ELEMENTWISE, Diagonal, Site, carried, moved, whole
-from hessop._selfpairs.numbers import MOVES, Known, evaluate, inner, is_singular, scalar
+from hessop._equations.primitives import ELEMENTWISE, RELABELS
+from hessop._selfpairs.indices import Diagonal, Site, carried, moved, whole
+from hessop._selfpairs.numbers import Known, evaluate, inner, is_singular, scalar
 
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr"})
 _REMAT = frozenset({"remat", "remat2", "checkpoint"})
@@ -149,7 +150,7 @@ class Roots:
             return self.number(), whole(shape)
         params = tuple(sorted(eqn.params.items()))
         roots = tuple(value.root for value in values)
-        if name in MOVES:
+        if name in RELABELS:
             sites = tuple(moved(eqn, site) for site in values[0].sites)
             if None not in sites:
                 return values[0].root, sites  # type: ignore[return-value]

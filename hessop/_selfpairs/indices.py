@@ -9,21 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from hessop._selfpairs.numbers import MOVES
-
-# fmt: off
-ELEMENTWISE = frozenset([
-    "neg", "sign", "floor", "ceil", "round", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "cbrt",
-    "square", "integer_pow", "abs", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh",
-    "asinh", "acosh", "atanh", "logistic", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e",
-    "bessel_i1e", "is_finite", "not", "real", "imag", "conj", "copy", "copy_p", "clz", "convert_element_type",
-    "reduce_precision", "stop_gradient", "population_count", "add", "add_any", "sub", "mul", "div", "rem",
-    "pow", "max", "min", "atan2", "nextafter", "complex", "and", "or", "xor", "shift_left",
-    "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le", "gt", "ge", "igamma", "igammac",
-    "polygamma", "zeta", "regularized_incomplete_beta", "select_n", "clamp",
-])
-# fmt: on
-"""Primitives whose result at an index depends on their operands at that index alone."""
+from hessop._equations.primitives import ELEMENTWISE, RELABELS
 
 
 class Site(NamedTuple):
@@ -44,7 +30,7 @@ def whole(shape: Sequence[int]) -> tuple[Site, ...]:
 
 
 def moved(eqn: Any, site: Site) -> Site | None:
-    """Where an index is found after a primitive of `MOVES`; None if it is no index any more."""
+    """Where an index is found after a primitive of `RELABELS`; None if it is no index any more."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:
@@ -121,7 +107,7 @@ def carried(eqn: Any, position: int, diagonal: Diagonal) -> Diagonal | None:
     name = eqn.primitive.name
     if name in ELEMENTWISE:
         return diagonal
-    if name in MOVES:
+    if name in RELABELS:
         return _moved_all(eqn, diagonal)
     if name == "dot_general":
         return _relocated(diagonal, _dot_axes(eqn, position))

@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import Literal, Primitive
 
 from hessop._equations.flat import bind, open_jaxpr
+from hessop._equations.primitives import RELABELS, SMOOTH
 
 
 class _Unsigned(enum.Enum):
@@ -31,35 +32,11 @@ NOT_FINITE: Final = _Unsigned.NOT_FINITE
 Known = np.generic | _Unsigned | None
 """A number, "some infinity or NaN", or None: not known."""
 
-MOVES: Final = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "tile"})
-"""Primitives that only place their one operand elsewhere, every element kept or repeated."""
-
-_SAME: Final = MOVES | {
+# All entries are some of the first operand's.
+_SAME: Final = RELABELS | {
     *("slice", "rev", "split", "copy", "copy_p", "reduce_max", "reduce_min", "reduce_and"),
     *("reduce_or", "cummax", "cummin", "stop_gradient", "optimization_barrier"),
 }
-
-# Bilinear, piecewise linear or polynomial: finite derivatives wherever the operands are finite.
-_SMOOTH: Final = frozenset(
-    {
-        *(
-            "add",
-            "sub",
-            "mul",
-            "neg",
-            "add_any",
-            "max",
-            "min",
-            "abs",
-            "square",
-            "select_n",
-            "clamp",
-        ),
-        *("convert_element_type", "reduce_precision", "copy", "copy_p", "real", "imag", "complex"),
-        *("exp", "exp2", "expm1", "sin", "cos", "tanh", "logistic", "erf", "erfc", "sinh", "cosh"),
-        *("atan", "asinh", "sign", "floor", "ceil", "round", "is_finite", "stop_gradient"),
-    }
-)
 
 _NUMPY: Final[dict[str, Callable[..., Any]]] = {
     "add": np.add,
@@ -310,7 +287,7 @@ def is_singular(eqn: Any, inputs: Sequence[Known], moving: Sequence[bool]) -> bo
         True only where it is certain, and for a power with base 0 whose exponent is not known.
     """
     name = eqn.primitive.name
-    if name in _SMOOTH or not any(moving) or all(known is None for known in inputs):
+    if name in SMOOTH or not any(moving) or all(known is None for known in inputs):
         return False
     if name == "pow" and _is_zero(inputs[0]) and inputs[1] is None:
         return True

@@ -24,9 +24,9 @@ from jax.extend import core as jex
 
 from hessop._base.annotations import Function
 from hessop._equations.flat import Equations, bind, evaluate, has_primitive, open_jaxpr, source_line
+from hessop._equations.primitives import RELABELS
 from hessop._selfpairs.analysis import Analysis, Flat, Singular, Step, flatten
 from hessop._selfpairs.indices import Diagonal, Site
-from hessop._selfpairs.numbers import MOVES
 
 Mode = Literal["auto", "constant", "as_written"]
 
@@ -311,7 +311,7 @@ class _Rewritten:
             self.wanted.setdefault(atom, set()).add(version)
 
     def _is_move(self, index: int) -> bool:
-        return self.flat.steps[index].eqn.primitive.name in MOVES
+        return self.flat.steps[index].eqn.primitive.name in RELABELS
 
     def _operand_version(self, index: int, position: int, version: int) -> int:
         joined = self.analysis.joined.get(index, ())
@@ -332,7 +332,7 @@ class _Rewritten:
             return {_PLAIN}
         if version != _PLAIN:
             return {version}
-        if self.flat.steps[index].eqn.primitive.name in MOVES:
+        if self.flat.steps[index].eqn.primitive.name in RELABELS:
             return {_PLAIN}  # joined before it is broadcast, not after
         # Without a derivative, or if all are self pairs, the version as written is all there is.
         return {_WRITTEN, _SAFE} if value.moving and value.diagonal else {_WRITTEN}

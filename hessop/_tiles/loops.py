@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from hessop._equations.cost import work_of
 from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes, variables
+from hessop._equations.primitives import COMPARISONS, LOGIC
 from hessop._tiles.accumulate import ACCUMULATE, Part, State
 from hessop._tiles.options import Options
 from hessop._tiles.planes import SHORT
@@ -81,7 +82,7 @@ def tiles(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -
     return Tiles(plan, env, loop, options) if chunks is None else ChunkedTiles(plan, env, loop, options, chunks)
 
 
-_FUSED = frozenset(["broadcast_in_dim", "iota", "select_n", "lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or"])
+_FUSED = COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "select_n"}
 
 
 class Tiles:

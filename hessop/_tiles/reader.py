@@ -16,9 +16,10 @@ from jax import Array, lax
 from jax.extend import core as jex
 
 from hessop._equations.flat import bind, variables
+from hessop._equations.primitives import RELABELS
 from hessop._tiles.planes import Cell, Frame, Planes
 from hessop._tiles.points import Points
-from hessop._tiles.rules.elementwise import ELEMENTWISE
+from hessop._tiles.rules.elementwise import ENTRYWISE
 from hessop._tiles.rules.table import RULES, Tools
 from hessop._tiles.windows import Window, source, whole
 
@@ -155,7 +156,7 @@ class Reader:
     def still(self, known: Known, eqn: Any, v: Any) -> Known:
         """What is known of an input: all, where its entries are the output's, plane by plane."""
         name = eqn.primitive.name
-        same = name in ELEMENTWISE or name in ("broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims")
+        same = name in ENTRYWISE or name in RELABELS
         same |= name.startswith("reduce_")
         return known if known and same and self.rank(v) == self.rank(eqn.outvars[0]) else _NOTHING
 

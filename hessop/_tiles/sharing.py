@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hessop._equations.flat import Equations, variables
-from hessop._tiles.rules.elementwise import ELEMENTWISE
+from hessop._equations.primitives import EXPENSIVE
+from hessop._tiles.rules.elementwise import ENTRYWISE
 from hessop._tiles.rules.moves import MOVES
 
 # A value is made once in a tile if so many cheap operations are behind it: less costs no more than the quotient.
@@ -19,15 +20,8 @@ _LONG = 4
 # It is stored if so many are, and what is made of it has so many times its size: that much memory takes longer to get.
 _VERY_LONG = 40
 _ROOM = 4
-# What XLA does not make twice where it need not.
-_DEAR = frozenset(
-    """
-    acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic
-    pow rem rsqrt sin sinh sqrt tan tanh
-    """.split()  # noqa: SIM905 (one name a line would be two screens)
-)
-# Of those that are no entrywise function, these are made in the kernel that reads them, too.
-_CHEAP = (ELEMENTWISE - _DEAR) | frozenset(MOVES) | {"reduce_sum"}
+# Of what is not entrywise, these are made in the kernel that reads them, too.
+_CHEAP = (ENTRYWISE - EXPENSIVE) | frozenset(MOVES) | {"reduce_sum"}
 
 Virtual = Mapping[Any, Any]
 
@@ -55,7 +49,7 @@ def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: i
         several = sum(max(1, planes(k) // max(1, planes(v))) for k in makes) > 1
         if v in virtual and v not in summed and several and name not in MOVES and len(behind[v]) >= long:
             found.add(v)
-        if v not in virtual or v in summed or v in found or (several and name in _DEAR):
+        if v not in virtual or v in summed or v in found or (several and name in EXPENSIVE):
             makes = {v}
         for w in variables(eqn.invars):
             kernels.setdefault(w, set()).update(makes)

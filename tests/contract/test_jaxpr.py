@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from jax.extend import core as jex
 
+from hessop._equations import primitives
 from hessop._equations.flat import bind, flatten_jaxpr, open_jaxpr
 from hessop._structure.propagate import RULES
 
@@ -216,3 +217,27 @@ def test_names_of_rules_are_names_of_primitives():
     aliases = {"copy_p", "scatter_add", "scatter_sub", "stack", "unstack", "tile", "expand_dims", "pvary"}
     known = {p.name for p in vars(lax).values() if isinstance(p, jex.Primitive)}
     assert {n for n in RULES if n not in aliases} - known <= {"add_any", "copy", "device_put", "sharding_constraint"}
+
+
+@pytest.mark.parametrize("table", ["VIEWS", "RELABELS", "COPIES", "ELEMENTWISE", "COMMUTATIVE", "ODD", "SMOOTH", "EXPENSIVE"])
+def test_names_of_tables_are_names_of_primitives(table):
+    known = {p.name for p in vars(lax).values() if isinstance(p, jex.Primitive)}
+    of_one_version = {"copy_p", "expand_dims", "tile", "square", "stop_gradient"}
+    assert getattr(primitives, table) - known - of_one_version <= {"add_any", "copy"}
+
+
+def test_elementwise_tables_are_parts_of_the_one():
+    for table in (primitives.COMPARISONS, primitives.LOGIC, primitives.COMMUTATIVE, primitives.ODD, primitives.SMOOTH):
+        assert table <= primitives.ELEMENTWISE
+    assert primitives.EXPENSIVE <= primitives.ELEMENTWISE
+
+
+@pytest.mark.parametrize("name", sorted(primitives.COMMUTATIVE))
+def test_what_is_commutative_is_so_to_the_last_bit(name):
+    function = {"add_any": jnp.add, "and": jnp.bitwise_and, "or": jnp.bitwise_or, "xor": jnp.bitwise_xor}.get(name) or getattr(
+        lax, name
+    )
+    a, b = (np.random.RandomState(seed).randint(-9, 9, 100) for seed in (0, 1))
+    if name in ("add", "add_any", "mul"):
+        a, b = a / 7.0, b / 3.0
+    np.testing.assert_array_equal(function(jnp.asarray(a), jnp.asarray(b)), function(jnp.asarray(b), jnp.asarray(a)))

@@ -11,26 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessop._equations.flat import bind
+from hessop._equations.primitives import COMMUTATIVE, ELEMENTWISE, ODD
 from hessop._tiles.planes import Cell, Cells, Planes, common_shape
 from hessop._tiles.rules.table import RULES, Rule, Tools, along, out_shape
 from hessop._tiles.windows import Window
 
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
-    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
-    population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-    """.split()  # noqa: SIM905 (one name a line would be three screens)
-)
-_COMMUTATIVE = frozenset(["max", "min", "and", "or", "xor", "eq", "ne"])
-
-
-# f(-a) = -f(a), exactly.
-_ODD = frozenset(
-    ["sign", "round", "copy", "copy_p", "reduce_precision", "optimization_barrier", "real", "imag", "stop_gradient"]
-)
+# Several values pass a barrier, each as it is.
+ENTRYWISE = ELEMENTWISE | {"optimization_barrier"}
+# Which of 0.0 and -0.0 max and min return does not matter here.
+_COMMUTATIVE = COMMUTATIVE | {"max", "min"}
+_ODD = ODD | {"optimization_barrier"}
 
 
 def _elementwise(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
@@ -120,4 +110,4 @@ def _key(eqn: Any) -> Any:
     return key
 
 
-RULES.update({name: Rule(along, _elementwise) for name in ELEMENTWISE})
+RULES.update({name: Rule(along, _elementwise) for name in ENTRYWISE})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hessop._equations.primitives import VIEWS
 from hessop._tiles.planes import Cell, Frame, Planes
 from hessop._tiles.rules.table import RULES, Rule, Tools, along, out_shape, shape_of, through
 from hessop._tiles.windows import Follow, Follows, Window
@@ -117,10 +118,10 @@ def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array
 
 
 # These only put entries at other places.
-MOVES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "iota")
+MOVES = VIEWS | {"broadcast_in_dim", "transpose", "slice", "iota"}
 
 RULES["broadcast_in_dim"] = Rule(_broadcast_follows, _broadcast)
-for _name in ("reshape", "squeeze", "expand_dims"):
+for _name in VIEWS:
     RULES[_name] = Rule(_reshape_follows, _reshape, _reshape_fixed)
 RULES["transpose"] = Rule(_transpose_follows, _transpose)
 RULES["slice"] = Rule(_slice_follows, _slice, _strided)
