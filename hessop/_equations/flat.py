@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
+from hessop._equations.interpret import interpret
 from hessop._equations.primitives import CALLS, COMMUTATIVE, NEVER_EQUAL, RULED
 
 _INSTALLED = os.path.dirname(os.path.dirname(str(jax.__file__)))
@@ -67,62 +68,45 @@ def _run(
     outvars: Any,
     values: Sequence[Any],
     *,
-    inline: Callable[[Any], bool] = lambda eqn: False,
+    inline: Callable[[Any], Any | None] = lambda eqn: None,
     constants: Iterator[Any] | None = None,
     ran: list[Any] | None = None,
     caller: Any = None,
 ) -> list[Any]:
-    """The outputs of flat equations.
+    """The outputs of equations.
 
     Args:
         invars: variables of `values`.
         eqns: the equations.
         outvars: what is returned.
         values: arrays or tracers.
-        inline: which calls are replaced by what they stand for.
-        constants: what takes the place of the constants of these calls, in order; by default their own.
+        inline: the jaxpr that is run in the place of an equation; None to run the equation.
+        constants: what takes the place of the constants of these jaxprs, in order; by default their own.
         ran: a list that gets the primitive of what runs, and where it came from (its call, if not known inside).
-        caller: the call that is being inlined.
+        caller: the equation that is being inlined.
     """
-    env = dict(zip(invars, values, strict=True))
 
-    def read(v: Any) -> Any:
-        return v.val if isinstance(v, jex.Literal) else env[v]
-
-    for eqn in eqns:
-        inputs = [read(v) for v in eqn.invars]
-        inner = call_jaxpr(eqn) if inline(eqn) else None
+    def step(eqn: Any, inputs: list[Any]) -> list[Any]:
+        # JAX cuts the traceback inside a jitted function of a library at its entry.
+        origin = eqn if caller is None or source_line(eqn) else caller
+        inner = inline(eqn)
         if inner is None:
-            out = bind(eqn, inputs)
             if ran is not None:
-                origin = eqn if caller is None or source_line(eqn) else caller
                 ran.append((eqn.primitive, origin.source_info))
-        else:
-            jaxpr, consts = open_jaxpr(inner)
-            held = consts if constants is None else [next(constants) for _ in consts]
-            out = _run(
-                (*jaxpr.constvars, *jaxpr.invars),
-                jaxpr.eqns,
-                jaxpr.outvars,
-                [*held, *inputs],
-                inline=inline,
-                constants=constants,
-                ran=ran,
-                # JAX cuts the traceback inside a jitted function of a library at its entry.
-                caller=eqn if caller is None or source_line(eqn) else caller,
-            )
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [read(v) for v in outvars]
+            return bind(eqn, inputs)
+        jaxpr, consts = open_jaxpr(inner)
+        held = consts if constants is None else [next(constants) for _ in consts]
+        own = (*jaxpr.constvars, *jaxpr.invars)
+        options = {"inline": inline, "constants": constants, "ran": ran, "caller": origin}
+        return _run(own, jaxpr.eqns, jaxpr.outvars, [*held, *inputs], **options)
+
+    return interpret(invars, eqns, outvars, values, step)
 
 
-def _is_call(eqn: Any) -> bool:
-    return call_jaxpr(eqn) is not None
-
-
-def _holds_constants(eqn: Any) -> bool:
-    """Whether an equation is a call that captured arrays, or one inside of it did."""
+def _with_constants(eqn: Any) -> Any | None:
+    """The jaxpr of a call that captured arrays, or in which one did."""
     inner = call_jaxpr(eqn)
-    return inner is not None and bool(_constants_of(inner))
+    return inner if inner is not None and _constants_of(inner) else None
 
 
 def _constants_of(closed: Any) -> list[Any]:
@@ -151,7 +135,7 @@ def constants_as_inputs(closed: Any) -> Any:
         held, inputs = values[: len(every)], values[len(every) :]
         own, others = held[: len(consts)], iter(held[len(consts) :])
         invars = (*jaxpr.constvars, *jaxpr.invars)
-        return _run(invars, jaxpr.eqns, jaxpr.outvars, [*own, *inputs], inline=_holds_constants, constants=others)
+        return _run(invars, jaxpr.eqns, jaxpr.outvars, [*own, *inputs], inline=_with_constants, constants=others)
 
     return jax.make_jaxpr(run)(*kept, *[shape_of(v.aval) for v in jaxpr.invars])
 
@@ -168,10 +152,10 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     """
     jaxpr, consts = open_jaxpr(closed)
     invars = (*jaxpr.constvars, *jaxpr.invars)
-    if not any(map(_is_call, jaxpr.eqns)):
+    if all(call_jaxpr(eqn) is None for eqn in jaxpr.eqns):
         return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
     ran: list[tuple[Any, Any]] = []
-    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=_is_call, ran=ran))(
+    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=call_jaxpr, ran=ran))(
         *[shape_of(v.aval) for v in invars]
     )
     flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
@@ -188,6 +172,11 @@ def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[
     return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))
 
 
+def _plain(eqn: Any) -> Any | None:
+    """What a call or a function with a derivative rule computes."""
+    return eqn.params["call_jaxpr"] if eqn.primitive.name in RULED else call_jaxpr(eqn)
+
+
 def inline_rules(equations: Equations) -> Equations:
     """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
     if not any(eqn.primitive.name in RULED for eqn in equations.eqns):
@@ -196,18 +185,7 @@ def inline_rules(equations: Equations) -> Equations:
     ran: list[tuple[Any, Any]] = []
 
     def run(*values: Any) -> list[Any]:
-        env = dict(zip(equations.invars, values, strict=True))
-        for eqn in equations.eqns:
-            inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
-            if eqn.primitive.name in RULED:
-                jaxpr, consts = open_jaxpr(eqn.params["call_jaxpr"])
-                held = (*jaxpr.constvars, *jaxpr.invars)
-                out = _run(held, jaxpr.eqns, jaxpr.outvars, [*consts, *inputs], inline=_is_call, ran=ran, caller=eqn)
-            else:
-                out = bind(eqn, inputs)
-                ran.append((eqn.primitive, eqn.source_info))
-            env.update(zip(eqn.outvars, out, strict=True))
-        return [v.val if isinstance(v, jex.Literal) else env[v] for v in equations.outvars]
+        return _run(equations.invars, equations.eqns, equations.outvars, values, inline=_plain, ran=ran)
 
     flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
     assert not consts

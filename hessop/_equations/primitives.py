@@ -13,7 +13,8 @@ def _names(text: str) -> frozenset[str]:
 
 # Their meaning is that of the jaxpr. Not custom_jvp_call and custom_vjp_call: inlining those would drop the user's rule from
 # any further differentiation.
-CALLS = _names("jit pjit closed_call core_call core_closed_call eval_jaxpr remat remat2 checkpoint")
+REMAT = _names("remat remat2 checkpoint")
+CALLS = REMAT | _names("jit pjit closed_call core_call core_closed_call eval_jaxpr")
 # They carry a derivative rule of their own.
 RULED = _names("custom_jvp_call custom_vjp_call")
 

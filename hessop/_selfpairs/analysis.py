@@ -16,11 +16,12 @@ import numpy as np
 from jax.extend.core import Literal
 
 from hessop._equations.flat import open_jaxpr
-from hessop._equations.primitives import ELEMENTWISE, RELABELS
+from hessop._equations.interpret import interpret
+from hessop._equations.primitives import CALLS, ELEMENTWISE, RELABELS, REMAT
 from hessop._selfpairs.indices import Diagonal, Site, carried, moved, whole
 from hessop._selfpairs.numbers import Known, evaluate, inner, is_singular, scalar
 
-_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call", "eval_jaxpr"})
+_CALLS = CALLS - REMAT
 _REMAT = frozenset({"remat", "remat2", "checkpoint"})
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 _WITHOUT_DERIVATIVE = frozenset({"sign", "floor", "ceil", "round", "stop_gradient"})
@@ -88,20 +89,19 @@ def flatten(closed: Any) -> Flat:
 
     def walk(closed: Any, inputs: Sequence[Any], callers: tuple[Any, ...]) -> list[Any]:
         jaxpr, consts = open_jaxpr(closed)
-        env: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = new(var)
-            constants[env[var]] = const
-        for eqn in jaxpr.eqns:
-            operands = tuple(a if isinstance(a, Literal) else env[a] for a in eqn.invars)
+        held = [new(var) for var in jaxpr.constvars]
+        constants.update(zip(held, consts, strict=True))
+
+        def step(eqn: Any, operands: list[Any]) -> Sequence[Any]:
             sub = inner(eqn) if eqn.primitive.name in _CALLS else None
             if sub is not None:
-                env.update(zip(eqn.outvars, walk(sub, operands, (*callers, eqn)), strict=True))
-                continue
+                return walk(sub, operands, (*callers, eqn))
             outputs = tuple(new(var) for var in eqn.outvars)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-            steps.append(Step(eqn, operands, outputs, callers))
-        return [a if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
+            steps.append(Step(eqn, tuple(operands), outputs, callers))
+            return outputs
+
+        invars, as_it_is = (*jaxpr.constvars, *jaxpr.invars), lambda literal: literal
+        return interpret(invars, jaxpr.eqns, jaxpr.outvars, [*held, *inputs], step, as_it_is)
 
     invars = tuple(new(var) for var in open_jaxpr(closed)[0].invars)
     outputs = tuple(walk(closed, invars, ()))

@@ -16,9 +16,10 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import Primitive
 
 from hessop._equations.flat import bind, open_jaxpr
+from hessop._equations.interpret import interpret
 from hessop._equations.primitives import RELABELS, SMOOTH
 
 
@@ -199,27 +200,20 @@ def inner(eqn: Any) -> Any | None:
     return None
 
 
-def interpret(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
-    """Run a jaxpr, calls included, on operands that are one number throughout each."""
-    env: dict[Any, Known] = dict(zip(jaxpr.invars, inputs, strict=True))
+def known_outputs(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
+    """What is known of the outputs of a jaxpr, calls included, on operands that are one number throughout each."""
 
-    def read(atom: Any) -> Known:
-        if not isinstance(atom, Literal):
-            return env.get(atom)
-        literal: Any = atom
-        return scalar(literal.val, literal.aval.dtype)
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
+    def step(eqn: Any, operands: list[Known]) -> list[Known]:
         sub = inner(eqn)
         body = None if sub is None else open_jaxpr(sub)[0]
         if body is not None and len(body.invars) == len(operands):
-            results = interpret(body, operands)
-        else:
-            avals = [atom.aval for atom in eqn.invars]
-            results = [evaluate(eqn.primitive, eqn.params, operands, avals, var.aval) for var in eqn.outvars]
-        env.update(zip(eqn.outvars, results, strict=False))
-    return [read(atom) for atom in jaxpr.outvars]
+            return known_outputs(body, operands)
+        avals = [atom.aval for atom in eqn.invars]
+        return [evaluate(eqn.primitive, eqn.params, operands, avals, var.aval) for var in eqn.outvars]
+
+    values = [*[None] * len(jaxpr.constvars), *inputs]
+    invars = (*jaxpr.constvars, *jaxpr.invars)
+    return interpret(invars, jaxpr.eqns, jaxpr.outvars, values, step, lambda literal: scalar(literal.val, literal.aval.dtype))
 
 
 def _derivatives(apply: Callable[..., list[Any]], order: int) -> Callable[..., list[Any]]:
@@ -268,7 +262,7 @@ def _is_singular(question: _Question) -> bool:
             closed = jax.make_jaxpr(functools.partial(derivatives, order))(*operands)
         except Exception:  # no derivative at all: then JAX itself will say so
             continue
-        return any(map(not_finite, interpret(open_jaxpr(closed)[0], question.inputs)))
+        return any(map(not_finite, known_outputs(open_jaxpr(closed)[0], question.inputs)))
     return False
 
 

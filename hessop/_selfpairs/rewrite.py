@@ -24,7 +24,7 @@ from jax.extend import core as jex
 
 from hessop._base.annotations import Function
 from hessop._equations.flat import Equations, bind, evaluate, has_primitive, open_jaxpr, source_line
-from hessop._equations.primitives import RELABELS
+from hessop._equations.primitives import RELABELS, REMAT
 from hessop._selfpairs.analysis import Analysis, Flat, Singular, Step, flatten
 from hessop._selfpairs.indices import Diagonal, Site
 
@@ -34,7 +34,7 @@ _PLAIN, _WRITTEN, _SAFE = range(3)
 """The versions of a value: what all others see, as the user wrote it, with harmless differences."""
 
 _BODIES = {
-    **dict.fromkeys(("remat", "remat2", "checkpoint", "scan"), "jaxpr"),
+    **dict.fromkeys((*REMAT, "scan"), "jaxpr"),
     "cond": "branches",
     "while": "body_jaxpr",
 }

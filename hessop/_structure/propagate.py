@@ -12,9 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jax.extend import core as jex
 
 from hessop._equations.flat import Equations, bind, flatten_jaxpr
+from hessop._equations.interpret import interpret
 from hessop._structure.algebra.collapse import MAX_TERMS, collapse
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
@@ -78,15 +78,11 @@ class _Run:
 
     def __call__(self, equations: Equations, values: Sequence[Any]) -> list[Any]:
         """The outputs, tangents where they depend on x."""
-        env: dict[Any, Any] = dict(zip(equations.invars, values, strict=True))
+        return interpret(equations.invars, equations.eqns, equations.outvars, values, self.compact_step)
 
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, jex.Literal) else env[v]
-
-        for eqn in equations.eqns:
-            for v, value in zip(eqn.outvars, self.step(eqn, [read(v) for v in eqn.invars]), strict=True):
-                env[v] = _compact(self.algebra, value, self.leaves) if isinstance(value, Tangent) else value
-        return [read(v) for v in equations.outvars]
+    def compact_step(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        """The outputs of one equation, in as few terms as can be."""
+        return [_compact(self.algebra, v, self.leaves) if isinstance(v, Tangent) else v for v in self.step(eqn, ins)]
 
     def step(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
         """The outputs of one equation: arrays if no input depends on x."""
