@@ -7,34 +7,19 @@ blocks in three, and products of `lineax.linearise` as fast as with route="struc
 diagonal and blocks in three times the formula.
 """
 
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from first_call_particles import neighbour_list
+from measuring import in_turns
 
 import hessop
 
 
-def in_turns(calls, repeats=25):
-    """The median milliseconds of each call."""
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
 def table(title, found):
     print(f"\n| {title} | " + " | ".join(found) + " |\n|" + "---|" * (len(found) + 1))
-    print("| ms | " + " | ".join(f"{t:.3f}" for t in found.values()) + " |", flush=True)
+    print("| ms | " + " | ".join(f"{1e3 * t:.3f}" for t in found.values()) + " |", flush=True)
 
 
 def lists(sizes):
@@ -49,7 +34,7 @@ def lists(sizes):
         calls = {"jit(jvp(grad))": lambda x=x, v=v, plain=plain: plain(x, v), "mv": lambda H=H, v=v: H.mv(v)}
         calls |= {"diagonal": H.diagonal, "blocks": H.block_diagonal}
         calls |= {name: lambda mv=mv, v=v: mv(v) for name, mv in products.items()}
-        table(f"neighbour list, {n} atoms, {args[0].size} pairs", in_turns(calls))
+        table(f"neighbour list, {n} atoms, {args[0].size} pairs", in_turns(calls, 25))
 
 
 def regression(samples=1500, features=750, block=5):
@@ -71,7 +56,7 @@ def regression(samples=1500, features=750, block=5):
     np.testing.assert_allclose(H.block_diagonal(block), blocks(w), rtol=1e-9, atol=1e-9)
     calls = {"diagonal": H.diagonal, "by hand": lambda: diagonal(w), "blocks": lambda: H.block_diagonal(block)}
     calls |= {"blocks by hand": lambda: blocks(w), "matrix": H.materialize}
-    table(f"logistic regression, {samples} x {features}", in_turns(calls))
+    table(f"logistic regression, {samples} x {features}", in_turns(calls, 25))
 
 
 if __name__ == "__main__":

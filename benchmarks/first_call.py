@@ -30,7 +30,16 @@ PARTS = {
     "calls": "Python calls of warm methods and of making an operator; what is eager against what is jitted",
 }
 METHODS = ("mv", "materialize", "diagonal", "block_diagonal")
-QUICK = ("embedded_atoms", "net_2", "periodic_lennard_jones", "rosenbrock", "neighbour_list", "logistic")
+QUICK = (
+    "embedded_atoms",
+    "net_2",
+    "net_6",
+    "gaussian_process",
+    "periodic_lennard_jones",
+    "rosenbrock",
+    "neighbour_list",
+    "logistic",
+)
 # (geometric mean of the ratios, largest ratio, seconds that are forgiven)
 FIRST = {"dense": (1.2, 1.5, 0.3), "products": (1.1, 1.3, 0.3)}
 EAGER = {name: 0.15e-3 if name == "mv" else 0.3e-3 for name in METHODS}

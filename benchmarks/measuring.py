@@ -60,6 +60,17 @@ def interleaved(calls, once, rounds, patience, batch_seconds=2e-3):
     return timings
 
 
+def in_turns(calls, rounds):
+    """The median seconds of each of the named calls, which take turns."""
+    for call in calls.values():
+        _seconds(call, 1)
+    timings = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            timings[name].append(_seconds(call, 1))
+    return {name: statistics.median(seconds) for name, seconds in timings.items()}
+
+
 def _seconds(call, batch):
     import jax
 
@@ -115,7 +126,7 @@ def peak_of(call):
 
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be reused unseen
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = process_bytes("VmRSS")
     except (OSError, AttributeError):
         return None, jax.block_until_ready(call())

@@ -8,12 +8,11 @@ Making an operator traces the function once and looks its program up: against on
 """
 
 import argparse
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import in_turns
 
 import hessop
 from hessop._program import finite as _finite
@@ -74,19 +73,6 @@ def force_field(x):
 def pairs(x):
     ri, rj = jnp.expand_dims(x, 0), jnp.expand_dims(x, 1)
     return jnp.sum(jnp.sqrt(jnp.sum(jnp.power(ri - rj, 2), axis=-1)))
-
-
-def in_turns(calls, repeats):
-    """The median time of each call, in seconds."""
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def making():

@@ -2,7 +2,7 @@
 
 The energy is that of JAX issue #787, as it was posted, with a weight for each particle. Weights spread over some decades, and
 so do the diagonal blocks of the Hessian: plain conjugate gradients see a matrix of large condition number, those with
-`hessop.block_jacobi` do not. (H + lam I) p = -g is solved by `lineax.CG` to the same tolerance; residuals are computed anew.
+`hessop.block_jacobi` do not. (H + lam I) p = -g is solved by `lineax.CG` to the same tolerance; residuals are recomputed.
 
     python examples/block_jacobi_cg.py [--particles N] [--decades D] [--plot FILE.png]
 """

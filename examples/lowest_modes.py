@@ -1,7 +1,7 @@
 """The softest modes of a relaxed cluster, from products with its Hessian, by scipy.
 
 `H.to_scipy()` is a `scipy.sparse.linalg.LinearOperator`. LOBPCG finds the lowest eigenpairs from blocks of products; the six
-rigid motions, whose eigenvalue is zero, are handed over as constraints (`eigsh` would return some of the six and miss others),
+rigid motions, whose eigenvalue is zero, are passed as constraints (`eigsh` would return some of the six and miss others),
 and `hessop.block_jacobi` is its preconditioner. The dense matrix, which is still cheap at this size, says what is right.
 
     python examples/lowest_modes.py [--particles N] [--modes K] [--plot FILE.png]
@@ -72,7 +72,7 @@ def preconditioner(H):
     many = jax.jit(jax.vmap(lambda v: M.mv(v.reshape(H.x.shape)).ravel(), in_axes=1, out_axes=1))
     # A copy: LOBPCG writes into what it is given, and arrays of JAX cannot be written into.
     apply = lambda block: np.array(many(np.reshape(block, (H.in_size(), -1)))).reshape(block.shape)
-    # scipy's constructor hands over to a class that its annotations do not know.
+    # scipy's constructor returns a class that its annotations do not know.
     make: Any = LinearOperator
     return make((H.in_size(), H.in_size()), matvec=apply, matmat=apply, dtype=np.float64)
 

@@ -1,6 +1,7 @@
 """A derivative rule that is not that of its function makes an asymmetric matrix: that of JAX, on every route, and said."""
 
 import functools
+import itertools
 import warnings
 
 import jax
@@ -142,3 +143,58 @@ def test_nothing_is_said_of_right_rules_nor_inside_jit():
         hessop.HessianOperator(lambda x: jnp.sum(softened(x) ** 2), X).materialize()
         hessop.HessianOperator(lambda x: jnp.sum(jax.nn.relu(x) * softened(x[0])), X).mv(V)
         jax.jit(lambda x: hessop.HessianOperator(lambda x: 7 * by_vjp(x), x).materialize())(X)
+
+
+def clipped(operation, index):
+    """JAX's own derivative of a scatter whose clipped indices meet is not that of a function."""
+
+    sign = 1 if operation == "max" else -1
+
+    def fn(x):
+        updates = jnp.sin(3 * x[: len(index)]) * x[1 : 1 + len(index)]
+        y = getattr((sign * x).at[jnp.asarray(index)], operation)(sign * updates, mode="clip")
+        return jnp.sum(jnp.sin(y) * jnp.arange(1.0, 6.0, dtype=x.dtype)) + 0.1 * jnp.sum(y) ** 2
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("operation", "index", "inside"),
+    [
+        ("max", (4, 9), "plain"),
+        ("min", (0, 9, 4), "scan"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                *itertools.product(["max", "min"], [(4, 4, 9), (4, 9, 9)], ["plain"]),
+                *itertools.product(["max"], [(4, 9)], ["jit", "scan", "switch"]),
+            ]
+        ),
+    ],
+)
+def test_rules_of_jax_that_are_wrong(operation, index, inside):
+    plain = clipped(operation, index)
+    fn = {
+        "plain": plain,
+        "jit": jax.jit(plain),
+        "scan": lambda x: jax.lax.scan(lambda c, _: (c + plain(x), None), jnp.zeros((), x.dtype), None, length=2)[0],
+        "switch": lambda x: jax.lax.switch(1, [jnp.sum, plain], x),
+    }[inside]
+    x = jnp.asarray([0.55, 0.72, 0.6, 0.54, 0.42], FLOAT)
+    expected = jax.hessian(fn)(x)
+    if jax.__version_info__ < (0, 11):  # another rule since
+        assert jnp.max(jnp.abs(expected - expected.T)) > 0.1
+    close = functools.partial(np.testing.assert_allclose, desired=expected, atol=100 * TOLERANCE)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "asymmetric", RuntimeWarning)
+        for route in ROUTES:
+            H = hessop.HessianOperator(fn, x, route=route)
+            close(H.materialize())
+            close(H.materialize(chunk=2))
+            close(jax.vmap(H.mv)(jnp.eye(5, dtype=FLOAT)).T)
+        close(hessop.hessian(fn)(x))
+
+
+def test_what_jax_gets_right_is_not_probed():
+    fn = lambda x: jnp.sum(jax.ops.segment_max(jnp.cos(x) * x, jnp.array([0, 0, 1, 1]), 2) ** 2)
+    assert not hessop.HessianOperator(fn, X).program.foreign_rule

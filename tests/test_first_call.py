@@ -175,10 +175,10 @@ def test_calls_must_be_a_positive_number(calls, error):
 
 
 def test_pays():
-    cheap, dear = _price.Cost(1.0, 0.01), _price.Cost(1.5, 0.001)
-    assert not _price.pays(dear, cheap, 10)  # saves 0.09 s for half a second
-    assert _price.pays(dear, cheap, 100)
-    assert not _price.pays(_price.Cost(5.0, 0.001), cheap, 500)  # a first call that is too dear, for 4.5 s
+    cheap, slow = _price.Cost(1.0, 0.01), _price.Cost(1.5, 0.001)
+    assert not _price.pays(slow, cheap, 10)  # saves 0.09 s for half a second
+    assert _price.pays(slow, cheap, 100)
+    assert not _price.pays(_price.Cost(5.0, 0.001), cheap, 500)  # a first call that takes too long, for 4.5 s
     assert _price.pays(_price.Cost(5.0, 0.001), cheap, 5000)
     assert _price.pays(_price.Cost(500.0, 0.001), cheap, np.inf)
 
@@ -225,7 +225,7 @@ def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
 
 @pytest.mark.parametrize(("atoms", "joined"), [(40, True), (1100, False)])
 def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
-    """A scatter is a loop of its own: compiling it takes as long as copying a hundred thousand updates, a hundred times."""
+    """A scatter is a loop of its own:"""
     k = np.arange(atoms)
     i, j = np.concatenate([np.stack([k, (k + d) % atoms]) for d in range(1, 15)], axis=1)
     x = jnp.asarray(np.random.RandomState(1).rand(atoms, 3), FLOAT)

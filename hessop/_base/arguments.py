@@ -1,4 +1,4 @@
-"""What a user hands over, sorted: arrays that may change freely, and everything else, which is part of the function.
+"""What a user passes, sorted: arrays that may change freely, and everything else, which is part of the function.
 
 Arrays and floats, numpy's too, are dynamic (a new value never recompiles); ints, bools (numpy's too), strings and functions
 are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.
@@ -120,29 +120,39 @@ def check_x(x: Any, name: str = "x") -> Any:
         ValueError: there is no leaf.
     """
     leaves, tree = jax.tree_util.tree_flatten(x)
-    if leaves and all(map(_is_strong_float, leaves)):
+    avals = [getattr(leaf, "aval", None) for leaf in leaves]
+    # Each time that an operator is made: so nothing of Python's is called for a leaf.
+    strong = [isinstance(a, ShapedArray) and a.dtype.kind == "f" and not a.weak_type for a in avals]
+    if strong and all(strong):
         return x
     paths, tree = jax.tree_util.tree_flatten_with_path(x)
     if not paths:
         raise ValueError(f"{name}: got {x!r}, a pytree without arrays; expected at least one real floating array")
     fix = _how_to_split(x, name)
-    return tree.unflatten([_check_leaf(leaf, leaf_name(path, name), fix) for path, leaf in paths])
+    return tree.unflatten([_check_leaf(leaf, path, name, fix) for path, leaf in paths])
 
 
-def _is_strong_float(leaf: Any) -> bool:
-    aval = getattr(leaf, "aval", None)
-    return isinstance(aval, ShapedArray) and aval.dtype.kind == "f" and not aval.weak_type
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype is real and floating; some of JAX's own are, of which numpy does not know it."""
+    return dtype.kind == "f" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def _check_leaf(leaf: Any, name: str, fix: str) -> Any:
+def _check_leaf(leaf: Any, path: Any, name: str, fix: str) -> Any:
     if not isinstance(leaf, Array | np.ndarray | np.generic | float):
         if isinstance(leaf, int):
-            fix += f"; jnp.asarray({name}, dtype=float) makes one"
-        raise TypeError(f"{name}: got {type(leaf).__name__}, {fix}")
+            fix += f"; jnp.asarray({leaf_name(path, name)}, dtype=float) makes one"
+        raise TypeError(f"{leaf_name(path, name)}: got {type(leaf).__name__}, {fix}")
     array = as_own_array(leaf)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name}: got dtype {array.dtype}, {fix}")
+    if not is_floating(array.dtype):
+        raise TypeError(f"{leaf_name(path, name)}: got dtype {array.dtype}, {fix}")
     # A Python float or a weakly typed array would promote differently from a vector of the same dtype.
+    if array.aval.weak_type:
+        return _strong.__wrapped__(array) if isinstance(array, Tracer) else _strong(array)
+    return array
+
+
+@jax.jit  # which costs a tenth of the Python that the conversion alone costs
+def _strong(array: Array) -> Array:
     return lax.convert_element_type(array, array.dtype)
 
 

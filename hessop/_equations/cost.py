@@ -80,16 +80,16 @@ def cost(eqns: Iterable[Any], work: float, *, tiled: bool = False) -> Cost:
 # What a person meets first is the first call: one that takes more than so many times that of the other way, and so many
 # seconds more, has to pay for itself several times over.
 _FIRST, _SECONDS_MORE, _TIMES_OVER = 1.5, 0.3, 8
-# What is saved in all calls has to be more than this part of compiling the other way for a dearer one to be looked at.
+# All calls have to save more than this part of compiling the other way for one that takes longer to be considered.
 _NOTHING = 0.25
 
 
-def pays(dearer: Cost, other: Cost, calls: float) -> bool:
+def pays(slower: Cost, other: Cost, calls: float) -> bool:
     """Whether a way that takes longer to compile, and less to run, is worth it for so many calls."""
     if math.isinf(calls):
-        return dearer.run <= other.run
-    saved = calls * (other.run - dearer.run)
-    return dearer.compile - other.compile <= _most_more(other, saved)
+        return slower.run <= other.run
+    saved = calls * (other.run - slower.run)
+    return slower.compile - other.compile <= _most_more(other, saved)
 
 
 def _most_more(other: Cost, saved: float) -> float:

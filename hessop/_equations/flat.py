@@ -148,7 +148,7 @@ def captured(closed: Any) -> tuple[Any, ...]:
 def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     """A closed jaxpr as flat equations without calls, and its constants, which are the first inputs.
 
-    Calls are inlined by tracing anew, so that each use of a shared inner jaxpr gets variables of its own.
+    Calls are inlined by tracing again, so that each use of a shared inner jaxpr gets variables of its own.
     """
     jaxpr, consts = open_jaxpr(closed)
     invars = (*jaxpr.constvars, *jaxpr.invars)
@@ -166,7 +166,7 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
 
 
 def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
-    """Equations traced anew, with the lines of those that they are; tracing notes where it runs, which is no user's line."""
+    """Equations traced again, with the lines of those that they are; tracing notes where it runs, which is no user's line."""
     if [eqn.primitive for eqn in eqns] != [primitive for primitive, _ in ran]:
         return tuple(eqns)
     return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))

@@ -16,12 +16,12 @@ from hessop._krylov.results import StopReason, first_of
 
 # A vector of the Lanczos process is zero to rounding below so many units in the last place of the operator's norm.
 _ZERO_ULPS = 10
-# A residual is computed anew where rounding may have moved the one that is carried along by this part of it.
+# A residual is recomputed where rounding may have moved the one that is carried along by this part of it.
 _TRUSTED_DRIFT = 0.1
-# How often a residual that is computed anew may fail to have halved since the last time.
+# How often a residual that is recomputed may fail to have halved since the last time.
 _MAX_STALLS = 2
 
-# What the next product is with: x, to compute the residual anew; that residual, to start from A r; the next Lanczos vector.
+# What the next product is with: x, to recompute the residual; that residual, to start from A r; the next Lanczos vector.
 _CHECK, _START, _LANCZOS = 0, 1, 2
 
 
@@ -63,7 +63,7 @@ class _State(NamedTuple):
     unit: Array  # of the operator, a power of two
     size: Array  # the largest column of the tridiagonal matrix so far: a lower bound of the operator's norm
     reach: Array  # the largest |A v| / |v| so far: the same without the preconditioner's norm
-    best: Any  # the last x whose residual was computed anew and was no larger than those before
+    best: Any  # the last x whose residual was recomputed and was no larger than those before
     checked: Array  # that residual
     stalls: Array
     history: Array | None
@@ -211,7 +211,7 @@ class _Iteration:
         return now._replace(unit=unit, reach=reach)
 
     def checked(self, now: _State, r: Any, z: Any, beta: Array) -> _State:
-        """With the residual of x computed anew: believe it and start from it, or go back to where it was smaller."""
+        """With the residual of x recomputed: believe it and start from it, or go back to where it was smaller."""
         rest = vec.norm(r)
         rounding = self.eps * now.reach * vec.norm(now.x)
         halved = rest <= now.checked / 2
@@ -313,7 +313,7 @@ class _Iteration:
         if self.well_posed:
             normal = jnp.sqrt(gamma_bar**2 + delta_bar**2)
             # For an r that is what least squares leave, the recurrences break down before this comes near epsilon |A|;
-            # halfway there, in digits, it pays to compute the residual anew and to go on from that.
+            # halfway there, in digits, it pays to recompute the residual and to go on from that.
             goal = jnp.where(k.fresh, 0, jnp.sqrt(self.eps * size * k.normal))
             return normal, k.quiet, normal <= jnp.maximum(self.singular * size, goal)
         # A r is a combination of this Lanczos vector and the next.

@@ -18,7 +18,7 @@ from hessop._krylov.results import StopReason, first_of
 # Curvature p.Hp is zero to rounding below this many units in the last place of |p| |Hp| (the rounding of the inner product)
 # and of |H| |p|^2 (the rounding of the product itself).
 _FLAT_ULPS = 4
-# A residual is computed anew where rounding may have moved the one that is carried along by this part of the tolerance.
+# A residual is recomputed where rounding may have moved the one that is carried along by this part of the tolerance.
 _TRUSTED_DRIFT = 0.25
 
 
@@ -34,8 +34,8 @@ class _Path(NamedTuple):
     gamma: Array  # r.Mr
     unit: Array  # of the operator, a power of two
     size: Array  # largest |Ap| / |p| so far: a lower bound of the operator's norm
-    checking: Array  # whether the next product is with x, to compute the residual anew
-    checked: Array  # the last residual that was computed anew
+    checking: Array  # whether the next product is with x, to recompute the residual
+    checked: Array  # the last residual that was recomputed
     curvature: Array  # p.Ap / p.p where that was not positive, else infinite
     done: Array
     reason: Any

@@ -44,7 +44,7 @@ class TruncatedCG(lx.AbstractLinearSolver):
     It solves A x = b by minimizing the model m(x) = x.Ax / 2 - b.x, and stops at the first of these:
 
     - converged: |b - A x| <= max(rtol |b|, atol). Where rounding may have let the residual that the iteration carries along
-      drift by as much as that, it is computed anew before it is believed.
+      drift by as much as that, it is recomputed before it is believed.
     - negative curvature: p.Ap <= 0, or zero to rounding relative to |p| |Ap| and |A| |p|^2, in a search direction p. With a
       radius the step goes along p to the boundary. Without one it goes as far as curvature |p.Ap| of the other sign would
       take it, so that it has left a saddle point and still is a step downhill.

@@ -297,9 +297,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
         eps = max(float(jnp.finfo(dtype).eps) for dtype in point.layout.dtypes)
         if error > ROUNDING * eps * size:
             warn(
-                f"asymmetric: u.Hv and v.Hu differ by {error:.1e}, {error / (eps * size):.0f} units of rounding: a custom_vjp "
-                f"or custom_jvp rule is not the derivative of its function. The matrix is that of jax.hessian, but solvers "
-                f"and eigensolvers that rely on symmetry may go wrong; hessop.check_hessian tells more"
+                f"asymmetric: u.Hv and v.Hu differ by {error:.1e}, {error / (eps * size):.0f} units of rounding: a derivative "
+                f"rule is not the derivative of its function (a custom_vjp or custom_jvp, or JAX's own of a scatter-max or "
+                f"scatter-min that clips indices). The matrix is that of jax.hessian, but solvers and eigensolvers that rely "
+                f"on symmetry may go wrong; hessop.check_hessian tells more"
             )
 
 
@@ -317,15 +318,15 @@ def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
 
 
 def _product(
-    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], dear: bool = False
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], expensive: bool = False
 ) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(recomputed_product(program, source, leaves, dear=dear), shift, leaves)
+    return shifted(recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
 
 
 def _tiled_product(*of_point: Any) -> list[Array]:
-    return _product(*of_point, dear=True)
+    return _product(*of_point, expensive=True)
 
 
 def _tiled_products(

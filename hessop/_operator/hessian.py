@@ -286,7 +286,7 @@ class HessianOperator(AbstractHessian):
 
         That is the terms of the Hessian where they pay for themselves within sqrt(n) products (`route="structure"` keeps
         them always, "columns" and "tiles" never); else the residuals; or the point itself, where making residuals of the
-        size of all pairs anew is faster than reading them, and in float32 more exact than the terms.
+        size of all pairs again is faster than reading them, and in float32 more exact than the terms.
 
         Raises:
             MemoryBudgetError: the terms that route="structure" asks for do not fit the budget.
@@ -341,7 +341,7 @@ class HessianOperator(AbstractHessian):
         return remembered(point.program, key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:
-        tiled = _recompute.recomputes(point.program, dear=self.route == "tiles")
+        tiled = _recompute.recomputes(point.program, expensive=self.route == "tiles")
         return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:

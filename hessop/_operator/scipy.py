@@ -41,13 +41,13 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
 
     def matmat(vectors: Any) -> np.ndarray:
         rows = np.asarray(vectors, layout.dtype).T
-        # LOBPCG drops columns one by one as they converge; each width would compile anew, which takes longer than zeros do.
+        # LOBPCG drops columns one by one as they converge; each width would recompile, which takes longer than zeros do.
         width = 1 << (len(rows) - 1).bit_length()
         padded = jnp.asarray(np.pad(rows, ((0, width - len(rows)), (0, 0))))
         products = operator.mm(tree.unflatten(layout.unravel(padded)))
         return np.array(layout.ravel(jax.tree.leaves(products), batch=1)[: len(rows)]).T
 
-    # scipy's constructor hands over to a class that its annotations do not know.
+    # scipy's constructor returns a class that its annotations do not know.
     make: Any = LinearOperator
     return make(
         (layout.n, layout.n), dtype=np.dtype(layout.dtype), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat

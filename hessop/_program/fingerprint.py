@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
@@ -36,6 +37,10 @@ _EXACT = {*_PLAIN, *(type(jnp.dtype(name)) for name in ("bool", "int32", "int64"
 _NUMBERS = (float, complex, np.generic)
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 _ONLY_TUPLES = {tuple}
+
+
+# Where indices out of bounds are clipped, the rule of JAX 0.10 for these makes an asymmetric Hessian; that of 0.12 does not.
+_EXTREMAL = frozenset(("scatter_max", "scatter_min", "scatter-max", "scatter-min"))
 
 
 class _Same:
@@ -59,7 +64,8 @@ class Reading(NamedTuple):
     Attributes:
         key: equal for two jaxprs only where they compute the same of the same inputs and captured arrays.
         captured: the arrays that it and the calls inside of it captured, in the order of `constants_as_inputs`.
-        foreign: whether a custom derivative rule takes part that is not JAX's own, and so may be wrong.
+        foreign: whether a derivative rule takes part that may be wrong: a custom one that is not JAX's own, or one of JAX's
+            that is known to be.
         opaque: whether a custom derivative rule takes part of which the trace does not say all.
     """
 
@@ -100,6 +106,8 @@ def read(closed: Any, hoisted: bool = True) -> Reading:
             foreign, opaque = foreign or rules.foreign, opaque or rules.opaque
             parts += (frozenset(rules.codes), frozenset(rules.values))
             params = {k: v for k, v in params.items() if k == "call_jaxpr" or type(v) in _PLAIN}
+        elif primitive.name in _EXTREMAL:
+            foreign = foreign or params["mode"] == lax.GatherScatterMode.CLIP
         inside = hoisted and primitive.name in CALLS
         for name in params:
             value = params[name]

@@ -23,7 +23,7 @@ from hessop._program.program import HessianProgram
 # all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
 # always shows on its diagonal.
 _LOOKED_AT = 2**20
-# Up to so many are looked at by numpy wherever they are: compiling a sum of them takes longer than a small Hessian is worth.
+# Up to this many entries numpy checks them on any device: compiling a sum takes longer than a small Hessian is worth.
 _ON_HOST = 2**16
 
 
@@ -50,7 +50,7 @@ def all_finite(array: Any) -> bool:
     if array.size > _ON_HOST and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
         flat = array.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.dot(flat, flat)  # three times as fast as an array of booleans, but may overflow
+            squares = np.dot(flat, flat)  # without an array of booleans, but may overflow
         if math.isfinite(squares):
             return True
     finite = np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))

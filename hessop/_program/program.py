@@ -65,7 +65,7 @@ class HessianProgram:
         mode: how the program differentiates; "rev_over_rev" only where a custom_vjp has no JVP rule.
         self_pairs: the places where self pairs reach a singular primitive.
         rewritten: whether self pairs were made the constants they are.
-        foreign_rule: whether a derivative rule that is not JAX's own takes part, so that the matrix may be asymmetric.
+        foreign_rule: whether a derivative rule takes part that may be wrong, so that the matrix may be asymmetric.
         x64: whether 64-bit types were on when it was traced.
         energy: (captured arrays, x leaves, args leaves) -> [the value], to be differentiated once more; None where derivative
             rules of somebody's own take part, or only reverse over reverse is possible.

@@ -14,12 +14,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from hessop._base.arguments import Static, call_module, split_args
+from hessop._base.arguments import Static, call_module, is_floating, split_args
 from hessop._base.settings import x64_is_on
 from hessop._equations.flat import is_user_file, open_jaxpr
 from hessop._program.fingerprint import Reading, read
@@ -221,14 +220,16 @@ def _check_leaves(leaves: Sequence[Any], fn: Any) -> None:
 
 def _check_output(jaxpr: Any, fn: Any) -> None:
     avals = [v.aval for v in open_jaxpr(jaxpr)[0].outvars]
-    name = name_of(fn)
     fix = "return one real scalar, for example by jnp.sum"
     if len(avals) != 1:
-        raise NotScalarError(f"fn: {name} returned {len(avals)} arrays, expected one real scalar; {fix}{_with_aux(avals)}")
-    if avals[0].shape != ():
-        raise NotScalarError(f"fn: {name} returned shape {avals[0].shape}, expected shape (); {fix}")
-    if not jnp.issubdtype(avals[0].dtype, jnp.floating):
-        raise TypeError(f"fn: {name} returned dtype {avals[0].dtype}, expected a real floating dtype; {fix}")
+        raise NotScalarError(
+            f"fn: {name_of(fn)} returned {len(avals)} arrays, expected one real scalar; {fix}{_with_aux(avals)}"
+        )
+    (out,) = avals
+    if out.shape != ():
+        raise NotScalarError(f"fn: {name_of(fn)} returned shape {out.shape}, expected shape (); {fix}")
+    if not is_floating(out.dtype):
+        raise TypeError(f"fn: {name_of(fn)} returned dtype {out.dtype}, expected a real floating dtype; {fix}")
 
 
 def _with_aux(outputs: Sequence[Any]) -> str:

@@ -116,7 +116,7 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Choice:
     if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
         try:
             return columns(_against(structure, by_columns, request))
-        except MemoryBudgetError:  # dearer, but perhaps smaller
+        except MemoryBudgetError:  # takes longer, but perhaps less memory
             structure = structure or structure_price(point, wanted, limit)
             assert structure is not None
     fits = structure.peak <= budget

@@ -42,7 +42,7 @@ class ProductChoice:
 
     Attributes:
         program: what computes them: the program of the function, or a `TermsProgram`.
-        stored: whether what the program keeps of a point is computed once; otherwise anew with each product.
+        stored: whether what the program keeps of a point is computed once; otherwise with each product.
         reason: why the other ways lost.
     """
 
@@ -166,8 +166,8 @@ def _without_terms(point: Point, budget: int) -> ProductChoice:
         return stored
     residuals = program.linear.invars[: program.n_residuals]
     fits = sum(v.aval.size * v.aval.dtype.itemsize for v in residuals) <= budget
-    anew = ProductChoice(program, False, "")
-    return stored if fits and _work(stored) <= _work(anew) else anew
+    recomputed = ProductChoice(program, False, "")
+    return stored if fits and _work(stored) <= _work(recomputed) else recomputed
 
 
 def _work(choice: ProductChoice) -> float:

@@ -1,6 +1,6 @@
 """The tiles route: value, gradient and products without storing what is as large as all pairs.
 
-A product reads residuals of the size of all pairs, or makes them anew. On a tile they are made where they are needed, which
+A product reads residuals of the size of all pairs, or recomputes them. On a tile they are made where they are needed, which
 is faster than reading them wherever making them is elementwise work.
 
 Depends on the tiles engine and the program. Must never know operators or lineax.
@@ -41,12 +41,12 @@ def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wante
         value, gradient, _ = program.linearize(source)
         return [value, *gradient][wanted]
 
-    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, dear=False))
+    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
     return traced(*primals) if tiled is None else tiled(*primals)
 
 
 def recomputed_product(
-    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, dear: bool = False
+    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, expensive: bool = False
 ) -> list[Array]:
     """H t, leaf by leaf, from the point: residuals are made where they are read.
 
@@ -54,36 +54,36 @@ def recomputed_product(
         program: the program.
         primals: the point, [*own, *captured, *x, *args].
         tangents: t, leaf by leaf.
-        dear: whether that is wanted also of what is dear to make again.
+        expensive: whether residuals that are expensive to recompute are recomputed, too.
     """
-    tiled = _tiled_product(program, dear)
+    tiled = _tiled_product(program, expensive)
     return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
 
 
-def recomputes(program: HessianProgram, *, dear: bool = False) -> bool:
+def recomputes(program: HessianProgram, *, expensive: bool = False) -> bool:
     """Whether products from the point make residuals where they are read, rather than store them."""
-    return _tiled_product(program, dear) is not None
+    return _tiled_product(program, expensive) is not None
 
 
-def _tiled_product(program: HessianProgram, dear: bool) -> Tiled | None:
+def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
     count = len(program.primal.invars)
 
     def traced(*source: Array) -> list[Array]:
         return program.product(program.residuals(source[:count]), source[count:])
 
     avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
-    return program.executable(("tiled product", dear), lambda: _by_tiles(traced, avals, dear))
+    return program.executable(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
 
 
-def _by_tiles(function: Any, values: Sequence[Any], dear: bool) -> Tiled | None:
-    """The function by tiles, if it has large values and none of them is dear to make again, unless these are wanted too."""
+def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
+    """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
     tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
     assert not consts
     plan = schedule_of(tiled.final(), _OPTIONS)
-    return tiled if plan.large and (dear or not any(_is_dear(plan.virtual[v]) for v in plan.large)) else None
+    return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
 
 
-def _is_dear(eqn: Any) -> bool:
+def _is_expensive(eqn: Any) -> bool:
     if eqn.primitive.name != "dot_general":
         return False
     ((contract, _), _) = eqn.params["dimension_numbers"]

@@ -101,7 +101,7 @@ class Tiles:
     def longest(self, size: int) -> int:
         """Length of a tile of an axis by the limit on its planes."""
         most = self.options.limit // max(1, max(self.elements(*step) for step in self.steps))
-        # Without a loop what is stored would be made anew in whatever reads it.
+        # Without a loop what is stored would be recomputed in whatever reads it.
         stores = any(eqn.primitive.name in ELEMENTWISE for eqn, _ in self.steps)
         return part_length(size, min(most, -(-size // 2)) if stores else most)
 
@@ -160,7 +160,7 @@ class ChunkedTiles(Tiles):
     """A loop over chunks of what is summed, and inside of it the loop over tiles of outputs.
 
     In this order what moves inside are the rows of planes. XLA's CPU backend makes no vector code of a plane whose columns
-    move: it would cut them anew for each entry.
+    move: it would cut them again for each entry.
     """
 
     def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options, chunks: Axis):

@@ -146,7 +146,7 @@ class _Planner:
         return eqn.outvars[0].aval.size <= max((v.aval.size for v in inputs), default=0)
 
     def is_product(self, eqn: Any) -> bool:
-        """Whether this multiplies a virtual matrix with stored vectors: the result is no larger than they are, and dear."""
+        """Whether this multiplies a virtual matrix with stored vectors: an expensive result, no larger than they are."""
         if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in variables(eqn.invars)):
             return False
         (axes, _), _ = eqn.params["dimension_numbers"]

@@ -1,7 +1,7 @@
 """Which virtual values are worth making once, because making them is long and several others read them.
 
-XLA's CPU backend makes what is cheap anew in each kernel that reads it, with all that is cheap before it: a polynomial of a
-hundred factors in each of ten planes. What it holds for dear, a quotient or a root, it makes once if that can be.
+XLA's CPU backend recomputes what is cheap in each kernel that reads it, with all that is cheap before it: a polynomial of a
+hundred factors in each of ten planes. What it considers expensive, a quotient or a root, it makes once if that can be.
 
 Depends on rules (for what acts entry by entry). Must never know loops or arrays.
 """

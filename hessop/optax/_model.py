@@ -24,7 +24,7 @@ from hessop._routes.tiled import untiled
 
 # Eisenstat and Walker (1996), choice 2 with the exponent they name: rtol = gamma (|g| / |g of the last step|)^alpha.
 # An exponent of 2 ends in steps that solve to 1e-13 what 1e-6 was asked of. This one, a start at 0.3 (theirs is 0.9, for
-# Jacobians that are dear to multiply by) and bounds on the steps together save a tenth of the products of 16 problems of
+# Jacobians that are expensive to multiply by) and bounds on the steps together save a tenth of the products of 16 problems of
 # benchmarks/minimise.py.
 _GAMMA, _ALPHA, _LOOSEST = 0.9, (1 + 5**0.5) / 2, 0.3
 

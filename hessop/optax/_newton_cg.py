@@ -236,7 +236,7 @@ def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, leap: f
     """The direction, at most `leap` times as long as the last step.
 
     The model has no minimum where curvature is not positive, and what conjugate gradients make of it is mostly much too long: a
-    line search finds that out for an evaluation per halving, and each time anew.
+    line search finds that out for an evaluation per halving, and again at each step.
     """
     moved = jax.tree.map(lambda a, b: a.astype(dtype) - b.astype(dtype), params, state.point)
     limit, length = leap * size(moved, dtype), size(direction, dtype)

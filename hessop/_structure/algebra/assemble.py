@@ -34,7 +34,7 @@ from hessop._structure.algebra.terms import (
 )
 
 _MAX_UNROLLED = 27
-# Elements of updates that are copied, to be scattered with others, in less than a hundredth of what a scatter takes to compile.
+# Elements of updates up to which copying them, to scatter them with others, is worth a kernel less to compile (see _price).
 _FEW_UPDATES = 2**17
 
 
