@@ -289,11 +289,11 @@ def test_a_chunk_that_was_given_is_decided_once():
     H = hessop.HessianOperator(rosenbrock, x)
     call = lambda: H.materialize(chunk=10)
     call()
-    decisions = [key for key in H.program.executables if key[0] == "decision"]
-    before = len(H.program.executables)
+    decisions = [key for key in H.program.memo if key[0] == "decision"]
+    before = len(H.program.memo)
     first = min(python_calls(call) for _ in range(3))
     assert len(decisions) == 1
-    assert len(H.program.executables) == before
+    assert len(H.program.memo) == before
     assert first <= 400  # three chunks
 
 
@@ -305,4 +305,4 @@ def test_progress_and_an_output_run_the_same_executable():
     np.testing.assert_array_equal(H.materialize(progress=seen.append), whole)
     assert [state.done for state in seen] == [31]
     np.testing.assert_allclose(H.materialize(out=np.zeros((31, 31), FLOAT)), whole, rtol=1e-6, atol=1e-4)
-    assert not [key for key in H.program.executables if key[0] == "rows"]
+    assert not [key for key in H.program.memo if key[0] == "rows"]

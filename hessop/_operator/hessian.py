@@ -33,16 +33,16 @@ from hessop._operator.abstract import AbstractHessian
 from hessop._operator.lineax import check_tags, register, tag_names, tags_named
 from hessop._operator.method import method
 from hessop._program.finite import point_problem, warn
-from hessop._program.memo import remembered
 from hessop._program.point import Point, shapes_of
-from hessop._program.program import HessianProgram, program_for
+from hessop._program.program import AbstractProgram, HessianProgram, program_for
 from hessop._program.terms import TermsProgram
 from hessop._program.trace import trace
 from hessop._routes import tiles as _recompute
-from hessop._routes.choose_entries import CALLS_EXPECTED, Plan, Request
-from hessop._routes.choose_products import ProductChoice, choose_product, expected
+from hessop._routes.choose_products import ProductDecision, choose_product, expected
 from hessop._routes.chunks import residuals_of
+from hessop._routes.decision import CALLS_EXPECTED, Request
 from hessop._routes.entries import decide, device_of
+from hessop._routes.plan import Plan
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
 from hessop._routes.wanted import MATRIX
@@ -255,25 +255,23 @@ class HessianOperator(AbstractHessian):
         """
         point = self._point()
         asked = self.memory if memory is None else parse_memory(memory)
-        choice = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
+        decision = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
         described, fallbacks = (), ()
-        if choice.route == "structure":
-            terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
-            described, fallbacks = tuple(terms.describe()), terms.fallbacks
+        if decision.route == "structure":
+            terms = jax.eval_shape(lambda *r: terms_of(point, r, decision.limit_bytes), *shapes_of(point, stored=True))
+            sizes = terms.term_sizes()
+            lines = terms.describe()
+            described = tuple(lines[k] for k in sorted(range(len(lines)), key=lambda k: -sizes[k]))
+            fallbacks = terms.fallbacks
         return Plan(
             n=point.layout.n,
             dtype=point.layout.dtype,
-            route=choice.route,
+            decision=decision,
             mode=point.program.mode,
             terms=described,
             fallbacks=fallbacks,
-            chunk=choice.chunking.chunk if choice.chunking else None,
-            stored=choice.chunking.stored if choice.chunking else True,
             calls=self.calls,
             budget=asked or free_memory(device_of(point)),
-            peak=choice.peak or 0,
-            measured=choice.measured,
-            reason=choice.reason,
             products=(self._single_product(point), str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
@@ -332,13 +330,13 @@ class HessianOperator(AbstractHessian):
         options |= {"self_pairs": self.self_pairs, "calls": self.calls}
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
-    def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
+    def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
         asked = self.memory if memory is None else parse_memory(memory)
         budget = asked or free_memory(device_of(point))
         count, compile = expected(point.layout.n), asked is not None or not point.traced
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
         key = ("product", asked, *how.values())
-        return remembered(point.program, key, budget, lambda: choose_product(point, budget=budget, **how))
+        return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:
         tiled = _recompute.recomputes(point.program, expensive=self.route == "tiles")
@@ -363,7 +361,7 @@ class LinearizedHessian(AbstractHessian):
         tags: what is known of the matrix; holds `lineax.symmetric_tag`.
     """
 
-    program: HessianProgram = eqx.field(static=True, repr=False)
+    program: AbstractProgram = eqx.field(static=True, repr=False)
     source: tuple[Array, ...]
     stored: bool = eqx.field(static=True)
     shift: Array | None
@@ -375,7 +373,7 @@ class LinearizedHessian(AbstractHessian):
 
     def __init__(
         self,
-        program: HessianProgram,
+        program: AbstractProgram,
         source: tuple[Array, ...],
         stored: bool,
         shift: Array | None,

@@ -1,7 +1,7 @@
 """The terms of a Hessian as a program: made once at a point, after which products read nothing but them.
 
-What a `HessianProgram` keeps of a point is its residuals. Here it is the arrays of the terms, in the form whose products take
-least, so that whatever runs on a program and its residuals runs on terms and need not know it.
+A `HessianProgram` keeps the residuals of a point. This one keeps the arrays of the terms, in the form whose products cost
+least; whatever runs on a program and what it keeps runs on either.
 
 Depends on programs and the structure and tiles engines. Must never know operators, budgets or why this form was chosen.
 """
@@ -15,7 +15,7 @@ from jax import Array
 from jax.extend import core as jex
 
 from hessop._equations.flat import Equations, flatten_jaxpr, needed_equations, shape_of
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._structure import StructuredHessian, TooLarge, propagate
 from hessop._tiles import Options, Tiled, trace_tiled
 
@@ -28,7 +28,7 @@ Most = tuple[float | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class TermsProgram(HessianProgram):
+class TermsProgram(AbstractProgram):
     """A program that keeps the arrays of the terms of a point.
 
     Attributes:
@@ -85,7 +85,7 @@ def terms_program(
     traced = traced_terms(program, limit, most)
     if traced is None:
         return None
-    return program.executable(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+    return program.memo.once(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
 
 
 def products_by_tiles(
@@ -108,11 +108,11 @@ def products_by_tiles(
             terms = dataclasses.replace(form, arrays=tuple(jex.jaxpr_as_fun(arrays)(*residuals)))
             return terms.mm_by_tiles(source[count_primals:])
 
-        shapes = [shape_of(v.aval) for v in program.primal.invars]
+        shapes = [shape_of(a) for a in program.input_avals]
         shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
         return trace_tiled(products, shapes, TERMS_OPTIONS)
 
-    return program.executable(("products by tiles", limit, count), build)
+    return program.memo.once(("products by tiles", limit, count), build)
 
 
 def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
@@ -121,9 +121,10 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
     Tracing stops where it does, which for a network of many layers saves most of it.
     """
     key, refused = ("traced terms", limit), ("terms too large", limit)
-    if key in program.executables:
-        return program.executables[key]
-    before = program.executables.get(refused)
+    known = program.memo.get(key)
+    if known is not None:
+        return known
+    before = program.memo.get(refused)
     if before is not None and any(a is not None and b is not None and a <= b for a, b in zip(most, before, strict=True)):
         return None
     elements, results = most
@@ -133,10 +134,10 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
         return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:
-        shapes = [shape_of(v.aval) for v in program.linear.invars[: program.n_residuals]]
-        return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
+        shapes = [shape_of(a) for a in program.kept_avals]
+        return program.memo.once(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
     except TooLarge:
-        program.executables[refused] = most
+        program.memo[refused] = most
         return None
 
 
@@ -151,21 +152,15 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
     def from_point(*primals: Array) -> list[Any]:
         return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
-    make, made_of = trace_tiled(from_point, [shape_of(v.aval) for v in program.primal.invars], TERMS_OPTIONS)
-    linear = _product(form, program.x_avals)
-    kept = linear.invars[: len(form.arrays)]
+    make, made_of = trace_tiled(from_point, [shape_of(a) for a in program.input_avals], TERMS_OPTIONS)
     return TermsProgram(
-        own=program.own,
-        primal=Equations(kept, (), kept),  # what is there when a product begins
-        linear=linear,
+        linear=_product(form, program.x_avals),
         x_avals=program.x_avals,
         mode=program.mode,
         self_pairs=program.self_pairs,
         rewritten=program.rewritten,
         foreign_rule=program.foreign_rule,
         x64=program.x64,
-        energy=None,
-        x_at=program.x_at,
         base=program,
         form=form,
         make=make,

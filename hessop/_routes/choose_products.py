@@ -19,6 +19,7 @@ from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram
 from hessop._program.terms import TermsProgram, products_by_tiles, terms_program
 from hessop._routes.choose_entries import bytes_without_rule
+from hessop._routes.fits import Peak, peak_of
 from hessop._routes.tiles import recomputes
 from hessop._tiles import Tiled
 
@@ -37,7 +38,7 @@ def expected(n: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProductChoice:
+class ProductDecision:
     """How products are computed, and why.
 
     Attributes:
@@ -55,7 +56,7 @@ class ProductChoice:
         return f"from {kind}: {self.reason}"
 
 
-def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductChoice:
+def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductDecision:
     """The cheapest way to `count` products at each of `calls` points that fits the budget.
 
     Args:
@@ -71,7 +72,7 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         MemoryBudgetError: route="structure" does not fit.
     """
     if route == "tiles":
-        return ProductChoice(point.program, False, "route='tiles' keeps nothing else")
+        return ProductDecision(point.program, False, "route='tiles' keeps nothing else")
     plain = _without_terms(point, budget)
     plain_cost = _plain_cost(plain, count)
     if route == "columns":
@@ -91,9 +92,10 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         clear = (1 if plain.stored else _MARGIN) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
             return dataclasses.replace(plain, reason=figures)
-        needed = _peak(point, terms, budget, compile)
-        if needed <= budget:
-            return ProductChoice(terms, True, figures)
+        peak = _peak(point, terms, budget, compile)
+        if peak.fits(budget):
+            return ProductDecision(terms, True, figures)
+        needed = peak.bytes or 0
     if not needed:
         return dataclasses.replace(plain, reason="terms would take more to make than they could save")
     if route == "structure":
@@ -144,7 +146,7 @@ def _forms(
     return sorted(found, key=lambda form: form[1].run)
 
 
-def _plain_cost(choice: ProductChoice, count: int) -> Cost:
+def _plain_cost(choice: ProductDecision, count: int) -> Cost:
     """Of `count` products, and of the residuals where they are stored."""
     program = choice.program
     primal, linear = program.primal.eqns, program.linear.eqns
@@ -155,33 +157,32 @@ def _plain_cost(choice: ProductChoice, count: int) -> Cost:
 
 def _stored_work(program: HessianProgram) -> float:
     """Of a product that reads what is stored."""
-    return reading_work(program.linear, program.n_residuals)
+    return reading_work(program.linear, len(program.kept_avals))
 
 
-def _without_terms(point: Point, budget: int) -> ProductChoice:
+def _without_terms(point: Point, budget: int) -> ProductDecision:
     """From residuals or from the point, whichever is cheaper; from the point also where residuals do not fit."""
     program = point.program
-    stored = ProductChoice(program, True, "")
+    stored = ProductDecision(program, True, "")
     if not recomputes(program):
         return stored
-    residuals = program.linear.invars[: program.n_residuals]
-    fits = sum(v.aval.size * v.aval.dtype.itemsize for v in residuals) <= budget
-    recomputed = ProductChoice(program, False, "")
+    fits = sum(a.size * a.dtype.itemsize for a in program.kept_avals) <= budget
+    recomputed = ProductDecision(program, False, "")
     return stored if fits and _work(stored) <= _work(recomputed) else recomputed
 
 
-def _work(choice: ProductChoice) -> float:
+def _work(choice: ProductDecision) -> float:
     program = choice.program
     linear = program.linear.eqns
     return work_of(linear) if choice.stored else work_of((*program.primal.eqns, *linear), tiled=True)
 
 
-def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> int:
-    """Bytes at the worst moment of making the terms, by the compiler's word where an upper estimate does not fit."""
+def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> Peak:
+    """Memory at the worst moment of making the terms."""
+
+    def told() -> int | None:
+        lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
+        return terms.memo.once("bytes", lambda: executable_bytes(lowered.compile()))
+
     equations = terms.make.equations
-    estimate = peak_bytes(equations, equations.invars)
-    if estimate <= budget or not compile:
-        return estimate
-    lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
-    told = terms.executable("bytes", lambda: executable_bytes(lowered.compile()))
-    return estimate if told is None else told
+    return peak_of(peak_bytes(equations, equations.invars), budget, told if compile else None)

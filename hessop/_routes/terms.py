@@ -48,8 +48,8 @@ class StructurePrice:
 
 def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> Any:
     """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
-    executables, refused = point.program.executables, ("terms refused", wanted, limit)
-    if results is not None and results <= executables.get(refused, -1):
+    memo, refused = point.program.memo, ("terms refused", wanted, limit)
+    if results is not None and results <= memo.get(refused, -1):
         return None
 
     def taken(*residuals: Array) -> Array:
@@ -58,9 +58,9 @@ def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int |
 
     try:
         build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return point.program.executable(("terms", wanted, limit), build)
+        return memo.once(("terms", wanted, limit), build)
     except TooLarge:
-        executables[refused] = results
+        memo[refused] = results
         return None
 
 
@@ -70,13 +70,12 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
     if traced is None:
         return None
     jaxpr, _ = open_jaxpr(traced)
-    primal = () if point.stored else point.program.primal.eqns
+    primal = point.residual_equations
     found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
-    before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     every = (*primal, *jaxpr.eqns)
-    return StructurePrice(
-        cost(every, work_of(primal) + found.work), cost(every, work_of(every, tiled=True), tiled=True), before + found.peak
-    )
+    whole = cost(every, work_of(primal) + found.work)
+    tiled = cost(every, work_of(every, tiled=True), tiled=True)
+    return StructurePrice(whole, tiled, point.source_bytes + found.peak)
 
 
 def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:
@@ -84,7 +83,7 @@ def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | No
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
     key = ("structure bytes", wanted, point.stored, shift is None, limit, placement(point.source))
     jitted, shapes = structure_rows(point, wanted, limit, True), placed_shapes(point.source)
-    return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
+    return point.program.memo.once(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
 def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
@@ -93,7 +92,7 @@ def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
     def estimate() -> int:
         return stored_bytes(_tiled(point, wanted, limit)[0].final(), TERMS_OPTIONS)
 
-    return point.program.executable(("structure estimate", wanted, point.stored, limit), estimate)
+    return point.program.memo.once(("structure estimate", wanted, point.stored, limit), estimate)
 
 
 def terms_by_rows(limit: int | None) -> RowMaker:
@@ -129,7 +128,7 @@ def _per_row(point: Point) -> int:
 
 
 def _fixed(point: Point) -> int:
-    return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
+    return _per_row(point) + point.source_bytes
 
 
 def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
@@ -139,7 +138,7 @@ def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
     def build() -> Any:
         return trace_tiled(_whole(point, wanted, limit), shapes_of(point, stored), TERMS_OPTIONS)
 
-    return point.program.executable(("structure by tiles", wanted, stored, limit), build)
+    return point.program.memo.once(("structure by tiles", wanted, stored, limit), build)
 
 
 def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
@@ -175,4 +174,4 @@ def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool)
 
         return jax.jit(run)
 
-    return program.executable(("structure", wanted, stored, limit, tiled), build)
+    return program.memo.once(("structure", wanted, stored, limit, tiled), build)

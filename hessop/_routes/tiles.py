@@ -41,7 +41,7 @@ def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wante
         value, gradient, _ = program.linearize(source)
         return [value, *gradient][wanted]
 
-    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
+    tiled = program.memo.once(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
     return traced(*primals) if tiled is None else tiled(*primals)
 
 
@@ -71,8 +71,8 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
     def traced(*source: Array) -> list[Array]:
         return program.product(program.residuals(source[:count]), source[count:])
 
-    avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
-    return program.executable(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
+    avals = [*program.input_avals, *program.x_input_avals]
+    return program.memo.once(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
 
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:

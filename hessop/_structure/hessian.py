@@ -80,7 +80,11 @@ class StructuredHessian(eqx.Module):
 
     def nnz(self) -> int:
         """Entries that the terms store, before those at the same place are added up."""
-        return sum(extent(t.ids) for _, t in self._all())
+        return sum(self.term_sizes())
+
+    def term_sizes(self) -> list[int]:
+        """Entries that each term stores, in the order of `describe`."""
+        return [extent(t.ids) for _, t in self._all()]
 
     def describe(self) -> list[str]:
         """One line for each term, in index notation."""
