@@ -248,7 +248,7 @@ class HessianOperator(AbstractHessian):
 
     @method
     def plan(self, memory: Memory = None) -> Plan:
-        """What `materialize()` would do at this budget; print it.
+        """What `materialize()` would do at this budget; print it. Nothing is computed until then.
 
         Raises:
             MemoryBudgetError: nothing fits.
@@ -275,7 +275,7 @@ class HessianOperator(AbstractHessian):
             products=(self._single_product(point), str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
-            problem=None if point.traced else self.problem(),
+            look=(lambda: None) if point.traced else self.problem,
         )
 
     @method

@@ -24,7 +24,7 @@ from hessop._routes.decision import Decision, Request
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.wanted import MATRIX, Form, Wanted, formed
+from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
 def decide(point: Point, request: Request) -> Decision:
@@ -127,6 +127,8 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
     rows, layout = _at_once(point, wanted, decision), point.layout
     if rows is None:
         return _in_chunks(point, wanted, decision)
+    if _copied_on_host(point, wanted, form):
+        form = "rows"
 
     def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
         found, seen = rows(*of_point)
@@ -146,6 +148,12 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error)
+
+
+def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
+    """Whether numpy copies the blocks of a matrix: on the CPU, unless the user has put an array on a device."""
+    several = wanted == MATRIX and form == "leaves" and len(point.layout.shapes) > 1
+    return several and _on_cpu(point) and not any(placement(point.source))
 
 
 def _on_cpu(point: Point) -> bool:
@@ -208,6 +216,8 @@ def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
     if form == "rows":
         return rows
     layout = point.layout
+    if _copied_on_host(point, wanted, form):
+        return blocks_on_host(rows, layout)
     donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
     function = lambda taken: formed(taken, wanted, form, layout)
     return point.program.memo.once(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)

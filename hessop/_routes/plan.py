@@ -4,6 +4,8 @@ Depends on decisions and on the self-pair rewrite. Must never decide or compute 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from hessop._base.bytes import format_bytes
@@ -31,7 +33,7 @@ class Plan:
         products: how one product is computed; how `lineax.linearise` would compute them, and why.
         self_pairs: where self pairs reach a singular primitive.
         rewritten: whether self pairs are treated as the constants they are.
-        problem: what is wrong with the gradient at this point, or None.
+        look: evaluates the function, and says what is wrong with it at this point; see `problem`.
     """
 
     n: int
@@ -45,7 +47,7 @@ class Plan:
     products: tuple[str, str]
     self_pairs: tuple[SelfPair, ...]
     rewritten: bool
-    problem: str | None
+    look: Callable[[], str | None] = dataclasses.field(repr=False, compare=False)
 
     @property
     def route(self) -> str:
@@ -76,6 +78,11 @@ class Plan:
     def reason(self) -> str:
         """Why the other route lost."""
         return self.decision.reason
+
+    @functools.cached_property
+    def problem(self) -> str | None:
+        """What is wrong with the value or the gradient at this point, or None; evaluated when it is first asked for."""
+        return self.look()
 
     @property
     def result(self) -> int:
