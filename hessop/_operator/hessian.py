@@ -339,7 +339,7 @@ class HessianOperator(AbstractHessian):
         return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:
-        tiled = _recompute.recomputes(point.program, expensive=self.route == "tiles")
+        tiled = _recompute.recomputes(point.function, expensive=self.route == "tiles")
         return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:

@@ -6,6 +6,7 @@ know operators or lineax, and never computes a product.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
 from hessop._equations.flat import peak_bytes
 from hessop._program.point import Point, shapes_of
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._program.terms import TermsProgram, products_by_tiles, terms_program
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.fits import Peak, peak_of
@@ -47,7 +48,7 @@ class ProductDecision:
         reason: why the other ways lost.
     """
 
-    program: HessianProgram
+    program: AbstractProgram
     stored: bool
     reason: str
 
@@ -72,32 +73,33 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         MemoryBudgetError: route="structure" does not fit.
     """
     if route == "tiles":
-        return ProductDecision(point.program, False, "route='tiles' keeps nothing else")
-    plain = _without_terms(point, budget)
-    plain_cost = _plain_cost(plain, count)
+        return ProductDecision(point.function, False, "route='tiles' keeps nothing else")
+    program, stored = point.function, _stores(point.function, budget)
+    plain_cost = _plain_cost(program, stored, count)
+    plain = functools.partial(ProductDecision, program, stored)
     if route == "columns":
-        return dataclasses.replace(plain, reason="route='columns' makes no terms")
+        return plain("route='columns' makes no terms")
     if point.layout.n == 0:
-        return plain
+        return plain("there are no unknowns")
     # Differences of pairs make nothing of a translation exactly. A matrix does to rounding of its largest entries: in float32
     # conjugate gradients on the energy of JAX issue #787 get stuck at a residual of 2e-3 with it.
-    if route == "auto" and not plain.stored and point.layout.dtype.itemsize < 8:
-        return dataclasses.replace(plain, reason="terms round what differences of pairs hold exactly, which shows in float32")
-    limit = bytes_without_rule(point.program, budget)
+    if route == "auto" and not stored and point.layout.dtype.itemsize < 8:
+        return plain("terms round what differences of pairs hold exactly, which shows in float32")
+    limit = bytes_without_rule(program, budget)
     # What is made fits, at least in turns; and it pays for what compiling it takes.
     most, results = _TURNS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
     needed = 0
-    for terms, of_terms in _forms(point.program, limit, (most, results) if route == "auto" else (None, None), count):
+    for terms, of_terms in _forms(program, limit, (most, results) if route == "auto" else (None, None), count):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products a call, and {calls:g} calls, are expected"
-        clear = (1 if plain.stored else _MARGIN) * of_terms.run < plain_cost.run
+        clear = (1 if stored else _MARGIN) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
-            return dataclasses.replace(plain, reason=figures)
+            return plain(figures)
         peak = _peak(point, terms, budget, compile)
         if peak.fits(budget):
             return ProductDecision(terms, True, figures)
         needed = peak.bytes or 0
     if not needed:
-        return dataclasses.replace(plain, reason="terms would take more to make than they could save")
+        return plain("terms would take more to make than they could save")
     if route == "structure":
         raise MemoryBudgetError(
             f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
@@ -105,7 +107,7 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
             needed=needed,
             budget=budget,
         )
-    return dataclasses.replace(plain, reason=f"terms need {format_bytes(needed)}")
+    return plain(f"terms need {format_bytes(needed)}")
 
 
 def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> tuple[Tiled, tuple[Any, ...]] | None:
@@ -115,10 +117,10 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
     """
     if route == "columns" or point.layout.n == 0 or point.stored:
         return None
-    program, limit = point.program, bytes_without_rule(point.program, budget)
+    program, limit = point.function, bytes_without_rule(point.program, budget)
     if route in ("structure", "tiles"):
         return products_by_tiles(program, limit, count)
-    work = count * _work(_without_terms(point, budget))
+    work = count * _work(program, _stores(program, budget))
     plain = cost((*program.primal.eqns, *program.linear.eqns), work)
     found = products_by_tiles(program, limit, count, (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
@@ -146,35 +148,31 @@ def _forms(
     return sorted(found, key=lambda form: form[1].run)
 
 
-def _plain_cost(choice: ProductDecision, count: int) -> Cost:
-    """Of `count` products, and of the residuals where they are stored."""
-    program = choice.program
+def _plain_cost(program: HessianProgram, stored: bool, count: int) -> Cost:
+    """Of `count` products without terms, and of the residuals where they are stored."""
     primal, linear = program.primal.eqns, program.linear.eqns
-    if choice.stored:
+    if stored:
         return cost((*primal, *linear), work_of(primal, tiled=True) + count * _stored_work(program))
-    return cost((*primal, *linear), count * _work(choice))
+    return cost((*primal, *linear), count * _work(program, stored))
 
 
-def _stored_work(program: HessianProgram) -> float:
+def _stored_work(program: AbstractProgram) -> float:
     """Of a product that reads what is stored."""
     return reading_work(program.linear, len(program.kept_avals))
 
 
-def _without_terms(point: Point, budget: int) -> ProductDecision:
-    """From residuals or from the point, whichever is cheaper; from the point also where residuals do not fit."""
-    program = point.program
-    stored = ProductDecision(program, True, "")
+def _stores(program: HessianProgram, budget: int) -> bool:
+    """Whether products without terms read residuals: where these fit, and cost less than to recompute them."""
     if not recomputes(program):
-        return stored
+        return True
     fits = sum(a.size * a.dtype.itemsize for a in program.kept_avals) <= budget
-    recomputed = ProductDecision(program, False, "")
-    return stored if fits and _work(stored) <= _work(recomputed) else recomputed
+    return fits and _work(program, True) <= _work(program, False)
 
 
-def _work(choice: ProductDecision) -> float:
-    program = choice.program
+def _work(program: HessianProgram, stored: bool) -> float:
+    """Of a product without terms."""
     linear = program.linear.eqns
-    return work_of(linear) if choice.stored else work_of((*program.primal.eqns, *linear), tiled=True)
+    return work_of(linear) if stored else work_of((*program.primal.eqns, *linear), tiled=True)
 
 
 def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> Peak:

@@ -224,7 +224,7 @@ def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
 
 
 def _value_and_gradient(point: Point) -> tuple[Array, Array]:
-    program = point.program
+    program = point.function
 
     def run(primals: Any) -> tuple[Array, Array]:
         value, gradient = value_and_gradient(program, primals)
