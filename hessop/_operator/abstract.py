@@ -31,6 +31,11 @@ from hessop._routes.entries import device_of, entries
 from hessop._routes.tiles import recomputed_product
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
 
+_NOT_A_MATRIX = (
+    "H is an operator of lineax, not an array; H.mv(v) is its product with one vector, H.mm(V) with several, and "
+    "H.materialize() is the dense matrix"
+)
+
 
 class AbstractHessian(lx.AbstractLinearOperator):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
@@ -77,6 +82,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def out_structure(self) -> Any:
         """Shapes and dtypes of x."""
         return self.in_structure()
+
+    # --- what people try first ---
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, lx.AbstractLinearOperator):
+            return super().__matmul__(other)
+        raise TypeError(f"H @ v: {_NOT_A_MATRIX}")
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(f"v @ H: {_NOT_A_MATRIX}")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"np.asarray(H): {_NOT_A_MATRIX}")
+
+    # numpy leaves operators between its arrays and H to H.
+    __array_ufunc__ = None
 
     # --- products and entries ---
 

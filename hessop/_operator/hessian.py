@@ -36,7 +36,7 @@ from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import AbstractProgram, HessianProgram, program_for
 from hessop._program.terms import TermsProgram
-from hessop._program.trace import trace
+from hessop._program.trace import name_of, trace
 from hessop._routes import tiles as _recompute
 from hessop._routes.choose_products import ProductDecision, choose_product, expected
 from hessop._routes.chunks import residuals_of
@@ -48,6 +48,8 @@ from hessop._routes.tiled import untiled
 from hessop._routes.wanted import MATRIX
 from hessop._structure import StructuredHessian
 
+# Characters: a repr on one line, and the longest x that is shown in it.
+_WIDE, _LONG = 10**6, 60
 _ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
 
 
@@ -178,6 +180,14 @@ class HessianOperator(AbstractHessian):
     def args(self) -> tuple[Any, ...]:
         """The arguments that follow x (a callable pytree given as `fn` is the first of them)."""
         return self._made_of.static(self._arrays)
+
+    def __repr__(self) -> str:
+        x = eqx.tree_pformat(self.x, width=_WIDE)
+        leaves = jax.tree.leaves(self.x)
+        if len(x) > _LONG:
+            x = f"<{len(leaves)} arrays of {sum(np.size(a) for a in leaves)} elements>"
+        shift = "" if self.shift is None else f", shift={eqx.tree_pformat(self.shift)}"
+        return f"HessianOperator({name_of(self.fn)}, x={x}{shift})"
 
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
@@ -387,6 +397,11 @@ class LinearizedHessian(AbstractHessian):
         self.tags, self.route, self.memory, self.calls = tags, route, memory, calls
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
+
+    def __repr__(self) -> str:
+        layout = self.program.layout
+        kept = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
+        return f"LinearizedHessian({layout.n} x {layout.n} {layout.dtype}, from {kept})"
 
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""

@@ -17,7 +17,7 @@ from hessop._selfpairs.rewrite import SelfPair
 _SHOWN = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
     """How the dense Hessian would be computed.
 
@@ -88,6 +88,9 @@ class Plan:
     def result(self) -> int:
         """Bytes of the dense matrix."""
         return self.n * self.n * self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        return f"Plan(route={self.route!r}, n={self.n}, dtype={self.dtype}, peak={format_bytes(self.peak)!r})"
 
     def __str__(self) -> str:
         lines = [
