@@ -3,6 +3,7 @@
 Depends on the routes, prices and budgets. Must never know operators or lineax, and never computes an entry.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -28,45 +29,80 @@ from hessop._routes.wanted import MATRIX, Wanted
 _ROW_RATE = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """The routes by which a request can be met within a budget in bytes; None only with a chunk."""
+
+    point: Point
+    request: Request
+    budget: int | None
+
+    @functools.cached_property
+    def columns_cost(self) -> Cost:
+        """What all products cost."""
+        point = self.point
+        primal, linear = point.residual_equations, point.program.linear.eqns
+        return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
+
+    def columns(self, reason: str) -> Decision:
+        """Products with basis vectors.
+
+        Raises:
+            MemoryBudgetError: not even one at a time fits.
+        """
+        return self._by_rows("columns", products(self.point.program), reason, None, self.columns_cost.run)
+
+    def terms_by_rows(self, reason: str, limit: int | None) -> Decision:
+        """Some rows of the matrix at a time, from the terms.
+
+        Raises:
+            MemoryBudgetError: not even one at a time fits.
+        """
+        return self._by_rows("structure", terms_by_rows(limit), reason, limit, math.inf)
+
+    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit: int | None, run_seconds: float) -> Decision:
+        wanted, _, chunk, _, host_output, compile, _ = self.request
+        limits = {"chunk": chunk, "budget": self.budget, "host_output": host_output, "compile": compile}
+        chunking, peak = choose_chunking(maker, self.point, wanted, **limits)
+        return Decision(route, peak, reason, chunking, limit, run_seconds=run_seconds)
+
+
 def choose_route(point: Point, request: Request, budget: int | None) -> Decision:
     """The cheapest route that fits the budget, in bytes; None only with a chunk.
 
     Raises:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
     """
-    wanted, route, chunk, _, host_output, compile, calls = request
-    by_columns = _columns_cost(point)
-
-    def by_rows(name: str, maker: RowMaker, reason: str, limit: int | None = None) -> Decision:
-        limits = {"chunk": chunk, "budget": budget, "host_output": host_output, "compile": compile}
-        chunking, peak = choose_chunking(maker, point, wanted, **limits)
-        run = by_columns.run if name == "columns" else math.inf
-        return Decision(name, peak, reason, chunking, limit, run_seconds=run)
-
-    by_products = products(point.program)
+    wanted, route, chunk, _, host_output, compile, _ = request
+    candidates = _Candidates(point, request, budget)
     if compile and budget is not None:
         # Terms, a row at a time, need less than what products would store if nothing were fused.
-        refuse_impossible(by_products, point, wanted, chunk=chunk, budget=budget, host_output=host_output)
-    columns = functools.partial(by_rows, "columns", by_products)
+        refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
     if route == "columns":
-        return columns("asked for")
+        return candidates.columns("asked for")
     if not wanted.has_terms:
-        return columns("the terms do not give this without the matrix")
-    if chunk is not None and route == "structure":
-        return by_rows("structure", terms_by_rows(None), "a chunk was given")
+        return candidates.columns("the terms do not give this without the matrix")
     if chunk is not None:
-        return columns("a chunk was given")
-
+        why = "a chunk was given"
+        return candidates.terms_by_rows(why, None) if route == "structure" else candidates.columns(why)
     assert budget is not None
+    return _cheapest(candidates, budget)
+
+
+def _cheapest(candidates: _Candidates, budget: int) -> Decision:
+    """Columns, or all terms at once; where these do not fit, the next cheapest."""
+    point, request, by_columns = candidates.point, candidates.request, candidates.columns_cost
+    wanted, route, compile = request.wanted, request.route, request.compile
     limit = bytes_without_rule(point.program, budget)
     forced = route == "structure"
-    calls = calls if route == "auto" else math.inf  # who asks for tiles does not ask what compiling them takes
+    # A user who asks for tiles does not ask what compiling them takes.
+    calls = request.calls if route == "auto" else math.inf
     structure = structure_price(point, wanted, limit, None if forced else results_worth(by_columns, calls))
     forms = () if structure is None else (structure.whole, structure.tiled)
     if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
         try:
-            return columns(_against(structure, by_columns, request))
-        except MemoryBudgetError:  # takes longer, but perhaps less memory
+            return candidates.columns(_against(structure, by_columns, request))
+        except MemoryBudgetError:  # terms take longer, but perhaps less memory
             structure = structure or structure_price(point, wanted, limit)
             assert structure is not None
     fits = structure.peak <= budget
@@ -76,19 +112,28 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
     peak = _tiled_peak(point, wanted, structure, limit, budget, compile)
     if peak.fits(budget):
         return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit, tiled=True)
-
     assert peak.bytes is not None
-    needed = peak.bytes
+    return _smallest(candidates, structure, limit, peak.bytes, budget)
+
+
+def _smallest(candidates: _Candidates, structure: StructurePrice, limit: int, needed: int, budget: int) -> Decision:
+    """What fits where all terms at once, which need `needed` bytes, do not.
+
+    Raises:
+        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+    """
+    point, wanted, route = candidates.point, candidates.request.wanted, candidates.request.route
+    at_once = format_bytes(needed)
     if wanted == MATRIX:
         try:
-            some = by_rows("structure", terms_by_rows(limit), f"all of it at once needs {format_bytes(peak.bytes)}", limit)
-            if forced or _run_by_rows(point, structure, some.chunking) <= by_columns.run:
+            some = candidates.terms_by_rows(f"all of it at once needs {at_once}", limit)
+            if route == "structure" or _run_by_rows(point, structure, some.chunking) <= candidates.columns_cost.run:
                 return some
         except MemoryBudgetError as error:
             needed = min(needed, error.needed or needed)
     try:
         if route != "structure":
-            return columns(f"structure needs {format_bytes(peak.bytes)}")
+            return candidates.columns(f"structure needs {at_once}")
     except MemoryBudgetError as error:
         if error.needed is None or error.needed <= needed:
             raise
@@ -106,12 +151,6 @@ def _against(structure: StructurePrice | None, columns: Cost, request: Request) 
     """Why columns are chosen."""
     of_terms = f"structure {structure.whole}" if structure else "structure more than it could save"
     return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
-
-
-def _columns_cost(point: Point) -> Cost:
-    program = point.program
-    primal, linear = point.residual_equations, program.linear.eqns
-    return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
 
 
 def _too_little(route: str, wanted: Wanted, needed: int, budget: int) -> MemoryBudgetError:
