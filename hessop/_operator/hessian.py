@@ -40,11 +40,12 @@ from hessop._program.trace import name_of, trace
 from hessop._routes import tiles as _recompute
 from hessop._routes.choose_products import ProductDecision, choose_product, expected
 from hessop._routes.chunks import residuals_of
-from hessop._routes.decision import CALLS_EXPECTED, Request
+from hessop._routes.decision import Request
 from hessop._routes.entries import decide, device_of
 from hessop._routes.plan import Plan
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
+from hessop._routes.tuning import CALLS_EXPECTED
 from hessop._routes.wanted import MATRIX
 from hessop._structure import StructuredHessian
 

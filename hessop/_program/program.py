@@ -44,6 +44,7 @@ from hessop._equations.primitives import COMPARISONS, LOGIC, VIEWS
 from hessop._program.fingerprint import read
 from hessop._program.memo import Memo
 from hessop._program.trace import Trace, snapshots
+from hessop._program.tuning import FREE_RATIO, PROGRAMS_KEPT
 from hessop._selfpairs.rewrite import SelfPair, rewrite
 
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
@@ -51,7 +52,6 @@ Mode = Literal["fwd_over_rev", "rev_over_rev"]
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
 _FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg"}
-_FREE_RATIO = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -317,7 +317,7 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     chosen = set()
     while wanted:
         v = wanted.pop()
-        if v in chosen or v not in small or small[v] * _FREE_RATIO > size(v):
+        if v in chosen or v not in small or small[v] * FREE_RATIO > size(v):
             continue
         chosen.add(v)
         wanted.extend(variables(maker[v].invars))
@@ -330,7 +330,6 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
 _PROGRAMS: "weakref.WeakValueDictionary[Hashable, HessianProgram]" = weakref.WeakValueDictionary()
 _OF_FUNCTION: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
 _RECENT: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
-_LAST = 64
 _LOCK = threading.Lock()
 
 
@@ -361,5 +360,5 @@ def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tu
 def _keep(programs: "OrderedDict[Hashable, HessianProgram]", key: Hashable, program: HessianProgram) -> None:
     programs[key] = program
     programs.move_to_end(key)
-    if len(programs) > _LAST:
+    if len(programs) > PROGRAMS_KEPT:
         programs.popitem(last=False)

@@ -23,10 +23,8 @@ from hessop._routes.terms import (
     structure_price,
     terms_by_rows,
 )
+from hessop._routes.tuning import ROW_RATE, WITHOUT_RULE_LEAST_BYTES, WITHOUT_RULE_SHARE
 from hessop._routes.wanted import MATRIX, Wanted
-
-# A row that is read by itself shares nothing with those beside it: about four times the work for particles in space.
-_ROW_RATE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +170,7 @@ def _run_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | N
     """Seconds that all rows take from terms, some at a time: sums that every row needs are made for each chunk."""
     assert chunking is not None
     chunks = -(-point.layout.n // chunking.chunk)
-    return _ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.residual_equations, tiled=True)).run
+    return ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.residual_equations, tiled=True)).run
 
 
 def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
@@ -181,7 +179,7 @@ def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
     What was chosen for a program stays while it is within a factor of two: the memory that is free changes from call to
     call, and a new point must not compile because it crossed a power of two.
     """
-    asked = 1 << max(20, (budget // 8).bit_length() - 1)
+    asked = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
     kept = program.memo.once("bytes without rule", lambda: asked)
     if not asked // 2 <= kept <= 2 * asked:
         program.memo["bytes without rule"] = kept = asked

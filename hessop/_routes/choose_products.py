@@ -22,12 +22,8 @@ from hessop._program.terms import TermsProgram, products_by_tiles, terms_program
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.fits import Peak, peak_of
 from hessop._routes.tiles import recomputes
+from hessop._routes.tuning import BUDGETS_TO_MAKE_TERMS, MARGIN_OF_TERMS
 from hessop._tiles import Tiled
-
-# Terms must win by this factor where residuals are not stored: prices are crude, and a plain product stores nothing then.
-_MARGIN = 1.25
-# Terms whose making takes this many budgets in all are not tried.
-_TURNS = 8
 
 
 def expected(n: int) -> int:
@@ -87,11 +83,11 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         return plain("terms round what differences of pairs hold exactly, which shows in float32")
     limit = bytes_without_rule(program, budget)
     # What is made fits, at least in turns; and it pays for what compiling it takes.
-    most, results = _TURNS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
+    most, results = BUDGETS_TO_MAKE_TERMS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
     needed = 0
     for terms, of_terms in _forms(program, limit, (most, results) if route == "auto" else (None, None), count):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products a call, and {calls:g} calls, are expected"
-        clear = (1 if stored else _MARGIN) * of_terms.run < plain_cost.run
+        clear = (1 if stored else MARGIN_OF_TERMS) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
             return plain(figures)
         peak = _peak(point, terms, budget, compile)
@@ -122,12 +118,12 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
         return products_by_tiles(program, limit, count)
     work = count * _work(program, _stores(program, budget))
     plain = cost((*program.primal.eqns, *program.linear.eqns), work)
-    found = products_by_tiles(program, limit, count, (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls)))
+    found = products_by_tiles(program, limit, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
         return None
     eqns = found[0].final().eqns
     by_tiles = cost(eqns, work_of(eqns, tiled=True))
-    return found if _MARGIN * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
+    return found if MARGIN_OF_TERMS * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
 
 
 def _forms(

@@ -21,6 +21,7 @@ from hessop._equations.flat import shape_of
 from hessop._program.finite import all_finite
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.fits import NOT_ASKED, Peak, peak_of
+from hessop._routes.tuning import LARGEST_OVERESTIMATE, LEAP_FROM
 from hessop._routes.wanted import Wanted
 
 
@@ -178,12 +179,12 @@ def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) 
 def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
     """The largest power of two of rows worth compiling.
 
-    The bare output must fit the budget, and so must an eighth of the upper estimate: XLA seldom fuses away more, and each
-    candidate that turns out too large costs a compilation.
+    The output alone must fit the budget, and the upper estimate must not be too large: each candidate that turns out not to
+    fit costs a compilation.
     """
     rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
     candidate = n if rows == n else 1 << (rows.bit_length() - 1)
-    while candidate > 1 and estimate(candidate) > 8 * budget:
+    while candidate > 1 and estimate(candidate) > LARGEST_OVERESTIMATE * budget:
         candidate = 1 << ((candidate - 1).bit_length() - 1)
     return candidate
 
@@ -191,7 +192,7 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
 def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
     leap = max(1, int(chunk * budget / (2 * peak)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > LEAP_FROM * budget else max(1, chunk // 2)
 
 
 def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:

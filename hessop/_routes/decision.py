@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 from hessop._routes.chunks import Chunking
 from hessop._routes.fits import Peak
+from hessop._routes.tuning import CALLS_EXPECTED
 from hessop._routes.wanted import Wanted
-
-# Calls that an executable is expected to serve, unless the user says otherwise.
-CALLS_EXPECTED = 100
 
 
 class Request(NamedTuple):

@@ -24,6 +24,7 @@ from hessop._routes.decision import Decision, Request
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
+from hessop._routes.tuning import DISPATCH_SECONDS
 from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
@@ -117,8 +118,6 @@ def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
     return all_rows(point, wanted, decision.chunking.maker) if decision.chunking.chunk == point.layout.n else None
 
 
-# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
-_DISPATCH = 3e-5
 _QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -138,7 +137,7 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
-    quick = decision.run_seconds < _DISPATCH and _on_cpu(point)
+    quick = decision.run_seconds < DISPATCH_SECONDS and _on_cpu(point)
     chunks, stored = decision.chunking is not None, point.stored
     key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, quick)
     try:

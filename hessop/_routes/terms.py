@@ -17,6 +17,7 @@ from hessop._equations.flat import Equations, open_jaxpr
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
+from hessop._routes.tuning import VECTORS_PER_ROW
 from hessop._routes.wanted import MATRIX, Wanted
 from hessop._structure import StructuredHessian, TooLarge, propagate
 from hessop._tiles import stored_bytes, trace_tiled
@@ -119,12 +120,8 @@ def terms_by_rows(limit: int | None) -> RowMaker:
     return RowMaker(("terms", limit), make, _fixed, _per_row, reads_residuals=False)
 
 
-# Values per row, and sums that all rows need: some dozens of vectors for the terms of any potential.
-_VECTORS = 64
-
-
 def _per_row(point: Point) -> int:
-    return _VECTORS * point.layout.n * point.layout.dtype.itemsize
+    return VECTORS_PER_ROW * point.layout.n * point.layout.dtype.itemsize
 
 
 def _fixed(point: Point) -> int:

@@ -13,11 +13,10 @@ from jax import Array
 
 from hessop._equations.flat import shape_of
 from hessop._program.program import HessianProgram
+from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
 from hessop._tiles import Options, Tiled, schedule_of, trace_tiled
 
 _OPTIONS = Options()
-# A matrix product with sums longer than this costs more than reading its result again.
-_LONGEST_SUM = 64
 
 
 def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
@@ -90,4 +89,4 @@ def _is_expensive(eqn: Any) -> bool:
     length = 1
     for a in contract:
         length *= eqn.invars[0].aval.shape[a]
-    return length > _LONGEST_SUM
+    return length > LONGEST_RECOMPUTED_SUM
