@@ -16,7 +16,7 @@ import hessop
 from hessop._base import bytes as _budget
 from hessop._equations import cost as _price
 from hessop._equations.flat import open_jaxpr
-from hessop._routes import terms as _structured
+from hessop._routes import entries as _entries, terms as _structured
 from hessop._routes.wanted import Blocks, Diagonal, Matrix
 
 pytestmark = pytest.mark.once
@@ -120,6 +120,15 @@ def test_the_first_matrix_compiles_once(compilations):
     # Numpy copies the sixteen blocks: a program of XLA would take as long to compile as the matrix does.
     assert len(blocks) == 16
     assert [("jit(run)" in line, "jit(_as_arrays)" in line) for line in seen] == [(True, False), (False, True)]
+
+
+def test_short_calls_are_compiled_with_less_effort(monkeypatch):
+    point = hessop.HessianOperator(rosenbrock, jnp.linspace(0.0, 1.0, 6, dtype=FLOAT))._point()
+    level = "xla_backend_optimization_level"
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert _entries._effort(point, 1e-6) == {}
 
 
 def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
@@ -233,6 +242,14 @@ def test_free_memory_is_read_once_a_second(monkeypatch):
     assert len(reads) == 3
 
 
+def test_values_that_no_cache_holds_take_longer():
+    eqns = jax.make_jaxpr(lambda x: jnp.sin(x) * 2.0)(jnp.ones(1000, FLOAT)).jaxpr.eqns
+    most = _price._NO_CACHE // (1000 * FLOAT.itemsize)
+    one = _price.work_of(eqns)
+    assert _price.work_of(eqns, batch=most) == most * one
+    assert _price.work_of(eqns, batch=most + 1) == _price._NO_CACHE_RATE * (most + 1) * one
+
+
 # --- entries before sums ---
 
 
@@ -247,6 +264,22 @@ def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(wanted):
     matrix = H.materialize()
     np.testing.assert_allclose(H.diagonal(), jnp.diagonal(matrix), rtol=1e-5)
     np.testing.assert_allclose(H.block_diagonal(5)[2], matrix[10:15, 10:15], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [Diagonal(0), Blocks((3,))])
+def test_many_factors_are_multiplied_two_at_a_time_and_not_to_the_matrix(wanted):
+    r = np.random.RandomState(0)
+    inputs, weights = jnp.asarray(r.randn(8, 90), FLOAT), jnp.asarray(r.randn(3, 8), FLOAT)
+    fn = lambda x: jnp.sum(jnp.tanh(jnp.tanh(inputs @ x) @ weights) ** 2)
+    x = jnp.asarray(0.1 * r.randn(90, 3), FLOAT)
+    H = hessop.HessianOperator(fn, x)
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), wanted, None))
+    assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) < 90 * 90
+    matrix = np.asarray(jax.hessian(fn)(x)).reshape(270, 270)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6 * np.max(np.abs(matrix))}
+    structured = hessop.HessianOperator(fn, x, route="structure")
+    np.testing.assert_allclose(structured.diagonal().ravel(), np.diagonal(matrix), **tolerance)
+    np.testing.assert_allclose(structured.block_diagonal(3)[4], matrix[12:15, 12:15], **tolerance)
 
 
 def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():

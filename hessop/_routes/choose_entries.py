@@ -40,7 +40,7 @@ class _Candidates:
         """What all products cost."""
         point = self.point
         primal, linear = point.residual_equations, point.program.linear.eqns
-        return cost((*primal, *linear), work_of(primal) + point.layout.n * work_of(linear))
+        return cost((*primal, *linear), work_of(primal) + work_of(linear, batch=point.layout.n))
 
     def columns(self, reason: str) -> Decision:
         """Products with basis vectors.

@@ -6,6 +6,7 @@ budgets and points. Must never know operators or lineax.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from hessop._routes.decision import Decision, Request
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.tuning import DISPATCH_SECONDS
+from hessop._routes.tuning import LLVM_LEVELS
 from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
@@ -118,9 +119,6 @@ def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
     return all_rows(point, wanted, decision.chunking.maker) if decision.chunking.chunk == point.layout.n else None
 
 
-_QUICK = {"xla_backend_optimization_level": 0}
-
-
 def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
     rows, layout = _at_once(point, wanted, decision), point.layout
@@ -137,16 +135,26 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
-    quick = decision.run_seconds < DISPATCH_SECONDS and _on_cpu(point)
+    options = _effort(point, decision.run_seconds)
     chunks, stored = decision.chunking is not None, point.stored
-    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, quick)
+    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     try:
-        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
+        build = lambda: jax.jit(run, compiler_options=options)
         taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error)
+
+
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _effort(point: Point, run_seconds: float) -> dict[str, int]:
+    """Compiler options for an executable that runs this long; a level that the user has set is left alone."""
+    if not _on_cpu(point) or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return next(({_LEVEL: level} for longest, level in LLVM_LEVELS if run_seconds < longest), {})
 
 
 def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:

@@ -89,11 +89,16 @@ def tidy_product(algebra: Algebra, product: Product, placed: Collection[Id]) -> 
         by_ids.setdefault(frozenset(f.ids), []).append(f)
     factors = [algebra.multiply(group) for group in by_ids.values()]
     while len(factors) > _MAX_FACTORS:
-        pairs = itertools.combinations(range(len(factors)), 2)
-        a, b = min(pairs, key=lambda p: extent(factor_ids([factors[p[0]], factors[p[1]]])))
-        together = algebra.multiply([factors[a], factors[b]])
-        factors = [f for k, f in enumerate(factors) if k not in (a, b)] + [together]
+        pair, others = _smallest_pair(factors)
+        factors = [*others, algebra.multiply(pair)]
     return Product(product.coef, tuple(factors))
+
+
+def _smallest_pair(factors: Sequence[Factor]) -> tuple[list[Factor], list[Factor]]:
+    """The two factors whose product is smallest, and the others."""
+    numbers = range(len(factors))
+    pair = min(itertools.combinations(numbers, 2), key=lambda p: extent(factor_ids([factors[k] for k in p])))
+    return [factors[k] for k in pair], [factors[k] for k in numbers if k not in pair]
 
 
 def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection[Id]) -> list[Factor]:
@@ -109,11 +114,14 @@ def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection
         largest = max(extent(f.ids) for f in inside)
         grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
         grows = grows and not algebra.is_list(factor_ids(inside), largest)
-        if grows and len(inside) <= _MAX_FACTORS:
-            waiting.update(factor_ids(inside))
-            continue
         outside = [f for k, f in enumerate(factors) if k not in group]
-        factors = [*outside, algebra.contract(inside, placed)]
+        if not grows:
+            factors = [*outside, algebra.contract(inside, placed)]
+        elif len(inside) > _MAX_FACTORS:  # two at a time, as long as they are too many
+            pair, others = _smallest_pair(inside)
+            factors = [*outside, *others, algebra.contract(pair, {*placed, *factor_ids(others)})]
+        else:
+            waiting.update(factor_ids(inside))
 
 
 def _connected(factors: Sequence[Factor], start: Id, placed: Collection[Id]) -> set[int]:
