@@ -37,7 +37,7 @@ LONGEST_RECOMPUTED_SUM = 64
 
 # --- calls ---
 
-# (seconds of a call, LLVM's optimisation level below that). A call below 30 microseconds takes longer to dispatch than to run. One
-# below some milliseconds runs as fast at the first level as at the last, which takes a tenth longer to compile. Measured with
-# 14 functions of benchmarks/first_call.py.
+# (seconds of a call, LLVM's optimisation level below that). A call below 30 microseconds takes longer to dispatch than to run.
+# One below some milliseconds runs as fast at the first level as at the last, which takes a tenth longer to compile. Measured
+# with 14 functions of benchmarks/first_call.py.
 LLVM_LEVELS = ((3e-5, 0), (3e-3, 1))
