@@ -41,10 +41,10 @@ class TiledFunction:
         return _explained(self._traced(arrays, static)[0])
 
     def _run(self, arrays: Sequence[Array], static: Static) -> Any:
-        tiled, consts, tree = self._traced(arrays, static)
-        return jax.tree.unflatten(tree, tiled(*consts, *arrays))
+        tiled, tree = self._traced(arrays, static)
+        return jax.tree.unflatten(tree, tiled(*arrays))
 
-    def _traced(self, arrays: Sequence[Array], static: Static) -> tuple[Tiled, Sequence[Any], Any]:
+    def _traced(self, arrays: Sequence[Array], static: Static) -> tuple[Tiled, Any]:
         trees = []
 
         def flat(*leaves: Array) -> list[Any]:
@@ -53,8 +53,7 @@ class TiledFunction:
             trees.append(tree)
             return outputs
 
-        tiled, consts = trace_tiled(flat, [jax.typeof(a) for a in arrays], self.options)
-        return tiled, consts, trees[-1]
+        return trace_tiled(flat, [jax.typeof(a) for a in arrays], self.options), trees[-1]
 
 
 def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunction:
@@ -114,7 +113,7 @@ def untiled(fn: Any) -> Any:
 
 
 def _explained(tiled: Tiled) -> str:
-    plan = schedule_of(tiled.final(), tiled.options)
+    plan = schedule_of(tiled.final(), tiled.equations.options)
     large = [v for v in plan.virtual if v in plan.large]
     lines = [f"{len(large)} large values are never stored"]
     if large:

@@ -77,8 +77,8 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
     """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
-    tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
-    assert not consts
+    tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    assert not tiled.constants
     plan = schedule_of(tiled.final(), _OPTIONS)
     return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
 

@@ -8,6 +8,7 @@ Depends on the evaluator. Must never know functions of users, operators or budge
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -34,54 +35,79 @@ from hessop._tiles.options import Options
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tiled:
-    """Flat equations to be evaluated tile by tile, and what was made of them by transformations.
+    """A function of flat arrays, evaluated tile by tile: call it.
 
     Attributes:
-        equations: the inputs hold all constants.
-        options: sizes.
-        made: what transformations made, with the constants that it takes in front.
-        derivative_of: (original, the inputs that move) where the last inputs are their tangents.
+        equations: the equations, whose first inputs are the constants.
+        constants: the arrays that the traced function captured. Tracers are possible.
     """
 
-    equations: Equations
-    options: Options
-    made: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
-    derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None
+    equations: "TiledEquations"
+    constants: tuple[Any, ...]
 
     def __call__(self, *values: Any) -> list[Array]:
-        """The outputs; inside a trace or outside."""
+        """The outputs, inside or outside a trace."""
+        return self.equations(*self.constants, *values)
+
+    def final(self) -> Equations:
+        """The equations that are evaluated; see `TiledEquations.final`."""
+        return self.equations.final()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiledEquations:
+    """Flat equations to evaluate tile by tile, and the transformed versions made so far: the primitive's parameter.
+
+    Attributes:
+        flat: the equations; constants are inputs.
+        options: how to evaluate them.
+        transformed: memo of transformed versions, by transformation.
+        derivative_of: for a derivative, (the original, which inputs move); its last inputs are their tangents.
+    """
+
+    flat: Equations
+    options: Options
+    transformed: dict[Hashable, Tiled] = dataclasses.field(default_factory=dict, repr=False)
+    derivative_of: "tuple[TiledEquations, tuple[int, ...]] | None" = None
+
+    def __call__(self, *values: Any) -> list[Array]:
+        """The outputs, inside or outside a trace."""
         return tiled_p.bind(*values, tiled=self)
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., list[Array]]:
+        """The same, compiled."""
+        return jax.jit(self)
 
     def derived(
         self,
         key: Hashable,
         function: Callable[..., Sequence[Array]],
         values: Sequence[Any],
-        derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None,
+        derivative_of: "tuple[TiledEquations, tuple[int, ...]] | None" = None,
     ) -> list[Array]:
-        """Another function of arrays at `values`, traced the first time that `key` is asked for."""
-        if key in self.made:
-            made, consts = self.made[key]
-            return made(*consts, *values)
-        made, consts = trace_tiled(function, _avals(values), self.options)
-        made = dataclasses.replace(made, derivative_of=derivative_of)
-        # A tracer that a custom rule holds belongs to a trace that ends; the next one must see its own.
-        if not any(isinstance(c, Tracer) for c in consts):
-            self.made[key] = made, consts
-        return made(*consts, *values)
+        """Evaluate a transformed version at `values`; `function` is traced the first time that `key` is seen."""
+        if key in self.transformed:
+            return self.transformed[key](*values)
+        traced = trace_tiled(function, _avals(values), self.options)
+        traced = dataclasses.replace(traced, equations=dataclasses.replace(traced.equations, derivative_of=derivative_of))
+        # A custom rule may hold a tracer. Its trace ends, and the next trace must see its own.
+        if not any(isinstance(c, Tracer) for c in traced.constants):
+            self.transformed[key] = traced
+        return traced(*values)
 
     def final(self) -> Equations:
         """The equations as they are evaluated: without custom rules, each there once, so that loops share what they read."""
-        return without_duplicates(inline_rules(self.equations))
+        return without_duplicates(inline_rules(self.flat))
 
     def silent(self) -> Equations:
         """The equations without those that only have an effect: a derivative does not print once more."""
-        eqns = tuple(eqn for eqn in self.equations.eqns if eqn.outvars or not eqn.effects)
-        return dataclasses.replace(self.equations, eqns=eqns)
+        eqns = tuple(eqn for eqn in self.flat.eqns if eqn.outvars or not eqn.effects)
+        return dataclasses.replace(self.flat, eqns=eqns)
 
     def moved(self, point: Sequence[Any], moving: Sequence[int], silent: bool = True) -> Callable[..., list[Any]]:
         """The outputs as a function of some inputs, the others being fixed at the point."""
-        equations = self.silent() if silent else self.equations
+        equations = self.silent() if silent else self.flat
 
         def along(*some: Any) -> list[Any]:
             merged = list(point)
@@ -92,27 +118,31 @@ class Tiled:
         return along
 
 
-def trace_tiled(
-    function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options
-) -> tuple[Tiled, tuple[Any, ...]]:
-    """A function of flat arrays as `Tiled`, and the constants that it takes in front."""
-    flat, consts = flatten_jaxpr(jax.make_jaxpr(function)(*avals))
+def trace_tiled(function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options) -> Tiled:
+    """Trace a function of flat arrays, to evaluate it tile by tile.
+
+    Args:
+        function: (arrays) -> sequence of arrays.
+        avals: shapes and dtypes of its arguments.
+        options: how to evaluate it.
+    """
+    flat, constants = flatten_jaxpr(jax.make_jaxpr(function)(*avals))
     equations = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
-    return Tiled(equations, options), consts
+    return Tiled(TiledEquations(equations, options), constants)
 
 
 tiled_p = Primitive("tiled")
 tiled_p.multiple_results = True
 
 
-def _evaluate(*values: Any, tiled: Tiled) -> list[Array]:
+def _evaluate(*values: Any, tiled: TiledEquations) -> list[Array]:
     return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, tiled.options)]
 
 
 def _lowered(planes: bool) -> Callable[..., list[Array]]:
-    def run(*values: Any, tiled: Tiled) -> list[Array]:
+    def run(*values: Any, tiled: TiledEquations) -> list[Array]:
         options = dataclasses.replace(tiled.options, planes=planes and tiled.options.planes)
-        return _evaluate(*values, tiled=Tiled(tiled.equations, options))
+        return _evaluate(*values, tiled=TiledEquations(tiled.flat, options))
 
     return run
 
@@ -123,29 +153,22 @@ mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=True), multiple_r
 
 
 @tiled_p.def_impl
-def _impl(*values: Any, tiled: Tiled) -> list[Array]:
-    with settings():  # or jit would come back here at once
-        return _jitted(tiled)(*values)
-
-
-def _jitted(tiled: Tiled) -> Callable[..., list[Array]]:
-    made: dict[Hashable, Any] = tiled.made
-    if "jitted" not in made:
-        made["jitted"] = jax.jit(tiled)
-    return made["jitted"]
+def _impl(*values: Any, tiled: TiledEquations) -> list[Array]:
+    with settings():  # with jit off, this would call itself
+        return tiled.jitted(*values)
 
 
 @tiled_p.def_effectful_abstract_eval
-def _abstract(*avals: Any, tiled: Tiled) -> tuple[list[Any], set[Any]]:
-    effects = {effect for eqn in tiled.equations.eqns for effect in eqn.effects}
-    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars], effects
+def _abstract(*avals: Any, tiled: TiledEquations) -> tuple[list[Any], set[Any]]:
+    effects = {effect for eqn in tiled.flat.eqns for effect in eqn.effects}
+    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.flat.outvars], effects
 
 
 def _avals(values: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in map(jax.typeof, values))
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: Tiled) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: TiledEquations) -> tuple[list[Array], list[Any]]:
     moving = tuple(k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero))
 
     def tangent(*values: Any) -> list[Array]:
@@ -158,7 +181,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: Tiled) -> tu
 
     given = [tangents[k] for k in moving]
     # A rule for reverse mode has a value of its own, which is what a further derivative is of.
-    ruled = has_primitive(tiled.equations.eqns, "custom_vjp_call")
+    ruled = has_primitive(tiled.flat.eqns, "custom_vjp_call")
     values = tiled.derived("value", value, primals) if ruled else tiled(*primals)
     return values, tiled.derived(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
 
@@ -166,7 +189,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: Tiled) -> tu
 ad.primitive_jvps[tiled_p] = _jvp
 
 
-def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *args: Any, tiled: TiledEquations) -> list[Any]:
     """The equations are linear in some inputs; their transpose is the derivative there, at any point.
 
     That of a derivative is the pullback of the original, where custom rules for reverse mode still stand.
@@ -181,7 +204,7 @@ def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]
         if tiled.derivative_of is not None and linear == tuple(range(len(args) - len(linear), len(args))):
             original, moving = tiled.derivative_of
             if len(moving) == len(linear):
-                at = fixed[len(fixed) - len(original.equations.invars) :]
+                at = fixed[len(fixed) - len(original.flat.invars) :]
                 function = original.moved(at, moving)
                 return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[at[k] for k in moving])[1](cts)
         point: list[Any] = [None] * len(args)
@@ -199,13 +222,13 @@ def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]
 ad.primitive_transposes[tiled_p] = _transpose
 
 
-def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: Tiled) -> tuple[list[Array], list[int]]:
+def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: TiledEquations) -> tuple[list[Array], list[int]]:
     def batched(*values: Any) -> Sequence[Array]:
-        return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.equations, v)], in_axes=tuple(dims))(*values)
+        return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.flat, v)], in_axes=tuple(dims))(*values)
 
     sizes = {v.shape[d] for v, d in zip(map(jax.typeof, values), dims, strict=True) if isinstance(d, int)}
     made = tiled.derived(("batch", tuple(dims), sizes.pop()), batched, values)
-    return made, [0] * len(tiled.equations.outvars)
+    return made, [0] * len(tiled.flat.outvars)
 
 
 batching.primitive_batchers[tiled_p] = _batch

@@ -21,8 +21,8 @@ def pair(a):
 
 
 def plan(fn, *arrays, threshold=1):
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=threshold))
-    return schedule_of(tiled.final(), tiled.options)
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=threshold))
+    return schedule_of(tiled.final(), tiled.equations.options)
 
 
 def loops(fn, *arrays):
@@ -33,12 +33,12 @@ def loops(fn, *arrays):
 
 def body(fn, *arrays, tile=4):
     """What runs, as text: one loop holds the equations of a tile."""
-    tiled, consts = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, tile=tile))
-    return str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*consts, *arrays))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, tile=tile))
+    return str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
 
 
 def evaluate(tiled, values):
-    return evaluate_tiled(tiled.final(), values, tiled.options)
+    return evaluate_tiled(tiled.final(), [*tiled.constants, *values], tiled.equations.options)
 
 
 def count(name, text):
@@ -207,7 +207,7 @@ def test_the_last_part_is_moved_up():
 
 def lengths(fn, *arrays, **options):
     """Lengths of the loops, outermost first."""
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, **options))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, **options))
     text = str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
     return list(map(int, re.findall(r"length=(\d+)", text)))
 
@@ -234,7 +234,7 @@ def test_long_sums_of_many_digits_are_not():
 def test_a_budget_makes_tiles_shorter():
     def steps(memory):
         options = Options(threshold=1, memory=memory)
-        tiled, _ = trace_tiled(lambda a: [jnp.sum(jnp.tanh(pair(a)))], [jnp.ones(200)], options)
+        tiled = trace_tiled(lambda a: [jnp.sum(jnp.tanh(pair(a)))], [jnp.ones(200)], options)
         text = str(jax.make_jaxpr(lambda a: evaluate(tiled, [a]))(jnp.ones(200)))
         return max(map(int, re.findall(r"length=(\d+)", text)), default=1)
 

@@ -27,9 +27,9 @@ def chain(p, length):
 
 
 def shared(fn, *arrays):
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1))
     equations = tiled.final()
-    plan = schedule_of(equations, tiled.options)
+    plan = schedule_of(equations, tiled.equations.options)
     return plan, [plan.virtual[v].primitive.name for v in plan.shared]
 
 
