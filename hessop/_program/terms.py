@@ -21,7 +21,7 @@ from hessop._tiles import Options, Tiled, trace_tiled
 
 # Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
 # long before memory matters, and take XLA a third of the time to compile.
-TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
+TERMS_OPTIONS = Options(threshold_elements=2**8, regroup=True)
 
 # Elements, and arrays, that terms may take to make.
 Most = tuple[float | None, int | None]

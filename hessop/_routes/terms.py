@@ -19,7 +19,7 @@ from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
 from hessop._routes.wanted import MATRIX, Wanted
 from hessop._structure import StructuredHessian, TooLarge, propagate
-from hessop._tiles import Tiled, stored_bytes, trace_tiled
+from hessop._tiles import Tiled, trace_tiled
 
 
 def terms_of(
@@ -91,7 +91,7 @@ def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
     """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
 
     def estimate() -> int:
-        return stored_bytes(_tiled(point, wanted, limit).final(), TERMS_OPTIONS)
+        return _tiled(point, wanted, limit).stored_bytes()
 
     return point.program.executable(("structure estimate", wanted, point.stored, limit), estimate)
 
@@ -108,7 +108,7 @@ def terms_by_rows(limit: int | None) -> RowMaker:
                 return [terms_of(point, residuals, limit).rows(start, chunk)]
 
             shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
-            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, memory=limit))
+            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit))
             (found,) = tiled(start, *source)
             if shift is None:
                 return found

@@ -13,7 +13,7 @@ from jax import Array
 
 from hessop._equations.flat import shape_of
 from hessop._program.program import HessianProgram
-from hessop._tiles import Options, Tiled, schedule_of, trace_tiled
+from hessop._tiles import Options, Tiled, trace_tiled
 
 _OPTIONS = Options()
 # A matrix product with sums longer than this costs more than reading its result again.
@@ -79,7 +79,7 @@ def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | 
     """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
     tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
     assert not tiled.constants
-    plan = schedule_of(tiled.final(), _OPTIONS)
+    plan = tiled.schedule()
     return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
 
 

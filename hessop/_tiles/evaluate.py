@@ -12,21 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from hessop._equations.flat import Equations, variables
+from hessop._tiles import tuning
 from hessop._tiles.loops import tiles
 from hessop._tiles.options import Options
-from hessop._tiles.planes import SHORT
 from hessop._tiles.reader import Reader
 from hessop._tiles.rules.table import RULES
 from hessop._tiles.schedule import Choice, Loop, Schedule, schedule
-
-
-def schedule_of(equations: Equations, options: Options) -> Schedule:
-    """The schedule of flat equations, without dead ones, under these options."""
-    return schedule(equations, options.threshold, SHORT)
-
-
-# Planes that a tile holds at once, at most some dozens.
-_PLANES = 64
 
 
 def stored_bytes(equations: Equations, options: Options) -> int:
@@ -36,7 +27,7 @@ def stored_bytes(equations: Equations, options: Options) -> int:
         equations: flat equations, without dead ones.
         options: how they will be evaluated.
     """
-    plan = schedule_of(equations, options)
+    plan = schedule(equations, options.threshold_elements)
     read = {
         v
         for eqn in plan.steps
@@ -46,7 +37,10 @@ def stored_bytes(equations: Equations, options: Options) -> int:
     }
     made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
     kept = {*equations.invars, *read, *made, *variables(equations.outvars)}
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
+    return (
+        sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+        + tuning.PLANES_AT_ONCE * tuning.ELEMENT_BYTES * options.plane_elements
+    )
 
 
 def _reads_little(eqn: Any, v: Any) -> bool:
@@ -63,13 +57,9 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         values: arrays or tracers for the invars.
         options: sizes.
     """
-    plan = schedule_of(equations, options)
-    with _recursion(_FRAMES * len(plan.virtual)):
+    plan = schedule(equations, options.threshold_elements)
+    with _recursion(tuning.FRAMES_PER_VALUE * len(plan.virtual)):
         return _evaluate(plan, equations, values, options)
-
-
-# A value is read through those that it is made of, a few frames each: an unrolled loop makes a long chain of them.
-_FRAMES = 8
 
 
 @contextlib.contextmanager

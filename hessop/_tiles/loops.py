@@ -15,12 +15,12 @@ from jax import Array, lax
 from hessop._equations.cost import work_of
 from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes, variables
 from hessop._equations.primitives import COMPARISONS, LOGIC
+from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Part, State
 from hessop._tiles.options import Options
-from hessop._tiles.planes import SHORT
 from hessop._tiles.reader import Reader
 from hessop._tiles.rules.elementwise import ELEMENTWISE
-from hessop._tiles.rules.sums import LONGEST_PRODUCT, has_few_digits
+from hessop._tiles.rules.sums import has_few_digits
 from hessop._tiles.rules.table import RULES
 from hessop._tiles.schedule import Loop, Place, Schedule
 from hessop._tiles.windows import Span, Window, moving, source, whole
@@ -78,7 +78,7 @@ def part_length(size: int, most: int, step: int = 1) -> int:
 
 def tiles(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -> "Tiles":
     """The loop over tiles for some reductions; in chunks, if some of them are long sums of few digits."""
-    chunks = _chunks(loop, options)
+    chunks = chunk_axis(loop, options)
     return Tiles(plan, env, loop, options) if chunks is None else ChunkedTiles(plan, env, loop, options, chunks)
 
 
@@ -94,13 +94,13 @@ class Tiles:
         self.steps = list(zip(loop.eqns, loop.places, strict=True))
         size = loop.places[0].size
         self.tiles = Axis(size, min(options.tile or self.longest(size), size))
-        if options.memory is not None and options.tile is None:
-            fits = self.tiles.length * options.memory // max(1, self.peak())
+        if options.tile_bytes is not None and options.tile is None:
+            fits = self.tiles.length * options.tile_bytes // max(1, self.peak())
             self.tiles = Axis(size, max(1, min(self.tiles.length, fits)))
 
     def longest(self, size: int) -> int:
         """Length of a tile of an axis by the limit on its planes."""
-        most = self.options.limit // max(1, max(self.elements(*step) for step in self.steps))
+        most = self.options.plane_elements // max(1, max(self.elements(*step) for step in self.steps))
         # Without a loop what is stored would be recomputed in whatever reads it.
         stores = any(eqn.primitive.name in ELEMENTWISE for eqn, _ in self.steps)
         return part_length(size, min(most, -(-size // 2)) if stores else most)
@@ -224,26 +224,18 @@ class ChunkedTiles(Tiles):
         return found
 
 
-# What a CPU adds at once, at most: rows of other lengths end in steps of one.
-_VECTOR = 16
-
-
-# A chunk is at least so many times longer than what it adds to is wide: less would cost more than the planes do.
-_WORTH = 8
-
-
-def _chunks(loop: Loop, options: Options) -> Axis | None:
+def chunk_axis(loop: Loop, options: Options) -> Axis | None:
     """What the reductions of a loop are added up along inside of a tile, if some are long sums of few digits."""
     longs = {place.long for place in loop.places}
     if options.chunk is None and not (options.planes and any(map(_loses_digits, loop.eqns))):
         return None
-    most = options.chunk or LONGEST_PRODUCT
+    most = options.chunk or tuning.CHUNK_ELEMENTS
     if len(longs) != 1 or min(longs) <= most:
         return None
     width = max(eqn.outvars[0].aval.size // place.size for eqn, place in zip(loop.eqns, loop.places, strict=True))
-    if options.chunk is None and _WORTH * width > most:
+    if options.chunk is None and tuning.CHUNK_WIDTHS * width > most:
         return None
-    return Axis(min(longs), part_length(min(longs), most, _VECTOR))
+    return Axis(min(longs), part_length(min(longs), most, tuning.VECTOR_ELEMENTS))
 
 
 def _loses_digits(eqn: Any) -> bool:
@@ -255,7 +247,7 @@ def _finish(eqn: Any, state: State) -> Array:
 
 
 def _plane_size(shape: Sequence[int]) -> int:
-    return math.prod(n for n in shape if n > SHORT)
+    return math.prod(n for n in shape if n > tuning.SHORT_AXIS)
 
 
 def _start(eqn: Any, count: int) -> State:

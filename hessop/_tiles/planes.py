@@ -16,11 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Axes up to this length are taken apart, as long as that leaves no more planes than this.
-SHORT = 8
-_MAX_PLANES = 64
-# Longer products are not compared with others.
-_MAX_FACTORS = 12
+from hessop._tiles import tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +48,11 @@ class Frame:
         return np.ndindex(*self.table_shape)
 
 
-def short_axes(shape: Sequence[int], limit: int = SHORT) -> tuple[int, ...]:
+def short_axes(shape: Sequence[int], longest: int = tuning.SHORT_AXIS) -> tuple[int, ...]:
     """The axes of an array that are taken apart: the innermost short ones, while there are not too many planes."""
     found, planes = [], 1
     for a in reversed(range(len(shape))):
-        if shape[a] == 1 or (1 < shape[a] <= limit and planes * shape[a] <= _MAX_PLANES):
+        if shape[a] == 1 or (1 < shape[a] <= longest and planes * shape[a] <= tuning.MOST_PLANES):
             found.append(a)
             planes *= shape[a]
     return tuple(reversed(found))
@@ -169,7 +165,7 @@ class Cells:
                 return Cell(other.array, negative)
         arrays = sorted((a.array, b.array), key=self.serial)
         factors = tuple(sorted((*self.factors(a.array), *self.factors(b.array)), key=self.serial))
-        if self.regroup and len(factors) <= _MAX_FACTORS:
+        if self.regroup and len(factors) <= tuning.MOST_FACTORS:
             product = self.once("product", factors, lambda: jnp.multiply(*common_shape(arrays)))
         else:
             product = self.once("mul", arrays, lambda: jnp.multiply(*common_shape(arrays)))

@@ -29,8 +29,9 @@ from hessop._equations.flat import (
     needed_equations,
     without_duplicates,
 )
-from hessop._tiles.evaluate import evaluate_tiled
+from hessop._tiles.evaluate import evaluate_tiled, stored_bytes
 from hessop._tiles.options import Options
+from hessop._tiles.schedule import Schedule, schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +53,14 @@ class Tiled:
     def final(self) -> Equations:
         """The equations that are evaluated; see `TiledEquations.final`."""
         return self.equations.final()
+
+    def schedule(self) -> Schedule:
+        """What is virtual, and which loops run."""
+        return schedule(self.final(), self.equations.options.threshold_elements)
+
+    def stored_bytes(self) -> int:
+        """An upper estimate of the bytes that a call stores; see `evaluate.stored_bytes`."""
+        return stored_bytes(self.final(), self.equations.options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from typing import Any
 from jax.extend import core as jex
 
 from hessop._equations.flat import Equations, variables
+from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Axes
 from hessop._tiles.rules.moves import MOVES
 from hessop._tiles.rules.table import RULES, Rule
@@ -77,28 +78,23 @@ class Schedule:
     shared: frozenset[Any]
 
 
-def schedule(equations: Equations, threshold: int, shortest: int) -> Schedule:
+def schedule(equations: Equations, threshold_elements: int) -> Schedule:
     """What is virtual, and the loops.
 
     Args:
         equations: flat equations, without dead ones.
-        threshold: number of elements of a plane above which a value is not stored if that can be helped.
-        shortest: the length that an axis must exceed to be long: to lie in a plane, and to be tiled.
+        threshold_elements: elements of a plane above which a value is virtual, if rules allow it.
     """
-    planner = _Planner(equations, threshold, shortest)
+    planner = _Planner(equations, threshold_elements)
     whole = [eqn for group in planner.whole.values() for eqn in group]
-    if stored := worth_storing(equations, planner.virtual, shortest, whole):
-        planner = _Planner(equations, threshold, shortest, stored)
+    if stored := worth_storing(equations, planner.virtual, whole):
+        planner = _Planner(equations, threshold_elements, stored)
     return planner.finish()
 
 
-# A product is stored if it has at most so many times the elements of what is multiplied.
-_PRODUCT_ROOM = 4
-
-
 class _Planner:
-    def __init__(self, equations: Equations, threshold: int, shortest: int, stored: frozenset[Any] = frozenset()):
-        self.equations, self.threshold, self.shortest, self.stored = equations, threshold, shortest, stored
+    def __init__(self, equations: Equations, threshold_elements: int, stored: frozenset[Any] = frozenset()):
+        self.equations, self.threshold_elements, self.stored = equations, threshold_elements, stored
         self.virtual: dict[Any, Any] = {}
         self.aliases: dict[Any, Any] = {}
         self.axes: dict[Any, frozenset[int]] = {}  # of virtual values: along which tiles can be made
@@ -135,8 +131,8 @@ class _Planner:
 
     def is_large(self, shape: Sequence[int]) -> bool:
         """Whether a value is worth not storing: its planes are large, and have more axes than what it was made of."""
-        long = [n for n in shape if n > self.shortest]
-        return len(long) > 1 and math.prod(long) > self.threshold
+        long = [n for n in shape if n > tuning.SHORT_AXIS]
+        return len(long) > 1 and math.prod(long) > self.threshold_elements
 
     def is_part(self, eqn: Any) -> bool:
         """Whether this only puts entries of a stored value at other places: nothing is saved by not storing it."""
@@ -150,9 +146,9 @@ class _Planner:
         if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in variables(eqn.invars)):
             return False
         (axes, _), _ = eqn.params["dimension_numbers"]
-        long = any(eqn.invars[0].aval.shape[a] > self.shortest for a in axes)
+        long = any(eqn.invars[0].aval.shape[a] > tuning.SHORT_AXIS for a in axes)
         stored = max((v.aval.size for v in variables(eqn.invars) if v not in self.virtual), default=0)
-        return long and eqn.outvars[0].aval.size <= _PRODUCT_ROOM * stored
+        return long and eqn.outvars[0].aval.size <= tuning.PRODUCT_ROOM * stored
 
     def tileable(self, eqn: Any, rule: Rule) -> frozenset[int]:
         """The output axes along which tiles of the output can be made from tiles of every virtual input."""
@@ -169,7 +165,7 @@ class _Planner:
                     return False
             return True
 
-        return frozenset(a for a, n in enumerate(shape) if n > self.shortest and a not in fixed and fits(a))
+        return frozenset(a for a, n in enumerate(shape) if n > tuning.SHORT_AXIS and a not in fixed and fits(a))
 
     def connect(self, eqn: Any, rule: Rule) -> None:
         """Axes that move together are one class, so that loops can share what they read."""
@@ -221,7 +217,7 @@ class _Planner:
                 named = [(eqn, self.by_class(places)) for eqn, places in ready]
                 ways = (tuple(_shared(named)), tuple(_each_its_own(named)))
                 steps.append(Choice(ways if ways[0] != ways[1] else ways[:1]))
-        shared = shared_values(self.equations, self.virtual, self.shortest)
+        shared = shared_values(self.equations, self.virtual)
         return Schedule(self.virtual | self.aliases, frozenset(self.virtual), tuple(steps), tuple(self.refused), shared)
 
 
@@ -235,7 +231,7 @@ def _shared(ready: Ready) -> Iterable[Loop]:
         # Made tile by tile is better than added up, so it counts a little more.
         votes = Counter[Any]()
         for _, places in left:
-            votes.update({key: 1.0 if p.out_axis is None else 1.01 for key, p in places.items()})
+            votes.update({key: 1.0 if p.out_axis is None else tuning.TILED_OUTPUT_VOTE for key, p in places.items()})
         best = max(votes, key=lambda key: votes[key])
         taken = [(eqn, places[best]) for eqn, places in left if best in places]
         left = [(eqn, places) for eqn, places in left if best not in places]

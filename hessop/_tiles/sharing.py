@@ -12,33 +12,27 @@ from typing import Any
 
 from hessop._equations.flat import Equations, variables
 from hessop._equations.primitives import EXPENSIVE
+from hessop._tiles import tuning
 from hessop._tiles.rules.elementwise import ENTRYWISE
 from hessop._tiles.rules.moves import MOVES
 
-# A value is made once in a tile if so many cheap operations are behind it: less costs no more than the quotient.
-_LONG = 4
-# It is stored if so many are, and what is made of it has so many times its size: that much memory takes longer to get.
-_VERY_LONG = 40
-_ROOM = 4
 # Of what is not entrywise, these are made in the kernel that reads them, too.
 _CHEAP = (ENTRYWISE - EXPENSIVE) | frozenset(MOVES) | {"reduce_sum"}
 
 Virtual = Mapping[Any, Any]
 
 
-def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: int | None = None) -> frozenset[Any]:
+def shared_values(equations: Equations, virtual: Virtual, long: int = tuning.SHARED_OPERATIONS) -> frozenset[Any]:
     """Virtual values that are long to make and that more than one kernel reads, the last of a chain of such.
 
     Args:
         equations: all equations, in order.
         virtual: what is not stored, with the equation that makes it.
-        shortest: the longest axis that is taken apart into planes.
         long: number of cheap operations behind a value from which on it is long to make.
     """
-    long = _LONG if long is None else long
-    planes = lambda v: math.prod(n for n in v.aval.shape if n <= shortest)
+    planes = lambda v: math.prod(n for n in v.aval.shape if n <= tuning.SHORT_AXIS)
     # No kernel sums along a plane and does anything else, so that what is summed is made once already.
-    summed = {v for eqn in equations.eqns if _sums(eqn, shortest) for v in variables(eqn.invars)}
+    summed = {v for eqn in equations.eqns if _sums(eqn) for v in variables(eqn.invars)}
     behind = _behind(virtual, summed)
     # By what they make: those that make a value too.
     kernels: dict[Any, set[Any]] = {v: {v} for v in variables(equations.outvars)}
@@ -68,16 +62,15 @@ def _behind(virtual: Virtual, made: Collection[Any]) -> dict[Any, frozenset[Any]
     return found
 
 
-def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: Iterable[Any]) -> frozenset[Any]:
+def worth_storing(equations: Equations, virtual: Virtual, whole: Iterable[Any]) -> frozenset[Any]:
     """Virtual values that are very long to make and of which a much larger one is made that is stored anyway.
 
     Args:
         equations: all equations, in order.
         virtual: what is not stored, with the equation that makes it.
-        shortest: the longest axis that is taken apart into planes.
         whole: those of the equations that run whole.
     """
-    shared = shared_values(equations, virtual, shortest, _VERY_LONG)
+    shared = shared_values(equations, virtual, tuning.STORED_OPERATIONS)
     found: set[Any] = set()
     made = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
     made += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
@@ -88,14 +81,14 @@ def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: 
             v = left.pop()
             if v in virtual and v not in seen:
                 seen.add(v)
-                if v in shared and _ROOM * v.aval.size <= size:
+                if v in shared and tuning.STORED_ROOM * v.aval.size <= size:
                     found.add(v)
                 elif v not in shared:
                     left += variables(virtual[v].invars)
     return frozenset(found)
 
 
-def _sums(eqn: Any, shortest: int) -> bool:
+def _sums(eqn: Any) -> bool:
     """Whether an equation sums along the axes of planes, or multiplies planes as matrices."""
     if eqn.primitive.name == "dot_general":
         ((axes, _), _) = eqn.params["dimension_numbers"]
@@ -103,4 +96,4 @@ def _sums(eqn: Any, shortest: int) -> bool:
         axes = eqn.params["axes"]
     else:
         return False
-    return any(eqn.invars[0].aval.shape[a] > shortest for a in axes)
+    return any(eqn.invars[0].aval.shape[a] > tuning.SHORT_AXIS for a in axes)

@@ -27,7 +27,7 @@ def test_entries_from_tiles_equal_jax_hessian(energy):
         terms = at(x)
         return [terms.dense(), terms.blocks([3])[0], terms.diagonal()]
 
-    tiled = trace_tiled(entries, [x], Options(threshold=1, tile=4, regroup=True))
+    tiled = trace_tiled(entries, [x], Options(threshold_elements=1, tile=4, regroup=True))
     dense, blocks, diagonal = jax.jit(tiled)(x)
     expected = reference(energy.fn, x)
     assert_close(dense, expected)

@@ -88,7 +88,7 @@ def check(n, tile, steps, ends, bad, chunk=None):
             return [end(p, q, x, y) for end in ends]
 
     expected = jax.jit(function)(*arrays)
-    tiled = trace_tiled(function, arrays, Options(threshold=1, tile=tile, chunk=chunk))
+    tiled = trace_tiled(function, arrays, Options(threshold_elements=1, tile=tile, chunk=chunk))
     for got, want in zip(jax.jit(tiled)(*arrays), expected, strict=True):
         assert got.dtype == want.dtype
         got, want = np.asarray(got), np.asarray(want)

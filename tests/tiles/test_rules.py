@@ -153,7 +153,7 @@ def check(case, tile, planes):
         with jax.numpy_rank_promotion("allow"):
             return jax.tree.leaves(function(*arrays))
 
-    tiled = trace_tiled(flat, arrays, Options(threshold=1, tile=tile, planes=planes))
+    tiled = trace_tiled(flat, arrays, Options(threshold_elements=1, tile=tile, planes=planes))
     for got, want in zip(jax.jit(tiled)(*arrays), map(jnp.asarray, jax.jit(flat)(*arrays)), strict=True):
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         scale = np.abs(np.where(np.isfinite(want), want, 0)).max(initial=1.0)
@@ -191,7 +191,7 @@ def test_other_tiles(name, planes, tile):
 def test_short_floats_stay_short(dtype):
     a = jnp.asarray(X, dtype)
     flat = lambda a: [jnp.sum(jnp.tanh(pair(a)), axis=0), jnp.prod(1 + jnp.tanh(pair(a)) / 8, axis=1), jnp.max(pair(a))]
-    tiled = trace_tiled(flat, [a], Options(threshold=1, tile=4))
+    tiled = trace_tiled(flat, [a], Options(threshold_elements=1, tile=4))
     for got, want in zip(jax.jit(tiled)(a), flat(a), strict=True):
         assert got.dtype == dtype
         np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), rtol=0, atol=0.05)
@@ -211,7 +211,9 @@ def test_short_floats_stay_short(dtype):
 @pytest.mark.parametrize("tile", [1, 4, N])
 def test_the_first_of_the_best(best, row, place, tile):
     rows = jnp.tile(jnp.asarray(row), (N, 1))
-    tiled = trace_tiled(lambda a: [best(a * 1, axis=1), best(a.T * 1, axis=0)], [rows], Options(threshold=1, tile=tile))
+    tiled = trace_tiled(
+        lambda a: [best(a * 1, axis=1), best(a.T * 1, axis=0)], [rows], Options(threshold_elements=1, tile=tile)
+    )
     for got in jax.jit(tiled)(rows):
         np.testing.assert_array_equal(got, np.full(N, place))
 
@@ -229,7 +231,7 @@ def test_the_last_tile_counts_nothing_twice(axis, place):
         found = [r(twos if r is jnp.prod else a * 1, axis=axis) for r, *_ in reductions]
         return [*found, (a * 1 if axis else a.T * 1) @ jnp.ones(N, a.dtype)]
 
-    tiled = trace_tiled(flat, [a], Options(threshold=1, tile=4))
+    tiled = trace_tiled(flat, [a], Options(threshold_elements=1, tile=4))
     got = jax.jit(tiled)(a)
     for found, (_, plain, infinite) in zip(got, [*reductions, reductions[0]], strict=True):
         want = np.full(N, float(plain))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop._tiles import Choice, Options, schedule_of, trace_tiled
+from hessop._tiles import Choice, Options, trace_tiled
 from hessop._tiles.evaluate import evaluate_tiled
 from hessop._tiles.loops import Axis, part_length
 
@@ -21,8 +21,8 @@ def pair(a):
 
 
 def plan(fn, *arrays, threshold=1):
-    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=threshold))
-    return schedule_of(tiled.final(), tiled.equations.options)
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=threshold))
+    return tiled.schedule()
 
 
 def loops(fn, *arrays):
@@ -33,7 +33,7 @@ def loops(fn, *arrays):
 
 def body(fn, *arrays, tile=4):
     """What runs, as text: one loop holds the equations of a tile."""
-    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, tile=tile))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1, tile=tile))
     return str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
 
 
@@ -207,7 +207,7 @@ def test_the_last_part_is_moved_up():
 
 def lengths(fn, *arrays, **options):
     """Lengths of the loops, outermost first."""
-    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, **options))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1, **options))
     text = str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
     return list(map(int, re.findall(r"length=(\d+)", text)))
 
@@ -233,7 +233,7 @@ def test_long_sums_of_many_digits_are_not():
 
 def test_a_budget_makes_tiles_shorter():
     def steps(memory):
-        options = Options(threshold=1, memory=memory)
+        options = Options(threshold_elements=1, tile_bytes=memory)
         tiled = trace_tiled(lambda a: [jnp.sum(jnp.tanh(pair(a)))], [jnp.ones(200)], options)
         text = str(jax.make_jaxpr(lambda a: evaluate(tiled, [a]))(jnp.ones(200)))
         return max(map(int, re.findall(r"length=(\d+)", text)), default=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._tiles import Choice, Options, schedule_of, trace_tiled
+from hessop._tiles import Choice, Options, trace_tiled
 
 N = 40
 X = jnp.linspace(0.1, 1.0, N)
@@ -27,9 +27,8 @@ def chain(p, length):
 
 
 def shared(fn, *arrays):
-    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1))
-    equations = tiled.final()
-    plan = schedule_of(equations, tiled.equations.options)
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1))
+    plan = tiled.schedule()
     return plan, [plan.virtual[v].primitive.name for v in plan.shared]
 
 

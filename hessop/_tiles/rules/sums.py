@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hessop._tiles import tuning
 from hessop._tiles.planes import Cell, Cells, Frame, Planes, common_shape
 from hessop._tiles.rules.table import RULES, Rule, Tools, out_shape, shape_of, through
 from hessop._tiles.windows import Follow, Follows, Window
@@ -84,7 +85,7 @@ def _reduction_order(planes: Planes, axes: Sequence[int], name: str) -> list[int
     along = [a for a in reversed(planes.frame.order) if a in axes]
     if name != "reduce_sum" or not has_few_digits(planes.dtype):
         return along
-    return sorted(along, key=lambda a: planes.shape[a] > LONGEST_PRODUCT)
+    return sorted(along, key=lambda a: planes.shape[a] > tuning.CHUNK_ELEMENTS)
 
 
 def _pair(cells: Cells, name: str, a: Cell, b: Cell) -> Cell:
@@ -158,21 +159,15 @@ def _weighted(tools: Tools, matrix: Array, weights: Any, axis: int) -> Array:
     return lax.dot_general(matrix, vector, dims, precision=lax.Precision.HIGHEST, preferred_element_type=matrix.dtype)
 
 
-# Planes of fewer elements are summed as JAX does it: XLA's CPU backend takes longer to compile a product than a sum.
-_SMALL_SUM = 2**14
-
-
-# Longer rows of floats of few digits are summed as JAX does it: as products with ones they lose more digits.
-LONGEST_PRODUCT = 320
-
-
 def has_few_digits(dtype: Any) -> bool:
     """Whether long sums lose digits that are missed: thousands of parts one after the other lose two, of seven or sixteen."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 32
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= tuning.FEW_DIGITS_BITS
 
 
 def _sum(tools: Tools, array: Array, axis: int) -> Array:
-    long = array.size > _SMALL_SUM and (array.shape[axis] <= LONGEST_PRODUCT or not has_few_digits(array.dtype))
+    long = array.size > tuning.SMALL_SUM_ELEMENTS and (
+        array.shape[axis] <= tuning.CHUNK_ELEMENTS or not has_few_digits(array.dtype)
+    )
     product = tools.products and array.ndim > 1 and long and jnp.issubdtype(array.dtype, jnp.inexact)
     return summed(array, axis) if product else jnp.sum(array, axis=axis, dtype=array.dtype)
 
@@ -191,9 +186,6 @@ RULES.update({name: Rule(_reduce_follows, through) for name in ("argmax", "argmi
 
 
 # --- products ---
-
-# A sum over planes takes at most so many products of two.
-_MOST_PRODUCTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +228,7 @@ def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Plane
     long = tuple(a for a in summed if a not in short)
     wide = Frame((*frame.shape, *axes.summed), (*frame.short, *short), (*frame.order, *long))
     same = all(p.dtype == eqn.outvars[0].aval.dtype for p in ins)
-    if not (same and frame.order and math.prod(wide.table_shape) <= _MOST_PRODUCTS):
+    if not (same and frame.order and math.prod(wide.table_shape) <= tuning.MOST_PRODUCTS):
         return through(tools, eqn, ins, window)
     left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, axes.to, strict=True))
     multiply = cells.times if not long else functools.partial(_matrix_product, cells, eqn, wide.plane_shape, len(long))
