@@ -199,33 +199,39 @@ ad.primitive_jvps[tiled_p] = _jvp
 
 
 def _transpose(cotangents: Sequence[Any], *args: Any, tiled: TiledEquations) -> list[Any]:
-    """The equations are linear in some inputs; their transpose is the derivative there, at any point.
-
-    That of a derivative is the pullback of the original, where custom rules for reverse mode still stand.
-    """
+    """Transpose equations that are linear in some inputs: pull cotangents back, through a function of which they are a JVP."""
     linear = tuple(k for k, a in enumerate(args) if ad.is_undefined_primal(a))
-    known = [a for a in args if not ad.is_undefined_primal(a)]
+    known = [k for k in range(len(args)) if k not in linear]
     live = tuple(k for k, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero))
-    shapes = [args[k].aval for k in linear]
 
     def pulled(*values: Any) -> Sequence[Array]:
-        fixed, cts = values[: len(known)], list(values[len(known) :])
-        if tiled.derivative_of is not None and linear == tuple(range(len(args) - len(linear), len(args))):
-            original, moving = tiled.derivative_of
-            if len(moving) == len(linear):
-                at = fixed[len(fixed) - len(original.flat.invars) :]
-                function = original.moved(at, moving)
-                return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[at[k] for k in moving])[1](cts)
-        point: list[Any] = [None] * len(args)
-        for k, value in zip((k for k in range(len(args)) if k not in linear), fixed, strict=True):
-            point[k] = value
-        function = tiled.moved(point, linear)
-        zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
-        return jax.vjp(lambda *some: [function(*some)[k] for k in live], *zeros)[1](cts)
+        fixed = dict(zip(known, values[: len(known)], strict=True))
+        function, at = _primal_of(tiled, linear, fixed)
+        pull = jax.vjp(lambda *some: [function(*some)[k] for k in live], *at)[1]
+        return pull(list(values[len(known) :]))
 
-    made = tiled.derived(("transpose", linear, live), pulled, [*known, *(cotangents[k] for k in live)])
-    found = dict(zip(linear, made, strict=True))
-    return [found.get(k) for k in range(len(args))]
+    given = [*(args[k] for k in known), *(cotangents[k] for k in live)]
+    made = dict(zip(linear, tiled.derived(("transpose", linear, live), pulled, given), strict=True))
+    return [made.get(k) for k in range(len(args))]
+
+
+def _primal_of(tiled: TiledEquations, linear: tuple[int, ...], fixed: dict[int, Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """A function, and a point where its JVP is what the equations compute from their linear inputs.
+
+    For equations that were made as a JVP this is the original function, which still has the custom rules for reverse mode.
+    Otherwise it is the equations themselves, at zero: they are linear.
+    """
+    count = len(tiled.flat.invars)
+    if tiled.derivative_of is not None:
+        original, moving = tiled.derivative_of
+        first_tangent = count - len(moving)
+        if linear == tuple(range(first_tangent, count)):
+            # The original's inputs stand before the tangents, after the derivative's own constants.
+            point = [fixed[k] for k in range(first_tangent - len(original.flat.invars), first_tangent)]
+            return original.moved(point, moving), [point[k] for k in moving]
+    point = [fixed.get(k) for k in range(count)]
+    zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in (tiled.flat.invars[k] for k in linear)]
+    return tiled.moved(point, linear), zeros
 
 
 ad.primitive_transposes[tiled_p] = _transpose
