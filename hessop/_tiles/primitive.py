@@ -1,10 +1,10 @@
-"""One primitive, `tiled`, whose value is that of equations evaluated tile by tile, and which JAX can transform.
+"""The primitive `tiled`: equations evaluated tile by tile, as something that JAX can transform.
 
-Its derivative, transpose and batched form are the primitive again, on the equations that JAX makes of the original ones:
-custom rules are respected, and no transformation stores what a tile computes. So the gradient of a tiled function needs no
-more memory than the function.
+Its JVP, transpose and batched form are the same primitive, with the equations that JAX derives from the original ones. So
+custom derivative rules are respected, and no transformation stores the intermediates of a tile: the gradient of a tiled
+function needs no more memory than the function.
 
-Depends on the evaluator. Must never know functions of users, operators or budgets.
+Depends on the evaluator. Must never know users' functions, operators or budgets.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ from hessop._tiles.schedule import Schedule, schedule
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tiled:
-    """A function of flat arrays, evaluated tile by tile: call it.
+    """A function of flat arrays that is evaluated tile by tile: call it.
 
     Attributes:
-        equations: the equations, whose first inputs are the constants.
-        constants: the arrays that the traced function captured. Tracers are possible.
+        equations: the equations. Their first inputs are the constants.
+        constants: the arrays that the traced function captured; some may be tracers.
     """
 
     equations: "TiledEquations"
@@ -51,11 +51,11 @@ class Tiled:
         return self.equations(*self.constants, *values)
 
     def final(self) -> Equations:
-        """The equations that are evaluated; see `TiledEquations.final`."""
+        """The equations to evaluate; see `TiledEquations.final`."""
         return self.equations.final()
 
     def schedule(self) -> Schedule:
-        """What is virtual, and which loops run."""
+        """Which values are virtual, and which loops run."""
         return schedule(self.final(), self.equations.options.threshold_elements)
 
     def stored_bytes(self) -> int:
@@ -65,13 +65,14 @@ class Tiled:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiledEquations:
-    """Flat equations to evaluate tile by tile, and the transformed versions made so far: the primitive's parameter.
+    """The parameter of the primitive: flat equations, and how to evaluate them.
 
     Attributes:
         flat: the equations; constants are inputs.
         options: how to evaluate them.
-        transformed: memo of transformed versions, by transformation.
-        derivative_of: for a derivative, (the original, which inputs move); its last inputs are their tangents.
+        transformed: memo of their transformed versions, by transformation.
+        derivative_of: (original, moving) if these equations are the JVP of `original` along its inputs `moving`. The last
+            inputs are then the tangents.
     """
 
     flat: Equations
@@ -85,46 +86,46 @@ class TiledEquations:
 
     @functools.cached_property
     def jitted(self) -> Callable[..., list[Array]]:
-        """The same, compiled."""
+        """The compiled function."""
         return jax.jit(self)
 
-    def derived(
+    def transform(
         self,
         key: Hashable,
         function: Callable[..., Sequence[Array]],
         values: Sequence[Any],
         derivative_of: "tuple[TiledEquations, tuple[int, ...]] | None" = None,
     ) -> list[Array]:
-        """Evaluate a transformed version at `values`; `function` is traced the first time that `key` is seen."""
+        """Evaluate a transformed version at `values`. `function` computes it, and is traced once for each `key`."""
         if key in self.transformed:
             return self.transformed[key](*values)
         traced = trace_tiled(function, _avals(values), self.options)
         traced = dataclasses.replace(traced, equations=dataclasses.replace(traced.equations, derivative_of=derivative_of))
-        # A custom rule may hold a tracer. Its trace ends, and the next trace must see its own.
+        # A custom rule may capture a tracer, which is valid in the current trace only.
         if not any(isinstance(c, Tracer) for c in traced.constants):
             self.transformed[key] = traced
         return traced(*values)
 
     def final(self) -> Equations:
-        """The equations as they are evaluated: without custom rules, each there once, so that loops share what they read."""
+        """The equations to evaluate: without custom derivative rules, and without duplicates, so that loops share more."""
         return without_duplicates(inline_rules(self.flat))
 
-    def silent(self) -> Equations:
-        """The equations without those that only have an effect: a derivative does not print once more."""
+    def without_effects(self) -> Equations:
+        """The equations without those that only have an effect, so that a derivative does not print again."""
         eqns = tuple(eqn for eqn in self.flat.eqns if eqn.outvars or not eqn.effects)
         return dataclasses.replace(self.flat, eqns=eqns)
 
-    def moved(self, point: Sequence[Any], moving: Sequence[int], silent: bool = True) -> Callable[..., list[Any]]:
-        """The outputs as a function of some inputs, the others being fixed at the point."""
-        equations = self.silent() if silent else self.flat
+    def function_of(self, moving: Sequence[int], point: Sequence[Any], *, effects: bool = False) -> Callable[..., list[Any]]:
+        """The outputs as a function of some inputs, with the others fixed at a point."""
+        equations = self.flat if effects else self.without_effects()
 
-        def along(*some: Any) -> list[Any]:
-            merged = list(point)
+        def function(*some: Any) -> list[Any]:
+            values = list(point)
             for k, value in zip(moving, some, strict=True):
-                merged[k] = value
-            return [jnp.asarray(out) for out in evaluate(equations, merged)]
+                values[k] = value
+            return [jnp.asarray(out) for out in evaluate(equations, values)]
 
-        return along
+        return function
 
 
 def trace_tiled(function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options) -> Tiled:
@@ -156,7 +157,7 @@ def _lowered(planes: bool) -> Callable[..., list[Array]]:
     return run
 
 
-# Planes and products with ones are for XLA's CPU backend; others get the plain form.
+# Planes, and sums as products with ones, are for XLA's CPU backend only.
 mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=False), multiple_results=True))
 mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=True), multiple_results=True), platform="cpu")
 
@@ -182,17 +183,17 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: TiledEquatio
 
     def tangent(*values: Any) -> list[Array]:
         point, steps = values[: len(primals)], values[len(primals) :]
-        return jax.jvp(tiled.moved(point, moving), [point[k] for k in moving], list(steps))[1]
+        return jax.jvp(tiled.function_of(moving, point), [point[k] for k in moving], list(steps))[1]
 
     def value(*point: Any) -> list[Array]:
         everywhere = range(len(point))
-        return jax.vjp(tiled.moved(point, everywhere, silent=False), *point)[0]
+        return jax.vjp(tiled.function_of(everywhere, point, effects=True), *point)[0]
 
     given = [tangents[k] for k in moving]
-    # A rule for reverse mode has a value of its own, which is what a further derivative is of.
+    # The forward pass of a custom_vjp computes the value, too, and a further derivative has to be that of the forward pass.
     ruled = has_primitive(tiled.flat.eqns, "custom_vjp_call")
-    values = tiled.derived("value", value, primals) if ruled else tiled(*primals)
-    return values, tiled.derived(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
+    values = tiled.transform("value", value, primals) if ruled else tiled(*primals)
+    return values, tiled.transform(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
 
 
 ad.primitive_jvps[tiled_p] = _jvp
@@ -211,7 +212,7 @@ def _transpose(cotangents: Sequence[Any], *args: Any, tiled: TiledEquations) -> 
         return pull(list(values[len(known) :]))
 
     given = [*(args[k] for k in known), *(cotangents[k] for k in live)]
-    made = dict(zip(linear, tiled.derived(("transpose", linear, live), pulled, given), strict=True))
+    made = dict(zip(linear, tiled.transform(("transpose", linear, live), pulled, given), strict=True))
     return [made.get(k) for k in range(len(args))]
 
 
@@ -228,10 +229,10 @@ def _primal_of(tiled: TiledEquations, linear: tuple[int, ...], fixed: dict[int, 
         if linear == tuple(range(first_tangent, count)):
             # The original's inputs stand before the tangents, after the derivative's own constants.
             point = [fixed[k] for k in range(first_tangent - len(original.flat.invars), first_tangent)]
-            return original.moved(point, moving), [point[k] for k in moving]
+            return original.function_of(moving, point), [point[k] for k in moving]
     point = [fixed.get(k) for k in range(count)]
     zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in (tiled.flat.invars[k] for k in linear)]
-    return tiled.moved(point, linear), zeros
+    return tiled.function_of(linear, point), zeros
 
 
 ad.primitive_transposes[tiled_p] = _transpose
@@ -242,7 +243,7 @@ def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: TiledEquations)
         return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.flat, v)], in_axes=tuple(dims))(*values)
 
     sizes = {v.shape[d] for v, d in zip(map(jax.typeof, values), dims, strict=True) if isinstance(d, int)}
-    made = tiled.derived(("batch", tuple(dims), sizes.pop()), batched, values)
+    made = tiled.transform(("batch", tuple(dims), sizes.pop()), batched, values)
     return made, [0] * len(tiled.flat.outvars)
 
 

@@ -67,17 +67,18 @@ FRAMES_PER_VALUE = 8
 
 # --- sums ---
 
-# Bits of a floating-point dtype up to which a long sum loses digits that users miss. A sum of thousands of values, one after
-# the other, loses two: of the seven of float32, or the sixteen of float64. `benchmarks/products.py --parts digits`.
-FEW_DIGITS_BITS = 32
+# Bits of the widest floating-point dtype that counts as low precision, where a long sum loses digits that users miss: adding
+# thousands of values one by one loses two, of the seven of float32 or the sixteen of float64.
+# `benchmarks/products.py --parts digits`.
+LOW_PRECISION_BITS = 32
 
 # Elements of a plane above which a sum along one axis is a product with ones. XLA's CPU backend is bad at fusing several sums
 # of one expression, but compiles a product more slowly than a sum. Not repeated by any command here.
 SMALL_SUM_ELEMENTS = 2**14
 
-# Elements of the longest sum of floats of few digits that is one product with ones; longer sums are added up in chunks of at
-# most this length. The longer the row, the more digits XLA's product loses. `benchmarks/products.py --parts digits` compares
-# the errors with those of jit.
+# Elements of the longest sum in low precision that is one product with ones; longer sums are added up in chunks of at most
+# this length. The longer the row, the more digits XLA's product loses. `benchmarks/products.py --parts digits` compares the
+# errors with those of jit.
 CHUNK_ELEMENTS = 320
 
 # Elements of which a chunk's length is a multiple: the widest vector of floats in a CPU. At N = 2483, chunks of 191, which

@@ -183,7 +183,7 @@ def test_frames_per_value():
         (jnp.int32, False),
     ],
 )
-def test_few_digits_bits(dtype, chunked):
+def test_low_precision_bits(dtype, chunked):
     n = tuning.CHUNK_ELEMENTS + 1
     found = loops(lambda a: jnp.sum(pair(a), axis=1), arrays((n,), dtype=dtype), plane_elements=n * n)
     assert bool(found) == chunked
