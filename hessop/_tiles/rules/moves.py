@@ -131,19 +131,23 @@ RULES["iota"] = Rule(lambda eqn: [], _iota)
 # --- primitives that need an axis whole ---
 
 
-def _param_axes(*names: str) -> Callable[[Any], Collection[int]]:
-    def fixed(eqn: Any) -> Collection[int]:
-        found = [eqn.params[name] for name in names if name in eqn.params]
-        return [int(a) for group in found for a in (group if isinstance(group, tuple | list) else (group,))]
+def _whole(fixed: Callable[[Any], Collection[int]]) -> Rule:
+    """The rule of a primitive that needs its `fixed` axes whole, and keeps the others as they are."""
 
-    return fixed
-
-
-def _whole_along(fixed: Callable[[Any], Collection[int]]) -> Callable[[Any], list[Follows]]:
     def follows(eqn: Any) -> list[Follows]:
         return [tuple(None if a in fixed(eqn) else f for a, f in enumerate(group)) for group in along(eqn)]
 
-    return follows
+    return Rule(follows, through, fixed)
+
+
+def _whole_along(param: str) -> Rule:
+    """The rule of a primitive that needs the axes whole which a parameter names."""
+
+    def fixed(eqn: Any) -> Collection[int]:
+        axes = eqn.params[param]
+        return [int(a) for a in (axes if isinstance(axes, tuple | list) else (axes,))]
+
+    return _whole(fixed)
 
 
 def _padded(eqn: Any) -> Collection[int]:
@@ -151,14 +155,11 @@ def _padded(eqn: Any) -> Collection[int]:
 
 
 def _pad_follows(eqn: Any) -> list[Follows]:
-    return [*_whole_along(_padded)(eqn)[:1], ()]
+    """The operand as in `_whole`; the padding value is a scalar."""
+    return [*_whole(_padded).follows(eqn)[:1], ()]
 
 
-for _names, _params in (
-    (("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), ("axis",)),
-    (("rev",), ("dimensions",)),
-    (("concatenate",), ("dimension",)),
-):
-    _fixed = _param_axes(*_params)
-    RULES.update({name: Rule(_whole_along(_fixed), through, _fixed) for name in _names})
+RULES.update(dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _whole_along("axis")))
+RULES["rev"] = _whole_along("dimensions")
+RULES["concatenate"] = _whole_along("dimension")
 RULES["pad"] = Rule(_pad_follows, through, _padded)
