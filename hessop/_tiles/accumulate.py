@@ -157,7 +157,7 @@ def _dot_over(eqn: Any) -> list[Axes]:
 
 
 def _dot_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
-    # On both sides: zero times an infinite entry on the other would be NaN.
+    # Mask both: a zero of one times an infinite entry of the other would be NaN.
     parts = [only_new(tools.cells, p, axis, part.new, 0) for p, axis in zip(ins, part.over, strict=True)]
     (product,) = bind(eqn, [tools.cells.join(p) for p in parts])
     return _compensated(state, product)

@@ -14,12 +14,11 @@ from jax import Array, lax
 
 from hessop._equations.cost import work_of
 from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes, variables
-from hessop._equations.primitives import COMPARISONS, LOGIC
+from hessop._equations.primitives import COMPARISONS, ELEMENTWISE, LOGIC
 from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Part, State
 from hessop._tiles.options import Options
 from hessop._tiles.reader import Reader
-from hessop._tiles.rules.elementwise import ELEMENTWISE
 from hessop._tiles.rules.sums import is_low_precision
 from hessop._tiles.rules.table import RULES
 from hessop._tiles.schedule import Loop, Place, Schedule

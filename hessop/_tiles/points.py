@@ -14,8 +14,8 @@ from jax import Array, lax
 from jax.extend import core as jex
 
 from hessop._equations.flat import bind
+from hessop._equations.primitives import ELEMENTWISE
 from hessop._tiles.planes import common_shape
-from hessop._tiles.rules.elementwise import ELEMENTWISE
 from hessop._tiles.rules.moves import unit_pairs
 from hessop._tiles.rules.table import RULES
 

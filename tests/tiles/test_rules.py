@@ -113,7 +113,7 @@ FLOATS = {
     "negative and inner padding": (lambda a: jnp.sum(lax.pad(pair(a), a[0], ((-1, 2, 1), (0, 0, 0))), axis=1), X),
     "padded by a result": (lambda a: jnp.sum(lax.pad(pair(a) ** 2, jnp.max(pair(a)), ((1, 2, 0), (0, 0, 0))), axis=1), X),
     "stack": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=-1), axis=1), X),
-    "stack along the first axis": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=0), axis=1), X),
+    "stack along axis 0": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=0), axis=1), X),
     "n x n outputs": (lambda a: (pair(a), a, jnp.sum(pair(a), axis=0), pair(a)), X),
     "numbers are outputs": (lambda a: (jnp.sum(pair(a), axis=1), 1.0, 3, True), X),
     "a power of an embedding": (lambda y: jnp.sum(jnp.sqrt(jnp.sum(jnp.exp(-jnp.sum(pair(y) ** 2, -1)), axis=1))), Y),
@@ -165,7 +165,7 @@ def check(case, tile, planes):
 # fmt: off
 SLOW = {
     "parts of complex", "angle", "special functions", "logsumexp", "attention", "diagonal of a sum", "columns", "rows",
-    "triangles", "batched product", "triples of one axis", "many planes", "repeat all", "roll", "stack along the first axis", "bits",
+    "triangles", "batched product", "triples of one axis", "many planes", "repeat all", "roll", "stack along axis 0", "bits",
     "chain of products", "self pairs masked", "no rule: random", "no rule: fft", "no rule: branch",
     "no rule: convolution", "no rule: determinant", "no rule: top_k", "unsigned and", "extremes",
 }

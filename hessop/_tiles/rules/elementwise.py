@@ -67,7 +67,7 @@ def _cell(cells: Cells, eqn: Any, ins: list[Cell]) -> Cell:
 
 
 def _keeps_sign(eqn: Any) -> bool:
-    """Whether a conversion is one between floating-point types."""
+    """Whether a conversion is one between floating-point or complex types."""
     kinds = (eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype)
     return all(jnp.issubdtype(kind, jnp.inexact) for kind in kinds)
 
