@@ -124,8 +124,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run("mm", _products, leaves))
-        tiled, consts = found
-        return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
+        return self._like_x(self._run(("mm", found), functools.partial(_tiled_products, found), leaves))
 
     @method
     def materialize(
@@ -350,9 +349,9 @@ def _tiled_product(*of_point: Any) -> list[Array]:
 
 
 def _tiled_products(
-    tiled: Any, consts: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+    tiled: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
 ) -> list[Array]:
-    return shifted(tiled(*consts, *source, *leaves), shift, leaves)
+    return shifted(tiled(*source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

@@ -21,7 +21,7 @@ from hessop._tiles import Options, Tiled, trace_tiled
 
 # Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
 # long before memory matters, and take XLA a third of the time to compile.
-TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
+TERMS_OPTIONS = Options(threshold_elements=2**8, regroup=True)
 
 # Elements, and arrays, that terms may take to make.
 Most = tuple[float | None, int | None]
@@ -35,14 +35,12 @@ class TermsProgram(AbstractProgram):
         base: the program of the function, for its value and gradient.
         form: the terms, with shapes in the place of arrays.
         make: (own and captured arrays, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
-        made_of: what `make` takes in front of them.
         summed: whether the terms, before they were given this form, held products that have to be summed.
     """
 
     base: HessianProgram
     form: StructuredHessian
     make: Tiled
-    made_of: tuple[Any, ...]
     summed: bool
 
     def terms(self, residuals: Sequence[Array]) -> StructuredHessian:
@@ -56,7 +54,7 @@ class TermsProgram(AbstractProgram):
 
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
         """The arrays of the terms."""
-        return list(self.make(*self.made_of, *primals))
+        return list(self.make(*primals))
 
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """H t, leaf by leaf, from the terms."""
@@ -88,18 +86,16 @@ def terms_program(
     return program.memo.once(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
 
 
-def products_by_tiles(
-    program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)
-) -> tuple[Tiled, tuple[Any, ...]] | None:
-    """(consts, x leaves, args leaves, `count` tangents) -> H T, which stores no terms of the size of all pairs.
+def products_by_tiles(program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)) -> Tiled | None:
+    """(own and captured arrays, x leaves, args leaves, `count` tangents) -> H T, without storing N x N terms.
 
-    Arguments and None as for `terms_program`; with it, what it takes in front.
+    Arguments and None as for `terms_program`.
     """
     traced = traced_terms(program, limit, most)
     if traced is None:
         return None
 
-    def build() -> tuple[Tiled, tuple[Any, ...]]:
+    def build() -> Tiled:
         arrays, form = traced
         count_primals = len(program.primal.invars)
 
@@ -152,7 +148,7 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
     def from_point(*primals: Array) -> list[Any]:
         return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
-    make, made_of = trace_tiled(from_point, [shape_of(a) for a in program.input_avals], TERMS_OPTIONS)
+    make = trace_tiled(from_point, [shape_of(a) for a in program.input_avals], TERMS_OPTIONS)
     return TermsProgram(
         linear=_product(form, program.x_avals),
         x_avals=program.x_avals,
@@ -164,7 +160,6 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
         base=program,
         form=form,
         make=make,
-        made_of=tuple(made_of),
         summed=whole.has_sums(),
     )
 

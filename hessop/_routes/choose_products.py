@@ -8,7 +8,6 @@ know operators or lineax, and never computes a product.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 
@@ -106,10 +105,10 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     return plain(f"terms need {format_bytes(needed)}")
 
 
-def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> tuple[Tiled, tuple[Any, ...]] | None:
+def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> Tiled | None:
     """How `count` products at once are computed from the point: by tiles of the terms, or by `count` products (None).
 
-    Tiles take (what stands beside them, point, vectors).
+    Tiles are called with the point and the vectors.
     """
     if route == "columns" or point.layout.n == 0 or point.stored:
         return None
@@ -121,7 +120,7 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
     found = products_by_tiles(program, limit, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
         return None
-    eqns = found[0].final().eqns
+    eqns = found.final().eqns
     by_tiles = cost(eqns, work_of(eqns, tiled=True))
     return found if MARGIN_OF_TERMS * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
 
@@ -138,7 +137,7 @@ def _forms(
         terms = terms_program(program, limit, room, sums=sums, most=most)
         if terms is None:
             return found
-        make = terms.make.equations.eqns
+        make = terms.make.equations.flat.eqns
         work = work_of(make, tiled=True) + count * _stored_work(terms)
         found.append((terms, cost((*make, *terms.linear.eqns), work)))
     return sorted(found, key=lambda form: form[1].run)
@@ -178,5 +177,5 @@ def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> Peak
         lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
         return terms.memo.once("bytes", lambda: executable_bytes(lowered.compile()))
 
-    equations = terms.make.equations
+    equations = terms.make.equations.flat
     return peak_of(peak_bytes(equations, equations.invars), budget, told if compile else None)

@@ -20,7 +20,7 @@ from hessop._routes.chunks import RowMaker
 from hessop._routes.tuning import VECTORS_PER_ROW
 from hessop._routes.wanted import MATRIX, Wanted
 from hessop._structure import StructuredHessian, TooLarge, propagate
-from hessop._tiles import stored_bytes, trace_tiled
+from hessop._tiles import Tiled, trace_tiled
 
 
 def terms_of(
@@ -91,7 +91,7 @@ def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
     """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
 
     def estimate() -> int:
-        return stored_bytes(_tiled(point, wanted, limit)[0].final(), TERMS_OPTIONS)
+        return _tiled(point, wanted, limit).stored_bytes()
 
     return point.program.memo.once(("structure estimate", wanted, point.stored, limit), estimate)
 
@@ -108,8 +108,8 @@ def terms_by_rows(limit: int | None) -> RowMaker:
                 return [terms_of(point, residuals, limit).rows(start, chunk)]
 
             shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
-            tiled, consts = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, memory=limit))
-            (found,) = tiled(*consts, start, *source)
+            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit))
+            (found,) = tiled(start, *source)
             if shift is None:
                 return found
             row = lax.iota(start.dtype, chunk)
@@ -128,11 +128,11 @@ def _fixed(point: Point) -> int:
     return _per_row(point) + point.source_bytes
 
 
-def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
-    """As `_whole`, to be evaluated by tiles; and the constants that it takes in front."""
+def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Tiled:
+    """As `_whole`, evaluated by tiles."""
     stored = point.stored
 
-    def build() -> Any:
+    def build() -> Tiled:
         return trace_tiled(_whole(point, wanted, limit), shapes_of(point, stored), TERMS_OPTIONS)
 
     return point.program.memo.once(("structure by tiles", wanted, stored, limit), build)
@@ -163,10 +163,10 @@ def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool)
     program, layout, stored = point.program, point.layout, point.stored
 
     def build() -> Any:
-        evaluate, consts = _tiled(point, wanted, limit) if tiled else (_whole(point, wanted, limit), ())
+        evaluate = _tiled(point, wanted, limit) if tiled else _whole(point, wanted, limit)
 
         def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
-            found, *seen = evaluate(*consts, *source)
+            found, *seen = evaluate(*source)
             return found if shift is None else wanted.shifted(found, shift, layout), tuple(seen) or None
 
         return jax.jit(run)

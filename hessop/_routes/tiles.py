@@ -14,7 +14,7 @@ from jax import Array
 from hessop._equations.flat import shape_of
 from hessop._program.program import HessianProgram
 from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
-from hessop._tiles import Options, Tiled, schedule_of, trace_tiled
+from hessop._tiles import Options, Tiled, trace_tiled
 
 _OPTIONS = Options()
 
@@ -76,9 +76,9 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
     """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
-    tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
-    assert not consts
-    plan = schedule_of(tiled.final(), _OPTIONS)
+    tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    assert not tiled.constants
+    plan = tiled.schedule()
     return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
 
 
