@@ -34,7 +34,7 @@ from hessop._structure.algebra.terms import (
 
 
 def densified(
-    algebra: Algebra, eqn: Any, ins: Sequence[Any], shapes: Sequence[tuple[int, ...]], limit: int | None
+    algebra: Algebra, eqn: Any, ins: Sequence[Any], shapes: Sequence[tuple[int, ...]], limit_bytes: int | None
 ) -> list[Any]:
     """The outputs of one equation by running it on basis vectors.
 
@@ -43,7 +43,7 @@ def densified(
         eqn: the equation.
         ins: its inputs, tangents or arrays.
         shapes: shape of each leaf of x.
-        limit: bytes for its tangents at once, or None.
+        limit_bytes: bytes for its tangents at once, or None.
 
     Returns:
         A tangent per output; an array for an output that is no floating-point number and so cannot depend on x linearly.
@@ -68,7 +68,7 @@ def densified(
             return lax.map(lambda row: one(*row), tuple(rows))
 
     total = sum(sizes)
-    chunk = _chunk(eqn, tangents, total, limit)
+    chunk = _chunk(eqn, tangents, total, limit_bytes)
     if chunk == total:
         outputs = run([_all_rows(algebra, v, leaves, sizes) for v in tangents])
     else:
@@ -84,11 +84,11 @@ def _zero(y: Array) -> Tangent:
     return Tangent((), y.shape, y.dtype)
 
 
-def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit: int | None) -> int:
+def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit_bytes: int | None) -> int:
     """Basis vectors at a time."""
     inside = sum(math.prod(v.shape) * v.dtype.itemsize for v in tangents)
     row = inside + sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
-    return total if limit is None or row * total <= limit else max(1, limit // max(row, 1))
+    return total if limit_bytes is None or row * total <= limit_bytes else max(1, limit_bytes // max(row, 1))
 
 
 def _all_rows(algebra: Algebra, v: Tangent, leaves: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -102,7 +102,7 @@ def _all_rows(algebra: Algebra, v: Tangent, leaves: Sequence[int], sizes: Sequen
 
 def _some_rows(v: Tangent, leaves: Sequence[int], sizes: Sequence[int], rows: Array) -> Array:
     """Rows of a tangent at traced numbers. The arithmetic is of its own: its results must not leave the loop."""
-    algebra = Algebra(eager=0)
+    algebra = Algebra(eager_elements=0)
     along = Id(rows.size)
     terms = []
     offset = 0

@@ -22,6 +22,7 @@ from jax import Array, lax
 from hessop._base.layout import Layout
 from hessop._equations.cost import matrix_product_work, work_of
 from hessop._equations.flat import open_jaxpr
+from hessop._structure import tuning
 from hessop._structure.algebra.assemble import assemble
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.merge import merge
@@ -97,7 +98,7 @@ class StructuredHessian(eqx.Module):
         return [(i, t) for i in range(len(self.leaves)) for t in self._rows(i)]
 
     def _algebra(self) -> Algebra:
-        return Algebra(eager=0)
+        return Algebra(eager_elements=0)
 
     # --- entries ---
 
@@ -216,14 +217,14 @@ class StructuredHessian(eqx.Module):
 
     # --- products ---
 
-    def for_products(self, room: int, *, sums: bool) -> "StructuredHessian":
+    def for_products(self, limit_bytes: int, *, sums: bool) -> "StructuredHessian":
         """The same Hessian in the form whose products with vectors take least.
 
         Where a product of the terms of two leaves takes as long as one of their block of the matrix (all pairs need two
-        passes over the pairs), they are made that block, unless it has more than `room` bytes.
+        passes over the pairs), they are made that block, unless it has more than `limit_bytes` bytes.
 
         Args:
-            room: bytes that a block may have.
+            limit_bytes: bytes that a block may have.
             sums: whether terms that have to be summed first are made part of it, which may take many products' time.
         """
         rows: list[list[Term]] = [[] for _ in self.leaves]
@@ -232,7 +233,7 @@ class StructuredHessian(eqx.Module):
                 terms = [t for t in self._rows(i) if t.leaf == j]
                 shape = (self._layout.sizes[i], columns)
                 outside, inside = ([], terms) if sums else parted(terms, is_summed)
-                if inside and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, inside, shape):
+                if inside and math.prod(shape) * leaf.dtype.itemsize <= limit_bytes and self._costs_a_matrix(i, inside, shape):
                     rows[i].append(_matrix(self._assembled(i, j, inside), j))
                     terms = outside
                 rows[i] += terms
@@ -269,7 +270,7 @@ class StructuredHessian(eqx.Module):
         return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]), by_tiles=True)
 
     def _times(self, vectors: Sequence[Array], count: tuple[int, ...], *, by_tiles: bool = False) -> list[Array]:
-        algebra = Algebra(eager=0, by_tiles=by_tiles)
+        algebra = Algebra(eager_elements=0, by_tiles=by_tiles)
         counted = tuple(identity(k) for k in count)
         out = []
         for i, leaf in enumerate(self.leaves):
@@ -305,7 +306,7 @@ def _digits(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
     for n in shape:
         size *= n
     candidates = [tuple(n for n in shape if n > 1)] if len(shape) > 1 else []
-    inner = {s for e in exprs for _, s in e.parts if 1 < s <= 4 and size % s == 0}
+    inner = {s for e in exprs for _, s in e.parts if 1 < s <= tuning.SHORT_AXIS and size % s == 0}
     candidates += [(size // s, s) for s in sorted(inner, reverse=True)]
     for sizes in candidates:
         if sizes and all(divides(e, sizes) for e in exprs):

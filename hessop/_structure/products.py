@@ -15,13 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hessop._structure import tuning
 from hessop._structure.algebra.assemble import is_box
-from hessop._structure.algebra.factors import SMALL, Algebra, aligned
+from hessop._structure.algebra.factors import Algebra, aligned
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import Expr, Factor, Id, Product, Term, extent, factor_ids, union
-
-# Up to so many factors all orders of contraction are compared.
-_FEW = 6
 
 
 def times_vector(algebra: Algebra, term: Term, vector: Array, axes: Sequence[Expr], rows: int, dtype: Any) -> Term:
@@ -76,7 +74,11 @@ def is_summed(term: Term, product: Product) -> bool:
 def fills(term: Term, product: Product, sizes: Sequence[int]) -> bool:
     """Whether a product is a matrix: one broadcast expression with a factor of about as many elements."""
     largest = max((extent(f.ids) for f in product.factors), default=1)
-    return largest * SMALL**2 >= math.prod(sizes) and not is_summed(term, product) and is_box(term, sizes)
+    return (
+        largest * tuning.MATRIX_ELEMENTS_PER_FACTOR_ELEMENT >= math.prod(sizes)
+        and not is_summed(term, product)
+        and is_box(term, sizes)
+    )
 
 
 def contract_in_order(algebra: Algebra, factors: Sequence[Factor], keep: Collection[Id]) -> Factor:
@@ -97,7 +99,9 @@ def _order(factors: Sequence[Factor], keep: Collection[Id]) -> Sequence[tuple[in
     numbers = {i: k for k, i in enumerate(factor_ids(factors))}
     operands: list[Any] = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
     out = [k for i, k in numbers.items() if i in keep]
-    return jnp.einsum_path(*operands, out, optimize="optimal" if len(factors) <= _FEW else "greedy")[0]
+    return jnp.einsum_path(
+        *operands, out, optimize="optimal" if len(factors) <= tuning.MAX_OPTIMAL_FACTORS_AND_VECTOR else "greedy"
+    )[0]
 
 
 def _two(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]) -> Factor:
@@ -113,9 +117,9 @@ def _two(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]) -> Factor
         return algebra.multiply([a, b])
     if algebra.by_tiles:
         return _matrix_product(algebra, a, b, keep)
-    if batch and extent(summed) <= SMALL:
+    if batch and extent(summed) <= tuning.SHORT_AXIS:
         return algebra.add([(1.0, both) for both in _unrolled(algebra, a, b, summed)])[1]
-    if batch and extent(batch) <= SMALL:
+    if batch and extent(batch) <= tuning.SHORT_AXIS:
         parts = [_matrix_product(algebra, *both, keep) for both in _unrolled(algebra, a, b, batch)]
         ids, sizes = parts[0].ids, [i.size for i in (*batch, *parts[0].ids)]
         planes = [aligned(f, ids) for f in parts]

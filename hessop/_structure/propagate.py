@@ -15,7 +15,8 @@ from jax import Array
 
 from hessop._equations.flat import Equations, bind, flatten_jaxpr
 from hessop._equations.interpret import interpret
-from hessop._structure.algebra.collapse import MAX_TERMS, collapse
+from hessop._structure import tuning
+from hessop._structure.algebra.collapse import collapse
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.restack import restack
@@ -31,11 +32,11 @@ def propagate(
     residuals: Sequence[Array],
     n_x: int,
     *,
-    limit: int | None = None,
-    most: float | None = None,
-    results: int | None = None,
+    limit_bytes: int | None = None,
+    limit_elements: float | None = None,
+    limit_results: int | None = None,
     lazy: bool = False,
-    few: bool = False,
+    few_entries: bool = False,
 ) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
 
@@ -43,25 +44,30 @@ def propagate(
         linear: equations from (*residuals, *tangents) to H t, linear in the tangents.
         residuals: values of all invars but the last `n_x`; arrays or tracers.
         n_x: number of tangents, one for each leaf of x.
-        limit: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
-        most: number of elements that the rules may make in all; None for no limit.
-        results: number of arrays that they may make in all; None for no limit.
+        limit_bytes: bytes that the dense intermediate of an equation without a rule may take at once; None for no limit.
+        limit_elements: number of elements that the rules may make in all; None for no limit.
+        limit_results: number of arrays that they may make in all; None for no limit.
         lazy: products of matrices stay products, as vectors want them; otherwise they are made where entries want them.
-        few: likewise, as few entries want them: those of the diagonal, or of blocks on it.
+        few_entries: likewise, as few entries want them: those of the diagonal, or of blocks on it.
 
     Returns:
         The Hessian as a sum of terms.
 
     Raises:
-        TooLarge: it would take more than `most` elements or `results` arrays.
+        TooLarge: it would take more than `limit_elements` elements or `limit_results` arrays.
     """
     count = len(linear.invars) - n_x
     leaves = [Leaf(tuple(v.aval.shape), v.aval.dtype) for v in linear.invars[count:]]
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
-    algebra = Algebra(0 if lazy or few else _eager(n, sum(v.size for v in values)), most, results, few=few)
+    algebra = Algebra(
+        0 if lazy or few_entries else _eager(n, sum(v.size for v in values)),
+        limit_elements,
+        limit_results,
+        few_entries=few_entries,
+    )
     starts = [start(leaf, k) for k, leaf in enumerate(leaves)]
-    run = _Run(algebra, leaves, limit)
+    run = _Run(algebra, leaves, limit_bytes)
     outputs = run(linear, [*values, *starts])
     tangents = [_as_tangent(v, leaf) for v, leaf in zip(outputs, leaves, strict=True)]
     return structured(tangents, leaves, run.fallbacks)
@@ -70,10 +76,10 @@ def propagate(
 class _Run:
     """The interpreter: equations on tangents and arrays."""
 
-    def __init__(self, algebra: Algebra, leaves: Sequence[Leaf], limit: int | None):
+    def __init__(self, algebra: Algebra, leaves: Sequence[Leaf], limit_bytes: int | None):
         self.algebra = algebra
         self.leaves = leaves
-        self.limit = limit
+        self.limit_bytes = limit_bytes
         self.fallbacks: list[str] = []
 
     def __call__(self, equations: Equations, values: Sequence[Any]) -> list[Any]:
@@ -99,7 +105,7 @@ class _Run:
             except NoRule:
                 pass
         self.fallbacks.append(eqn.primitive.name)
-        return densified(self.algebra, eqn, ins, [leaf.shape for leaf in self.leaves], self.limit)
+        return densified(self.algebra, eqn, ins, [leaf.shape for leaf in self.leaves], self.limit_bytes)
 
     def branches(self, algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
         """A conditional: the terms of every branch, each zero unless its branch is taken."""
@@ -119,7 +125,7 @@ def _compact(algebra: Algebra, value: Tangent, leaves: Sequence[Leaf]) -> Tangen
     """The same tangent in as few terms as can be."""
     shapes = [leaf.shape for leaf in leaves]
     value = restack(algebra, value, shapes)
-    return value if len(value.terms) <= MAX_TERMS else collapse(algebra, value, [math.prod(s) for s in shapes])
+    return value if len(value.terms) <= tuning.MAX_TERMS else collapse(algebra, value, [math.prod(s) for s in shapes])
 
 
 def start(leaf: Leaf, number: int) -> Tangent:
@@ -134,7 +140,7 @@ def start(leaf: Leaf, number: int) -> Tangent:
 
 def _eager(n: int, stored: int) -> int:
     """Elements up to which products are multiplied out: a matrix, unless that dwarfs what there is to multiply."""
-    return min(n * n, 16 * (stored + n) + 2**16)
+    return min(n * n, tuning.EAGER_PER_STORED * (stored + n) + tuning.EAGER_LEAST_ELEMENTS)
 
 
 def _as_tangent(value: Any, leaf: Leaf) -> Tangent:

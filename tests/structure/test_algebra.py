@@ -12,7 +12,7 @@ from tests.structure.support import DTYPE, TOLERANCE
 
 @pytest.fixture
 def algebra():
-    return Algebra(eager=10**6)
+    return Algebra(eager_elements=10**6)
 
 
 def array(*shape, seed=0):
@@ -73,7 +73,7 @@ def test_like_terms_add_up_and_cancel(algebra):
 
 
 def test_a_summed_id_steps_aside_for_a_new_name():
-    lazy = Algebra(eager=0)
+    lazy = Algebra(eager_elements=0)
     i, j, k = Id(6), Id(6), Id(6)
     p, q = array(6, 6), array(6, 6, seed=1)
 

@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 @pytest.fixture
 def algebra():
-    return Algebra(eager=10**6)
+    return Algebra(eager_elements=10**6)
 
 
 def array(*shape, seed=0):

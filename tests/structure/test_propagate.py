@@ -192,7 +192,7 @@ def test_size_of_the_program_does_not_depend_on_the_number_of_particles(fn, read
 def test_fallback_in_chunks(limit):
     x = {"a": points(4), "s": jnp.asarray(0.7, DTYPE)}
     fn = lambda x: scan(x["a"] * x["s"])
-    terms = jax.jit(terms_of(fn, x, limit=limit))(x)
+    terms = jax.jit(terms_of(fn, x, limit_bytes=limit))(x)
     assert "scan" in terms.fallbacks
     assert_close(terms.dense(), reference(fn, x))
 

@@ -18,7 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop._structure.algebra.factors import SMALL, Algebra, scaled
+from hessop._structure import tuning
+from hessop._structure.algebra.factors import Algebra, scaled
 from hessop._structure.algebra.terms import (
     Expr,
     Factor,
@@ -32,10 +33,6 @@ from hessop._structure.algebra.terms import (
     lattice,
     single_id,
 )
-
-_MAX_UNROLLED = 27
-# Elements of updates up to which copying them, to scatter them with others, is worth a kernel less to compile (see _price).
-_FEW_UPDATES = 2**17
 
 
 def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtype: Any) -> Array:
@@ -54,7 +51,7 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
     for (p, q), group in diagonals.items():
         fewer = [n for k, n in enumerate(sizes) if k != q]
         blocks = assemble(algebra, [t.with_axis(q) for t in group], fewer, dtype)
-        if sizes[p] <= SMALL:
+        if sizes[p] <= tuning.SHORT_AXIS:
             pieces.append(_where_equal(jnp.expand_dims(blocks, q), sizes, p, q))
         else:
             updates.append(_on_diagonal(blocks, p, q))
@@ -127,14 +124,14 @@ def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
     first: dict[Id, int] = {}
     for k, (e, n) in enumerate(zip(term.axes, sizes, strict=True)):
         i = single_id(e, n)
-        if i is not None and i.size <= SMALL and first.setdefault(i, k) != k:
+        if i is not None and i.size <= tuning.SHORT_AXIS and first.setdefault(i, k) != k:
             axes[k] = identity(n)
             equal.append((first[i], k))
     if _runs_apart(axes):
         return _Box(tuple(axes), tuple(equal), ())
-    short = tuple(i for i in term.ids if i.size <= SMALL)
+    short = tuple(i for i in term.ids if i.size <= tuning.SHORT_AXIS)
     flat = all(isinstance(atom, Id) for e in term.axes for atom, _ in e.parts)
-    if flat and extent(short) <= _MAX_UNROLLED and _runs_apart([_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]):
+    if flat and extent(short) <= tuning.MAX_UNROLLED and _runs_apart([_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]):
         return _Box(term.axes, (), short)
     return None
 
@@ -244,7 +241,11 @@ def _together(updates: Sequence[_Update]) -> list[_Update]:
     """Updates of the same axes as one, where there are few: a scatter is a loop that takes long to compile."""
     groups: dict[Any, list[_Update]] = {}
     for k, u in enumerate(updates):
-        few = u.index.ndim == 2 and u.values.size <= _FEW_UPDATES and all(n <= SMALL for n in u.window)
+        few = (
+            u.index.ndim == 2
+            and u.values.size <= tuning.JOINED_UPDATE_ELEMENTS
+            and all(n <= tuning.SHORT_AXIS for n in u.window)
+        )
         groups.setdefault((u.axes, u.window) if few else k, []).append(u)
     return [group[0] if len(group) == 1 else _joined(group) for group in groups.values()]
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from hessop._structure import tuning
 from hessop._structure.algebra.assemble import assemble, spread, values
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.terms import (
@@ -25,8 +26,6 @@ from hessop._structure.algebra.terms import (
     identity,
 )
 
-MAX_TERMS = 32
-
 
 def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangent:
     """The same tangent with one term for each leaf of x; `sizes` are those of the leaves."""
@@ -38,7 +37,7 @@ def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangen
             continue
         shape = (*tangent.shape, size)
         entries = sum(extent(t.ids) for t in group)
-        dense = 4 * entries >= extent(map(Id, shape))
+        dense = tuning.DENSE_ELEMENTS_PER_ENTRY * entries >= extent(map(Id, shape))
         terms.append(_dense(algebra, group, shape) if dense else _listed(algebra, group, shape))
     return Tangent(tuple(terms), tangent.shape, tangent.dtype)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hessop._structure import tuning
 from hessop._structure.algebra.terms import (
     Expr,
     Factor,
@@ -27,10 +28,6 @@ from hessop._structure.algebra.terms import (
     union,
 )
 
-# An axis this short is better unrolled into planes: XLA's loops over it cost more than the work.
-SMALL = 4
-_MAX_PLANES = 16
-
 
 class TooLarge(Exception):
     """More was made than allowed. It never leaves hessop."""
@@ -40,26 +37,26 @@ class Algebra:
     """The arithmetic of one propagation.
 
     Attributes:
-        eager: number of elements up to which a product may be multiplied out although it grows.
-        most: number of elements that may be made in all; None for no limit.
-        results: number of results that may be made in all; None for no limit.
-        few: whether few entries are wanted in the end, so that no product of matrices is carried out before they are picked.
+        eager_elements: number of elements up to which a product may be multiplied out although it grows.
+        limit_elements: number of elements that may be made in all; None for no limit.
+        limit_results: number of results that may be made in all; None for no limit.
+        few_entries: whether few entries are wanted in the end, so that matrix products wait until these are picked.
         by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
     """
 
     def __init__(
         self,
-        eager: int,
-        most: float | None = None,
-        results: int | None = None,
+        eager_elements: int,
+        limit_elements: float | None = None,
+        limit_results: int | None = None,
         *,
-        few: bool = False,
+        few_entries: bool = False,
         by_tiles: bool = False,
     ):
-        self.eager = eager
-        self.few = few
-        self.most = most
-        self.results = results
+        self.eager_elements = eager_elements
+        self.few_entries = few_entries
+        self.limit_elements = limit_elements
+        self.limit_results = limit_results
         self.by_tiles = by_tiles
         self._made = 0
         self._serials: dict[int, int] = {}
@@ -81,9 +78,9 @@ class Algebra:
         if key not in self._memo:
             self._memo[key] = made = make()
             self._made += sum(getattr(a, "size", 0) for a in (made if isinstance(made, tuple) else (made,)))
-            if self.most is not None and self._made > self.most:
+            if self.limit_elements is not None and self._made > self.limit_elements:
                 raise TooLarge
-            if self.results is not None and len(self._memo) > self.results:
+            if self.limit_results is not None and len(self._memo) > self.limit_results:
                 raise TooLarge
         return self._memo[key]
 
@@ -94,7 +91,7 @@ class Algebra:
             ids: of the blocks.
             largest: number of elements of the largest array that they are made of.
         """
-        return sum(i.size > SMALL for i in ids) <= 1 and extent(ids) <= SMALL**2 * largest
+        return sum(i.size > tuning.SHORT_AXIS for i in ids) <= 1 and extent(ids) <= tuning.BLOCK_ELEMENTS * largest
 
     def numbered(self, exprs: Sequence[Expr]) -> tuple[Hashable, tuple[Id, ...], list[Any]]:
         """The form of expressions with ids numbered in order of appearance; those ids; the arrays looked up in."""
@@ -324,12 +321,12 @@ def _positions(e: Expr, ids: Sequence[Id]) -> Array:
 
 def _plane_ids(factors: Sequence[Factor], out: tuple[Id, ...]) -> tuple[Id, ...]:
     """The short ids to unroll before a sum of a product that is elementwise but for them."""
-    small = tuple(i for i in out if i.size <= SMALL)
+    small = tuple(i for i in out if i.size <= tuning.SHORT_AXIS)
     large = [extent(i for i in f.ids if i not in small) for f in factors]
     ids = [i for i in factor_ids(factors) if i not in small]
-    elementwise = extent(ids) <= max(large) and all(i.size > SMALL or i in out for i in ids)
-    worth = max(large) > _MAX_PLANES * extent(small)
-    return small if len(factors) > 1 and elementwise and worth and 1 < extent(small) <= _MAX_PLANES else ()
+    elementwise = extent(ids) <= max(large) and all(i.size > tuning.SHORT_AXIS or i in out for i in ids)
+    worth = max(large) > tuning.PLANE_ELEMENTS_PER_PLANE * extent(small)
+    return small if len(factors) > 1 and elementwise and worth and 1 < extent(small) <= tuning.MAX_PLANES else ()
 
 
 def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
@@ -342,6 +339,6 @@ def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
     return jnp.einsum(
         *operands,
         [numbers[i] for i in out],
-        optimize="optimal" if len(factors) < 6 else "greedy",
+        optimize="optimal" if len(factors) <= tuning.MAX_OPTIMAL_FACTORS else "greedy",
         precision=lax.Precision.HIGHEST,
     )

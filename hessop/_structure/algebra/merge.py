@@ -1,7 +1,7 @@
 """Keep a sum of terms small: contract what is summed, multiply what does not grow, add up like terms.
 
 A term's products stay lazy (an outer product is kept as its factors) for as long as multiplying them out would need more
-room than the factors or than `algebra.eager`.
+room than the factors or than `algebra.eager_elements`.
 
 Depends on terms and the algebra. Must never know primitives or jaxprs.
 """
@@ -9,6 +9,7 @@ Depends on terms and the algebra. Must never know primitives or jaxprs.
 import itertools
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
+from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.terms import (
     Expr,
@@ -21,10 +22,6 @@ from hessop._structure.algebra.terms import (
     extent,
     factor_ids,
 )
-
-# Beyond these a term is multiplied out: more factors or products cost more at every later step than they save.
-_MAX_FACTORS = 5
-_MAX_PRODUCTS = 6
 
 
 def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -70,8 +67,8 @@ def tidy(algebra: Algebra, term: Term) -> Term:
     products = [tidy_product(algebra, p, placed) for p in term.products if p.coef != 0]
     products = _add_up(algebra, products, placed)
     factors = [f for p in products for f in p.factors]
-    room = max([algebra.eager, *(extent(f.ids) for f in factors)])
-    if len(products) > _MAX_PRODUCTS and extent(i for i in factor_ids(factors) if i in placed) <= room:
+    room = max([algebra.eager_elements, *(extent(f.ids) for f in factors)])
+    if len(products) > tuning.MAX_PRODUCTS and extent(i for i in factor_ids(factors) if i in placed) <= room:
         entries = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in products]
         coef, total = algebra.add(entries)
         products = [Product(coef, (total,))]
@@ -88,7 +85,7 @@ def tidy_product(algebra: Algebra, product: Product, placed: Collection[Id]) -> 
     for f in factors:
         by_ids.setdefault(frozenset(f.ids), []).append(f)
     factors = [algebra.multiply(group) for group in by_ids.values()]
-    while len(factors) > _MAX_FACTORS:
+    while len(factors) > tuning.MAX_FACTORS:
         pairs = itertools.combinations(range(len(factors)), 2)
         a, b = min(pairs, key=lambda p: extent(factor_ids([factors[p[0]], factors[p[1]]])))
         together = algebra.multiply([factors[a], factors[b]])
@@ -107,9 +104,11 @@ def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection
         inside = [factors[k] for k in sorted(group)]
         result = [i for i in factor_ids(inside) if i in placed]
         largest = max(extent(f.ids) for f in inside)
-        grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
+        grows = extent(result) > max(largest, algebra.eager_elements) or (
+            algebra.few_entries and extent(factor_ids(inside)) > largest
+        )
         grows = grows and not algebra.is_list(factor_ids(inside), largest)
-        if grows and len(inside) <= _MAX_FACTORS:
+        if grows and len(inside) <= tuning.MAX_FACTORS:
             waiting.update(factor_ids(inside))
             continue
         outside = [f for k, f in enumerate(factors) if k not in group]

@@ -13,7 +13,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hessop._structure.algebra.factors import SMALL, Algebra, aligned
+from hessop._structure import tuning
+from hessop._structure.algebra.factors import Algebra, aligned
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import (
@@ -331,7 +332,7 @@ def fuse(algebra: Algebra, term: Term, axis: int) -> Term:
     axes = [in_expr(e) for e in term.axes]
     touched = [f for p in term.products for f in p.factors if own & set(f.ids)]
     # A factor without some of the ids has to repeat its entries along them: only short ones are worth that.
-    if None in axes or any(i.size > SMALL for f in touched for i in own - set(f.ids)):
+    if None in axes or any(i.size > tuning.SHORT_AXIS for f in touched for i in own - set(f.ids)):
         return term
 
     def in_factor(f: Factor) -> Factor:

@@ -10,7 +10,8 @@ import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
 
-from hessop._structure.algebra.factors import SMALL, Algebra
+from hessop._structure import tuning
+from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.merge import common, merge, rename
 from hessop._structure.algebra.terms import (
     Expr,
@@ -94,9 +95,9 @@ def _digits(
 
 def _candidates(e: Expr, dims: Sequence[int]) -> list[Digit]:
     """Short axes of an array of that shape, and the one that evenly spaced parts leave free."""
-    digits = [(s, n) for s, n in zip(row_major(dims), dims, strict=True) if 1 < n <= SMALL]
+    digits = [(s, n) for s, n in zip(row_major(dims), dims, strict=True) if 1 < n <= tuning.SHORT_AXIS]
     space = math.gcd(*(s for _, s in e.parts)) if e.parts else 0
-    if 1 < space <= SMALL and (1, space) not in digits and math.prod(dims) % space == 0:
+    if 1 < space <= tuning.SHORT_AXIS and (1, space) not in digits and math.prod(dims) % space == 0:
         digits.append((1, space))
     return digits
 
@@ -153,7 +154,7 @@ def _stacked_product(algebra: Algebra, terms: dict[int, Term], along: Id) -> Pro
         factors = [f for t in terms.values() for p in t.products for f in p.factors]
         largest = max((extent(f.ids) for f in factors), default=1)
         held = [i for i in factor_ids(factors) if i in placed]
-        grows = extent(held) > max(largest, algebra.eager // along.size)
+        grows = extent(held) > max(largest, algebra.eager_elements // along.size)
         if grows and not algebra.is_list((along, *held), largest):
             return None
         entries = {v: _total(algebra, t, placed) for v, t in terms.items()}
