@@ -87,9 +87,11 @@ class StructuredHessian(eqx.Module):
         return Layout(self.leaves)
 
     def _rows(self, i: int) -> list[Term]:
+        """The terms whose rows are those of leaf i."""
         return [unpack(p, self.arrays) for p in self.packed[i]]
 
     def _all(self) -> list[tuple[int, Term]]:
+        """(leaf of the rows, term) for all terms."""
         return [(i, t) for i in range(len(self.leaves)) for t in self._rows(i)]
 
     # --- entries ---
@@ -172,7 +174,7 @@ class StructuredHessian(eqx.Module):
         opened, _ = self._opened(algebra, i, i, terms, sizes, sizes)
         found = []
         for term in opened:
-            for k in reversed(range(len(sizes))):  # axis k of the rows is axis k of the columns, which is k + 1 further on
+            for k in reversed(range(len(sizes))):  # axes 0 to k are rows, so that axis k of the columns is k + 1 + k
                 term = restrict(algebra, term, k, term.axes[2 * k + 1])
             found.append(join(term, 0, sizes))
         return found
@@ -195,7 +197,7 @@ class StructuredHessian(eqx.Module):
             for term in self._rows(i):
                 if term.leaf == i:
                     term = split(algebra, split(algebra, term, 1, (size // k, k)), 0, (size // k, k))
-                    term = restrict(algebra, term, 0, term.axes[2])  # row in block, block, column in block
+                    term = restrict(algebra, term, 0, term.axes[2])  # leaves (row in block, block, column in block)
                     found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
             out.append(assemble(algebra, merge(algebra, found), (size // k, k, k), self.leaves[i].dtype))
         return out

@@ -16,8 +16,8 @@ Depends on nothing. Must never hold a number of another engine: prices are in `h
 # a factor is repeated (`moves.fuse`), and those whose diagonal is a mask rather than a scatter (`assemble`).
 SHORT_AXIS = 4
 
-# Elements of a block of two short axes. Entries of a list (bonds, neighbours) may grow into such blocks: there are as many of
-# them as there are entries, whereas the products of all pairs are not bounded by anything stored. Chosen.
+# Elements of a block of two short axes. Each entry of a list (bonds, neighbours) may grow into such a block: there are no more of
+# them than entries, whereas products of all pairs may be far larger than anything stored. Chosen.
 BLOCK_ELEMENTS = SHORT_AXIS**2
 
 # Planes. A sum is written out over its short ids only into this many. Chosen: two short axes.
@@ -25,20 +25,20 @@ MAX_PLANES = SHORT_AXIS**2
 # Elements of a plane, for each plane. Smaller planes cost more in kernels than they save in loops. Chosen.
 PLANE_ELEMENTS_PER_PLANE = 16
 
-# Positions of the ids that a term is assembled over one at a time, so that what is left of it runs evenly along each axis.
+# Combinations of short ids that a term is assembled for one after the other, where the remaining ids are then evenly spaced.
 # Chosen: three axes of coordinates.
 MAX_UNROLLED = 3**3
 
 # --- multiplying out ---
 
-# Elements that a product may be multiplied out to although it grows: min(n * n, 16 * (stored + n) + 2**16), for a matrix of
-# n rows and residuals of `stored` elements. The matrix itself is made if it is wanted, unless it dwarfs what it is made from;
-# the last summand lets small functions have theirs. Chosen.
+# Elements that a product may be multiplied out to although it grows: min(n * n, 16 * (stored + n) + 2**16), for a matrix with
+# n rows and residuals of `stored` elements. A matrix is made where a matrix is wanted, unless it is far larger than its inputs;
+# the constant is for small functions, whose matrix is cheap in any case. Chosen.
 EAGER_PER_STORED = 16
 EAGER_LEAST_ELEMENTS = 2**16
 
-# Factors of a product and products of a term, beyond which they are multiplied out or added up: each later step would cost
-# more than the stored elements save. Chosen.
+# Factors of a product, and products of a term, beyond which they are multiplied or added: the work on them in each later step
+# costs more than it saves. Chosen.
 MAX_FACTORS = 5
 MAX_PRODUCTS = 6
 
@@ -59,12 +59,13 @@ DENSE_ELEMENTS_PER_ENTRY = 4
 # --- assembly ---
 
 # Elements of an update, up to which it is copied to be scattered together with others: that saves a kernel, which takes XLA
-# 0.02 s to compile (`python benchmarks/prices.py`, "scatter"). With it, first calls of a dozen CUTEst problems at n = 1000 fell
-# from 2 to 4.6 times to 0.7 to 2.3 times those of `jit(jax.hessian)` (`python benchmarks/first_call.py`). The bound was chosen.
+# 0.02 s to compile (`python benchmarks/prices.py`, "scatter"). With this and short diagonals as masks, first calls of a dozen
+# CUTEst problems at n = 1000 went from 2-4.6 to 0.7-2.3 times those of `jit(jax.hessian)` (`python benchmarks/first_call.py`).
+# The bound was chosen.
 JOINED_UPDATE_ELEMENTS = 2**17
 
 # --- products with many vectors ---
 
-# Elements of the matrix for each element of its largest factor, up to which a term is made a matrix before it meets the
-# vectors: then the matrix is about as large as what it is made from. Chosen.
+# Elements of the matrix for each element of its largest factor, up to which a term becomes a matrix before it meets the vectors:
+# such a matrix is about as large as its factors. Chosen.
 MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2

@@ -36,7 +36,7 @@ from hessop._structure.algebra.terms import (
 
 
 def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtype: Any) -> Array:
-    """The sum of the terms as an array of shape `sizes`, one for each axis of the terms."""
+    """The sum of the terms as an array of shape `sizes`, with the axes of the terms."""
     pieces: list[Array] = []
     diagonals: dict[tuple[int, int], list[Term]] = {}
     rest: list[Term] = []
@@ -104,7 +104,7 @@ class _Box:
     Attributes:
         axes: the expressions.
         equal: pairs of axes that must be at the same position (a Kronecker delta of short axes, evaluated as a mask).
-        unrolled: short ids to fix at one value after the other, without which the axes would not be like that.
+        unrolled: short ids to fix at one value after the other, so that the remaining ids are like that.
     """
 
     axes: tuple[Expr, ...]
