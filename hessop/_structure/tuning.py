@@ -16,8 +16,8 @@ Depends on nothing. Must never hold a number of another engine: prices are in `h
 # a factor is repeated (`moves.fuse`), and those whose diagonal is a mask rather than a scatter (`assemble`).
 SHORT_AXIS = 4
 
-# Elements of a block of two short axes. Each entry of a list (bonds, neighbours) may grow into such a block: there are no more of
-# them than entries, whereas products of all pairs may be far larger than anything stored. Chosen.
+# Elements of a block of two short axes. Each entry of a list (bonds, neighbours) may grow into such a block: there are no more
+# blocks than entries, whereas products of all pairs may be far larger than anything stored. Chosen.
 BLOCK_ELEMENTS = SHORT_AXIS**2
 
 # Planes. A sum is written out over its short ids only into this many. Chosen: two short axes.
@@ -66,6 +66,6 @@ JOINED_UPDATE_ELEMENTS = 2**17
 
 # --- products with many vectors ---
 
-# Elements of the matrix for each element of its largest factor, up to which a term becomes a matrix before it meets the vectors:
-# such a matrix is about as large as its factors. Chosen.
+# Elements of the matrix for each element of its largest factor, up to which a term becomes a matrix before it meets the
+# vectors: such a matrix is about as large as its factors. Chosen.
 MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2

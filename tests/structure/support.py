@@ -1,4 +1,4 @@
-"""How the tests of the structure engine get from a function to its terms."""
+"""From a function to its terms, for the tests of the structure engine."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def points(n, seed=0, dtype=DTYPE):
 
 
 def terms_of(fn, x, limit_bytes=None):
-    """A function of points like x that gives the terms of the Hessian of fn there; fn is traced once."""
+    """A function from points like x to the terms of the Hessian of fn. It traces fn once."""
     program, captured = linearized_program(trace(fn, x, ()), "as_written")
     count = len(jax.tree.leaves(x))
 

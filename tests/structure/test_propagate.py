@@ -11,15 +11,14 @@ CASES = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.slow else []) 
 
 
 def everything(terms, vector):
-    """All that can be read off the terms of a Hessian of one (N, 3) leaf."""
-    h = terms
+    """All results from the terms of a Hessian of one (N, 3) leaf."""
     return {
-        "dense": h.dense(),
-        "diagonal": h.diagonal(),
-        "blocks": h.blocks([3])[0],
-        "rows": h.rows(jnp.asarray(4), 5),
-        "mv": h.mv([vector])[0],
-        "mm": h.mm([jnp.stack([vector, vector**2])])[0],
+        "dense": terms.dense(),
+        "diagonal": terms.diagonal(),
+        "blocks": terms.blocks([3])[0],
+        "rows": terms.rows(jnp.asarray(4), 5),
+        "mv": terms.mv([vector])[0],
+        "mm": terms.mm([jnp.stack([vector, vector**2])])[0],
     }
 
 
@@ -41,14 +40,14 @@ def check_everything(fn, x):
 
 @pytest.mark.x64  # float32 in the layouts below
 @pytest.mark.parametrize("case", CASES)
-def test_everything_read_off_the_terms_equals_jax_hessian(case):
+def test_everything_from_the_terms_equals_jax_hessian(case):
     check_everything(case.fn, points(7))
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("case", [c for c in CASES if not c.values[0].slow])
 def test_three_particles_in_three_dimensions(case):
-    # Axes of particles and of coordinates have the same length here.
+    # The axes of particles and of coordinates have the same length.
     x = points(3, seed=1)
     dense = jax.jit(lambda x: terms_of(case.fn, x)(x).dense())(x)
     assert_close(dense, reference(case.fn, x))
@@ -63,7 +62,7 @@ def test_number_of_terms(case):
 
 
 @pytest.mark.parametrize("case", [e for e in ENERGIES if not e.slow], ids=repr)
-def test_only_what_has_no_rule_falls_back(case):
+def test_only_primitives_without_a_rule_fall_back(case):
     terms = jax.eval_shape(terms_of(case.fn, points(7)), points(7))
     assert bool(terms.fallbacks) == case.falls_back
 
@@ -84,7 +83,7 @@ def test_layouts_of_the_coordinates(fn, layout):
 
 
 @pytest.mark.once
-def test_leaves_of_a_pytree_keep_their_blocks():
+def test_leaves_of_a_pytree():
     def fn(x):
         d = x["a"][:, None] - x["b"][None]
         return jnp.sum(jnp.exp(-jnp.sum(d**2, axis=-1))) * x["s"] + jnp.sum(x["a"] ** 3) * x["s"] ** 2
@@ -139,7 +138,7 @@ def test_vmap_over_points():
 
 @pytest.mark.once
 @pytest.mark.parametrize("fn", [safe_sqrt, scan], ids=["rules", "fallback"])
-def test_gradient_of_what_comes_out(fn):
+def test_gradients_through_the_terms(fn):
     x = points(4)
     at = terms_of(fn, x)
     weights = constant(5, (x.size, x.size), x)
@@ -161,7 +160,7 @@ def test_terms_pass_through_jit_and_never_recompile():
 
     for seed in range(3):
         dense(at(points(5, seed=seed)))
-    # Traced anew, the structure is equal: names and numbers do not depend on the trace.
+    # Traced again, the structure compares equal: it does not depend on the trace.
     dense(jax.jit(terms_of(safe_sqrt, x))(x))
     assert len(traces) == 1
 
@@ -209,11 +208,11 @@ def test_complex_intermediates():
     assert_close(terms.dense(), reference(fn, x))
 
 
-def test_dead_branches_may_be_infinite_or_nan():
+def test_unselected_branches_may_be_infinite_or_nan():
     def fn(x):
         d = jnp.sum((x[None] - x[:, None]) ** 2, axis=-1)
         apart = d > 0.0
-        # The double where of a careful author: log(0) and its derivatives are never selected.
+        # A double where: log(0) and its derivatives are never selected.
         return jnp.sum(jnp.where(apart, jnp.log(jnp.where(apart, d, 1.0)), 0.0) * jnp.where(apart, d, 0.0))
 
     x = points(4)
@@ -223,7 +222,7 @@ def test_dead_branches_may_be_infinite_or_nan():
 
 
 def test_selection_between_infinite_factors():
-    # 1 / w is infinite where it is not selected; no double where protects it.
+    # 1 / w is infinite where it is not selected, without a double where.
     w = jnp.asarray([1.0, 0.0, 2.0], DTYPE)
 
     def fn(x):
@@ -232,7 +231,7 @@ def test_selection_between_infinite_factors():
         return jnp.sum(y**3) + jnp.sum(table**2)
 
     x = points(3)
-    # Reverse mode multiplies 0 by 1 / w = inf in JAX as well, so the terms are held against finite entries only.
+    # JAX's reverse mode multiplies 0 by 1 / w = inf too, so only entries that are finite there are compared.
     expected = reference(fn, x)
     found = np.asarray(jax.jit(terms_of(fn, x))(x).dense())
     finite = np.isfinite(expected)
