@@ -72,9 +72,9 @@ class _Writer:
         return f"{self.array(f.array)}[{self.names(f.ids)}]"
 
     def coefficient(self, p: Product) -> str:
-        if not p.factors:
-            return f"{p.coef:.6g}"
-        return {1: "", -1: "-"}.get(p.coef, f"{p.coef:.6g}·")
+        if p.factors and abs(p.coef) == 1:
+            return "" if p.coef == 1 else "-"
+        return f"{p.coef:.6g}" + ("·" if p.factors else "")
 
     def names(self, ids: Sequence[Id]) -> str:
         """The names of ids, each once."""
