@@ -126,7 +126,7 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
     elements, results = most
 
     def terms(*residuals: Array) -> StructuredHessian:
-        limits = {"limit": limit, "most": elements, "results": results}
+        limits = {"limit_bytes": limit, "limit_elements": elements, "limit_results": results}
         return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:

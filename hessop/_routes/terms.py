@@ -29,7 +29,8 @@ def terms_of(
     """The Hessian at `point` as a sum of terms, without the shift; `few` where few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
-    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results, few=few)
+    linear, n_x = point.program.linear, len(point.program.x_avals)
+    return propagate(linear, residuals, n_x, limit_bytes=limit, limit_results=results, few_entries=few)
 
 
 @dataclasses.dataclass(frozen=True)
