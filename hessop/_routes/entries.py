@@ -16,6 +16,8 @@ from jax.core import Tracer
 
 from hessop._base.bytes import free_memory, is_out_of_memory
 from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._equations.tuning import QUICK_CALL_SECONDS
+from hessop._equations.xla import UNOPTIMIZED
 from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
 from hessop._program.memo import remembered
 from hessop._program.point import Point, placement
@@ -122,11 +124,6 @@ def _at_once(point: Point, wanted: Wanted, choice: Choice) -> Any:
     return all_rows(point, wanted, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
 
 
-# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
-_DISPATCH = 3e-5
-_QUICK = {"xla_backend_optimization_level": 0}
-
-
 def _computed(point: Point, wanted: Wanted, choice: Choice, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
     rows, layout = _at_once(point, wanted, choice), point.layout
@@ -141,11 +138,11 @@ def _computed(point: Point, wanted: Wanted, choice: Choice, form: Form) -> Taken
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
-    quick = choice.run < _DISPATCH and _on_cpu(point)
+    quick = choice.run < QUICK_CALL_SECONDS and _on_cpu(point)
     chunks, stored = choice.chunking is not None, point.stored
     key = ("entries", wanted, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
     try:
-        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
+        build = lambda: jax.jit(run, compiler_options=UNOPTIMIZED if quick else None)
         taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken

@@ -11,9 +11,9 @@ import jax
 from jax import Array, lax
 from jax.extend import core as jex
 
-from hessop._base.bytes import executable_bytes
-from hessop._equations.cost import Cost, cost, price, work_of
-from hessop._equations.flat import Equations, open_jaxpr
+from hessop._equations.cost import Cost, cost, work_of
+from hessop._equations.flat import Equations, open_jaxpr, peak_bytes
+from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
@@ -71,11 +71,12 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
         return None
     jaxpr, _ = open_jaxpr(traced)
     primal = () if point.stored else point.program.primal.eqns
-    found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
+    terms = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
+    peak = peak_bytes(terms, terms.invars)
     before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     every = (*primal, *jaxpr.eqns)
     return StructurePrice(
-        cost(every, work_of(primal) + found.work), cost(every, work_of(every, tiled=True), tiled=True), before + found.peak
+        cost(every, work_of(primal) + work_of(jaxpr.eqns)), cost(every, work_of(every, tiled=True), tiled=True), before + peak
     )
 
 

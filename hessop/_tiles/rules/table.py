@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from hessop._equations.flat import bind
+from hessop._equations.xla import computed_once, unknown_one
 from hessop._tiles.planes import Cell, Cells, Frame, Planes, short_axes
 from hessop._tiles.windows import Follow, Follows, Window
 
@@ -43,26 +43,17 @@ class Tools:
         return Frame(window.shape(shape), short, tuple(a for a in window.order if a not in short))
 
     def made_once(self, planes: Planes) -> Planes:
-        """The same planes, but made once however many kernels read them: they become quotients, see `sharing`.
-
-        What is subtracted is zero and what divides is one, which the compiler does not know. A divisor that nothing else reads
-        it would turn into a factor.
-        """
+        """The same planes, but made once however many kernels read them, see `hessop._equations.xla.computed_once`."""
         if self.seed is None or not jnp.issubdtype(planes.dtype, jnp.floating):
             return planes
-        one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: _one(self.seed, planes.dtype))
+        one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: unknown_one(self.seed, planes.dtype))
         table = np.empty(planes.table.shape, object)
         for index in np.ndindex(*table.shape):
             array, negative = planes.table[index]
             if not isinstance(array, np.ndarray):
-                array = self.cells.once("made once", [array, one], lambda a=array: (a - (1 - one)) / one)
+                array = self.cells.once("made once", [array, one], lambda a=array: computed_once(a, one))
             table[index] = Cell(array, negative)
         return dataclasses.replace(planes, table=table)
-
-
-def _one(seed: Any, dtype: Any) -> Any:
-    """One, whatever the integer is."""
-    return lax.convert_element_type((seed | 1) != 0, dtype)
 
 
 Apply = Callable[[Tools, Any, Sequence[Planes], Window], Planes]
