@@ -124,8 +124,7 @@ def read(closed: Any, hoisted: bool = True) -> Reading:
                 if _EXACT.issuperset(map(type, leaves)):
                     key += (value, *map(type, leaves))
                     continue
-            # From here on parameters are rare.
-            said, jaxprs = _rare_param(value)
+            said, jaxprs = ((), (value,)) if isinstance(value, _JAXPRS) else _rare_param(value)
             key += said
             inside = hoisted and primitive.name in CALLS
             for inner in jaxprs:
@@ -138,9 +137,7 @@ def read(closed: Any, hoisted: bool = True) -> Reading:
 
 
 def _rare_param(value: Any) -> tuple[tuple[Hashable, ...], Sequence[Any]]:
-    """Parts of a key for a parameter that has none of the common types, and the jaxprs in it, which are read separately."""
-    if isinstance(value, _JAXPRS):
-        return (), (value,)
+    """The parts of a key for a parameter of no common type, and the jaxprs in it, which are read separately."""
     if _is_exact(value):
         return (value,), ()
     leaves = value if isinstance(value, tuple | list) else ()
