@@ -1,16 +1,13 @@
-"""Bytes: text to numbers, what is free, what a library takes besides."""
+"""Bytes: text to numbers, and what is free."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from hessop._base.bytes import (
     _free_cgroup_memory,
-    executable_bytes,
     format_bytes,
     free_memory,
     is_out_of_memory,
-    library_scratch,
     parse_memory,
 )
 
@@ -75,33 +72,6 @@ def test_cgroup_limits(tmp_path):
     other.write_text("3:cpu:/x\n4:memory:/x\n")
     assert _free_cgroup_memory(str(tmp_path), str(other)) == [800]
     assert _free_cgroup_memory(str(tmp_path), str(tmp_path / "none")) == []
-
-
-def test_executable_bytes_counts_arguments_outputs_and_temporaries():
-    x = jnp.ones((100, 100), jnp.float32)
-    compiled = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x) @ x)).lower(x).compile()
-    assert executable_bytes(compiled) >= 40_000 + 40_000
-
-
-def test_library_scratch_reads_the_text_of_an_executable():
-    text = """HloModule jit_rows
-
-%fused_computation.1 (param_0: f32[4,10]) -> f32[4] {
-  %param_0 = f32[4,10]{1,0} parameter(0)
-  %mul.1 = f32[4,10]{1,0} multiply(%param_0, %param_0)
-  ROOT %reduce.1 = f32[4]{0} reduce(%mul.1), dimensions={1}
-}
-
-%other (param_0: f32[9,9]) -> f32[9,9] {
-  ROOT %big = f32[9,9]{1,0} multiply(%param_0, %param_0)
-}
-
-ENTRY %main (x: f32[4,10]) -> f32[4] {
-  ROOT %ynn_fusion = f32[4]{0} fusion(%x), kind=kCustom, calls=%fused_computation.1
-}
-"""
-    assert library_scratch(text) == 2 * 4 * 10 * 4
-    assert library_scratch("ENTRY %main () -> f32[] {\n}\n") == 0
 
 
 def test_out_of_memory_is_recognised():

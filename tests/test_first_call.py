@@ -16,7 +16,7 @@ import hessop
 from hessop._base import bytes as _budget
 from hessop._equations import cost as _price
 from hessop._equations.flat import open_jaxpr
-from hessop._routes import entries as _entries, terms as _structured
+from hessop._routes import terms as _structured
 from hessop._routes.wanted import Blocks, Diagonal, Matrix
 
 pytestmark = pytest.mark.once
@@ -120,15 +120,6 @@ def test_the_first_matrix_compiles_once(compilations):
     # Numpy copies the sixteen blocks: a program of XLA would take as long to compile as the matrix does.
     assert len(blocks) == 16
     assert [("jit(run)" in line, "jit(_as_arrays)" in line) for line in seen] == [(True, False), (False, True)]
-
-
-def test_short_calls_are_compiled_with_less_effort(monkeypatch):
-    point = hessop.HessianOperator(rosenbrock, jnp.linspace(0.0, 1.0, 6, dtype=FLOAT))._point()
-    level = "xla_backend_optimization_level"
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
-    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
-    assert _entries._effort(point, 1e-6) == {}
 
 
 def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
@@ -240,14 +231,6 @@ def test_free_memory_is_read_once_a_second(monkeypatch):
         now[0] = 100.0 + later
         assert _budget.free_memory("device") == 10
     assert len(reads) == 3
-
-
-def test_values_that_no_cache_holds_take_longer():
-    eqns = jax.make_jaxpr(lambda x: jnp.sin(x) * 2.0)(jnp.ones(1000, FLOAT)).jaxpr.eqns
-    most = _price._NO_CACHE // (1000 * FLOAT.itemsize)
-    one = _price.work_of(eqns)
-    assert _price.work_of(eqns, batch=most) == most * one
-    assert _price.work_of(eqns, batch=most + 1) == _price._NO_CACHE_RATE * (most + 1) * one
 
 
 # --- entries before sums ---

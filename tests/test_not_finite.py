@@ -1,4 +1,4 @@
-"""What is not finite is said: the value first, then the gradient, then what was asked for."""
+"""Infinities and NaNs are reported: in the value first, then in the gradient, then in the result."""
 
 import warnings
 
@@ -32,12 +32,13 @@ FLAT_BOTTOM = jnp.asarray([[0.0, 0, 0], [1.5, 0.1, 0], [2.0, 0.1, 0.2], [3.5, 0,
 
 
 def infinite(x):
+    """Infinite at every point with x[0] > 0."""
     return jnp.sum(x**2) + jnp.where(x[0] > 0, jnp.inf, 0.0).astype(x.dtype)
 
 
 @pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
 @pytest.mark.parametrize("use", USES)
-def test_the_hessian_where_the_gradient_is_finite(use, route):
+def test_the_hessian_is_reported_if_the_gradient_is_finite(use, route):
     H = hessop.HessianOperator(kink, jnp.asarray([1.0, 0.0], FLOAT), route=route)
     with pytest.warns(
         RuntimeWarning, match=r"not finite: [12] of \d entries of the .*Hessian, the first in row 1, while the value"
@@ -48,14 +49,14 @@ def test_the_hessian_where_the_gradient_is_finite(use, route):
 @pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(("fn", "x"), [(walls, FLAT_BOTTOM), (infinite, jnp.ones(3, FLOAT))], ids=["walls", "infinite"])
-def test_the_value_comes_first(fn, x, use, route):
+def test_the_value_is_reported_first(fn, x, use, route):
     H = hessop.HessianOperator(fn, x, route=route)
     with pytest.warns(RuntimeWarning, match=r"not finite: the value is inf"):
         getattr(H, use)()
 
 
-def test_the_places_are_those_of_jax():
-    """A tangent that is zero there is multiplied by infinity: in the row, not in the column."""
+def test_the_same_entries_as_in_jax():
+    """Infinity times a zero tangent is NaN in a row, and not in a column."""
     x = jnp.asarray([1.0, 0.0, 2.0], FLOAT)
     expected = np.asarray(jax.hessian(kink)(x))
     with pytest.warns(RuntimeWarning, match="not finite"):
@@ -66,7 +67,7 @@ def test_the_places_are_those_of_jax():
     np.testing.assert_allclose(found, expected)
 
 
-def test_in_chunks_and_on_the_host(tmp_path):
+def test_chunks_and_host_outputs(tmp_path):
     x = jnp.asarray([1.0, 0.0, 2.0], FLOAT)
     for fn, text in ((kink, "not finite: 3 of 9 entries"), (infinite, "the value is inf")):
         H = hessop.HessianOperator(fn, x)
@@ -80,7 +81,7 @@ def test_in_chunks_and_on_the_host(tmp_path):
         lx.linearise(hessop.HessianOperator(kink, x)).materialize()
 
 
-def test_checks_and_verdicts():
+def test_check_hessian_says_what_is_not_finite():
     for fn, x, text in (
         (walls, FLAT_BOTTOM, "the value is inf"),
         (infinite, jnp.ones(3, FLOAT), "the value is inf"),
@@ -90,8 +91,8 @@ def test_checks_and_verdicts():
             hessop.check_hessian(fn, x)
 
 
-def test_a_large_matrix_is_looked_at_in_part(monkeypatch):
-    monkeypatch.setattr(_finite, "_LOOKED_AT", 50)
+def test_only_a_part_of_a_large_matrix_is_checked(monkeypatch):
+    monkeypatch.setattr(_finite, "_CHECKED_ENTRIES", 50)
     look = _finite.looks_finite.__wrapped__
     matrix = np.zeros((40, 40))
     assert look(jnp.asarray(matrix))
@@ -99,10 +100,10 @@ def test_a_large_matrix_is_looked_at_in_part(monkeypatch):
         bad = matrix.copy()
         bad[row, column] = np.nan
         assert bool(look(jnp.asarray(bad))) is not seen
-        assert not look(jnp.asarray(bad[:, :39]))  # blocks are all looked at
+        assert not look(jnp.asarray(bad[:, :39]))  # all blocks are checked
 
 
-def test_nothing_is_said_inside_jit_nor_by_what_goes_on_with_it():
+def test_no_warning_inside_jit_or_from_users_of_the_blocks():
     x = jnp.asarray([1.0, 0.0], FLOAT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -111,7 +112,7 @@ def test_nothing_is_said_inside_jit_nor_by_what_goes_on_with_it():
             hessop.block_jacobi(hessop.HessianOperator(kink, x))
 
 
-def test_the_line_is_the_users():
+def test_the_warning_points_at_the_users_line():
     H = hessop.HessianOperator(kink, jnp.asarray([1.0, 0.0], FLOAT))
     with pytest.warns(RuntimeWarning) as caught:
         H.materialize()
@@ -120,8 +121,8 @@ def test_the_line_is_the_users():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, FLOAT])
 @pytest.mark.parametrize("shape", [(), (3, 5), (300, 300), (1200, 1200)])
-def test_what_is_looked_at(dtype, shape):
-    """Whatever the squares of the entries are: they overflow here."""
+def test_one_bad_entry_is_found(dtype, shape):
+    """The squares of these entries overflow, which must not matter."""
     large = jnp.full(shape, 0.9 * float(jnp.finfo(dtype).max), dtype)
     assert _finite.is_finite(large)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):

@@ -1,10 +1,9 @@
-"""Bytes: what a user asked for, what the compiler says that a computation takes, what a device or machine has free.
+"""Bytes: what a user asked for, and what a device or machine has free.
 
 Depends on JAX and the standard library. Must never know Hessians, programs or routes.
 """
 
 import functools
-import math
 import os
 import pathlib
 import re
@@ -140,51 +139,6 @@ def _cgroup_files(root: str, own: str) -> tuple[tuple[str, str], ...]:
             if all(map(os.path.exists, files)):
                 found.append(files)
     return tuple(found)
-
-
-def executable_bytes(compiled: Any) -> int | None:
-    """Arguments + outputs + temporaries of a compiled executable; None where the backend does not tell.
-
-    Donated buffers count once. `peak_memory_in_bytes` is not used: on CPU it leaves the temporaries out.
-    """
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    return (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        + analysis.temp_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + library_scratch(compiled.as_text() or "")
-    )
-
-
-# An instruction of HLO text with an array result: its element type, its dimensions and its opcode.
-_INSTRUCTION = re.compile(r"= ([a-z]+[0-9]*)[a-z0-9]*\[([0-9,]*)\](?:\{[^}]*\})? ([a-z-]+)\(")
-_COMPUTATION = re.compile(r"^%?([\w.-]+) [^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
-
-
-def library_scratch(text: str) -> int:
-    """Bytes that fusions handed to a library (kind=kCustom) take besides the temporaries that the compiler counts.
-
-    XLA's CPU backend gives some reductions to YNNPACK, which stores a value that it reads twice in memory of its own:
-    measured 1.3 times the largest value inside a fusion, counted here as 2.
-    """
-    custom = set(re.findall(r"kind=kCustom, calls=%?([\w.-]+)", text))
-    if not custom:
-        return 0
-    bodies = {name: body for name, body in _COMPUTATION.findall(text) if name in custom}
-    return 2 * max((_largest_value(body) for body in bodies.values()), default=0)
-
-
-def _largest_value(body: str) -> int:
-    """Bytes of the largest value that is computed in the body of a fusion (a broadcast is not stored)."""
-    sizes = [0]
-    for element, dimensions, opcode in _INSTRUCTION.findall(body):
-        if opcode not in ("parameter", "broadcast", "constant", "bitcast"):
-            bits = int("".join(c for c in element if c.isdigit()) or 8)
-            sizes.append(math.prod(int(d) for d in dimensions.split(",") if d) * max(1, bits // 8))
-    return max(sizes)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

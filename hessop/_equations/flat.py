@@ -1,7 +1,8 @@
 """Flat lists of JAX equations: inline calls, drop dead code and duplicates, evaluate.
 
-Everything that touches the form of a jaxpr and does not care what it computes. Depends on JAX only; equations are re-bound
-with their own parameters, and calls are recognised by primitive, never by the name that a user gave a jitted function.
+Everything here is about the form of a jaxpr. Calls are recognized by their primitive, never by the name of a jitted function.
+Depends on JAX and on the table of primitives. Must never know what an equation computes: it is bound again with its own
+parameters.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ from hessop._equations.interpret import interpret
 from hessop._equations.primitives import CALLS, COMMUTATIVE, NEVER_EQUAL, RULED
 
 _INSTALLED = os.path.dirname(os.path.dirname(str(jax.__file__)))
-# Of whom a line is no user's.
+# Files of these, and of hessop, are not the user's code.
 _LIBRARIES = tuple(os.path.join(_INSTALLED, name, "") for name in ("jax", "equinox", "lineax", "optax", "jaxtyping"))
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 @dataclasses.dataclass(frozen=True)
 class Equations:
-    """A jaxpr without constants and without calls: `outvars` from `invars` by `eqns`, in order."""
+    """A jaxpr without constants and calls: `eqns`, in order, compute `outvars` from `invars`."""
 
     invars: tuple[Any, ...]
     eqns: tuple[Any, ...]
@@ -32,24 +33,24 @@ class Equations:
 
 
 def call_jaxpr(eqn: Any) -> Any | None:
-    """The jaxpr that a call-like equation stands for, else None."""
+    """The jaxpr that a call runs; None for any other equation."""
     if eqn.primitive.name not in CALLS:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants, on the versions that close a jaxpr and on those that merged the two classes."""
+    """A jaxpr and its constants: of a ClosedJaxpr, or of the merged class of newer versions of JAX."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
-    """Those of an equation's inputs, or of a jaxpr's outputs, that are not literals."""
+    """The variables among atoms, which may also be literals: inputs of an equation or outputs of a jaxpr."""
     return [v for v in atoms if not isinstance(v, jex.Literal)]
 
 
 def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Run one equation on `values` with its own parameters."""
+    """Run one equation on `values`, with its own parameters."""
     params = eqn.primitive.get_bind_params(eqn.params)
     subfuns, params = params if isinstance(params, tuple) else ((), params)
     with eqn.ctx.manager:
@@ -76,18 +77,18 @@ def _run(
     """The outputs of equations.
 
     Args:
-        invars: variables of `values`.
+        invars: the variables that `values` belong to.
         eqns: the equations.
         outvars: what is returned.
         values: arrays or tracers.
-        inline: the jaxpr that is run in the place of an equation; None to run the equation.
-        constants: what takes the place of the constants of these jaxprs, in order; by default their own.
-        ran: a list that gets the primitive of what runs, and where it came from (its call, if not known inside).
-        caller: the equation that is being inlined.
+        inline: equation -> the jaxpr to run in its place; None to run the equation.
+        constants: replaces the constants of the inlined jaxprs, in order; by default their own are used.
+        ran: a list to which the primitive and the source of each equation that runs are appended.
+        caller: the call that is being inlined, whose source stands in for one without a line of the user's.
     """
 
     def step(eqn: Any, inputs: list[Any]) -> list[Any]:
-        # JAX cuts the traceback inside a jitted function of a library at its entry.
+        # Inside a jitted function of a library, JAX cuts the traceback off at its entry.
         origin = eqn if caller is None or source_line(eqn) else caller
         inner = inline(eqn)
         if inner is None:
@@ -104,13 +105,13 @@ def _run(
 
 
 def _with_constants(eqn: Any) -> Any | None:
-    """The jaxpr of a call that captured arrays, or in which one did."""
+    """The jaxpr of a call that captured arrays, itself or in a call inside it."""
     inner = call_jaxpr(eqn)
     return inner if inner is not None and _constants_of(inner) else None
 
 
 def _constants_of(closed: Any) -> list[Any]:
-    """What a jaxpr and the calls inside of it captured, in the order of `_run`."""
+    """The arrays that a jaxpr and the calls inside it captured, in the order in which `_run` asks for them."""
     jaxpr, consts = open_jaxpr(closed)
     found = list(consts)
     for eqn in jaxpr.eqns:
@@ -121,10 +122,7 @@ def _constants_of(closed: Any) -> list[Any]:
 
 
 def constants_as_inputs(closed: Any) -> Any:
-    """The same jaxpr with what it captured as its first inputs, what the calls inside captured included.
-
-    See `captured` for the values. Nothing is baked in: who holds the values may change them.
-    """
+    """The same jaxpr with the arrays that it and the calls inside it captured as its first inputs; `captured` gives them."""
     jaxpr, consts = open_jaxpr(closed)
     every = captured(closed)
     if not every:
@@ -141,14 +139,14 @@ def constants_as_inputs(closed: Any) -> Any:
 
 
 def captured(closed: Any) -> tuple[Any, ...]:
-    """The arrays that a traced function captured, as they are now."""
+    """The arrays that a traced function captured, in the order of `constants_as_inputs`."""
     return tuple(_constants_of(closed))
 
 
 def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     """A closed jaxpr as flat equations without calls, and its constants, which are the first inputs.
 
-    Calls are inlined by tracing again, so that each use of a shared inner jaxpr gets variables of its own.
+    Calls are inlined by tracing, so that each use of a shared inner jaxpr gets variables of its own.
     """
     jaxpr, consts = open_jaxpr(closed)
     invars = (*jaxpr.constvars, *jaxpr.invars)
@@ -158,7 +156,7 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=call_jaxpr, ran=ran))(
         *[shape_of(v.aval) for v in invars]
     )
-    flat, inner_consts = open_jaxpr(traced)  # what inner jaxprs had captured comes out here
+    flat, inner_consts = open_jaxpr(traced)  # the constants of inlined jaxprs
     return (
         Equations((*flat.constvars, *flat.invars), _with_sources(flat.eqns, ran), tuple(flat.outvars)),
         (*inner_consts, *consts),
@@ -166,19 +164,19 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
 
 
 def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
-    """Equations traced again, with the lines of those that they are; tracing notes where it runs, which is no user's line."""
+    """Retraced equations with the source of the original ones: tracing records the line that it runs at, which is hessop's."""
     if [eqn.primitive for eqn in eqns] != [primitive for primitive, _ in ran]:
         return tuple(eqns)
     return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))
 
 
 def _plain(eqn: Any) -> Any | None:
-    """What a call or a function with a derivative rule computes."""
+    """The jaxpr of a call, or of a function with a derivative rule."""
     return eqn.params["call_jaxpr"] if eqn.primitive.name in RULED else call_jaxpr(eqn)
 
 
 def inline_rules(equations: Equations) -> Equations:
-    """The same equations without custom derivative rules: to be evaluated, and never differentiated again."""
+    """The same equations with custom derivative rules inlined, for evaluation only: never differentiate the result."""
     if not any(eqn.primitive.name in RULED for eqn in equations.eqns):
         return equations
 
@@ -195,12 +193,12 @@ def inline_rules(equations: Equations) -> Equations:
 
 
 def shape_of(value: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and weak type of an array, a tracer or an abstract value: what a function is traced at."""
+    """Shape, dtype and weak type of an array, a tracer or an abstract value, to trace a function with."""
     return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=getattr(value, "weak_type", False))
 
 
 def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
-    """The equations that `outvars` depend on, and those with an effect, in order."""
+    """The equations that `outvars` depend on and those with an effect, in order."""
     live = set(variables(outvars))
     kept = []
     for eqn in reversed(flat.eqns):
@@ -211,12 +209,11 @@ def needed_equations(flat: Equations, outvars: Sequence[Any]) -> list[Any]:
 
 
 def without_duplicates(flat: Equations) -> Equations:
-    """The same outputs from equations that are each there once.
+    """The same outputs, computed without duplicate equations.
 
-    Differentiation repeats what it computed before (each JVP rule makes its own 2 x). The compiler would merge that as well,
-    but not across the line between what is stored and what reads it, and the structure engine tells factors apart by
-    identity. Two equations are equal where primitive, parameters, context and inputs are; what cannot be compared for sure
-    (an effect, a parameter without a hash) is kept.
+    Differentiation computes the same value several times: each JVP rule makes its own 2 x. XLA would merge these inside one
+    executable, but residuals are shared by two, and the structure engine compares factors by identity. Two equations are equal
+    if primitive, parameters, context and inputs are. Equations that cannot be compared, such as those with an effect, are kept.
     """
     first: dict[Hashable, Any] = {}
     same: dict[Any, Any] = {}
@@ -239,17 +236,17 @@ def without_duplicates(flat: Equations) -> Equations:
 
 
 def _meaning(eqn: Any) -> Hashable:
-    """What determines the outputs of an equation; equal only where they are.
+    """What determines the outputs of an equation.
 
     Raises:
-        TypeError: it cannot be compared.
+        TypeError: a parameter has no hash.
     """
     if eqn.effects or eqn.primitive.name in NEVER_EQUAL:
         return id(eqn)
     inputs = [_literal(v) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
     if eqn.primitive.name in COMMUTATIVE:
         inputs.sort(key=hash)
-    # The variable of an output that nothing reads is of another type: it must not stand for one that is read.
+    # The variable of an unused output has another type. It must not replace a variable that is read.
     outputs = tuple((type(v), v.aval) for v in eqn.outvars)
     return eqn.primitive, _exact(eqn.params), eqn.ctx, tuple(inputs), outputs
 
@@ -259,7 +256,7 @@ def _literal(v: Any) -> Hashable:
 
 
 def _exact(value: Any) -> Hashable:
-    """A parameter such that equal means the same: 0.0 and -0.0 are not, 1 and 1.0 and True are not, NaN and NaN are."""
+    """A parameter as a value that equals another only if they mean the same: 0.0 and -0.0 differ, as do 1, 1.0 and True."""
     if isinstance(value, Mapping):
         return "mapping", tuple((k, _exact(v)) for k, v in sorted(value.items()))
     if isinstance(value, list | tuple):
@@ -274,7 +271,7 @@ def _exact(value: Any) -> Hashable:
 
 
 def has_primitive(eqns: Sequence[Any], name: str) -> bool:
-    """Whether a primitive stands in the equations or in any jaxpr that they carry."""
+    """Whether a primitive occurs in the equations or in a jaxpr that they carry."""
     return any(eqn.primitive.name == name for eqn in _walk(eqns))
 
 
@@ -286,7 +283,7 @@ def _walk(eqns: Sequence[Any]) -> Iterator[Any]:
 
 
 def source_line(eqn: Any) -> str | None:
-    """File, line and function of the user's code that an equation comes from."""
+    """File, line and function of the user's code that made an equation; None if unknown."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         if is_user_file(frame.file_name):
@@ -296,7 +293,7 @@ def source_line(eqn: Any) -> str | None:
 
 
 def is_user_file(name: str) -> bool:
-    """Whether a file is neither ours nor that of a library that calls us or is called."""
+    """Whether a file belongs neither to hessop nor to a library that calls hessop or is called by it."""
     return not name.startswith((*_LIBRARIES, _OURS, "<"))
 
 
@@ -305,9 +302,9 @@ def _bytes(v: Any) -> int:
 
 
 def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
-    """Bytes of what is alive at the worst moment if each result that depends on `batched` were stored.
+    """The peak of the bytes alive at once if every value that depends on `batched` were stored.
 
-    An upper estimate: XLA fuses much of it away. What does not depend on `batched` is counted once by the caller.
+    An upper estimate, since XLA fuses much of it away. Values that do not depend on `batched` are left to the caller.
     """
     moving = set(batched)
     last = {v: k for k, eqn in enumerate(equations.eqns) for v in variables(eqn.invars)}
@@ -326,7 +323,7 @@ def peak_bytes(equations: Equations, batched: Sequence[Any]) -> int:
 
 
 def _inner_bytes(eqn: Any) -> int:
-    """What the loops and branches that an equation carries store at once: every intermediate of the largest."""
+    """Bytes stored inside a loop or branch: every intermediate of the largest jaxpr that the equation carries."""
     return max(
         (sum(_bytes(v) for inner in _walk(jaxpr.eqns) for v in inner.outvars) for jaxpr in carried_jaxprs(eqn)),
         default=0,

@@ -1,7 +1,7 @@
-"""The loop over equations: whoever runs them, on whatever values, says what one equation does and nothing else.
+"""The loop over equations: callers say what one equation does to its inputs.
 
-Tiles pull values backwards from where they are read, and are not run like this. Depends on JAX. Must never know what an
-equation means.
+The tiles engine alone does not use it: it pulls values backwards from where they are read. Depends on JAX. Must never know what
+an equation means.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from jax.extend import core as jex
 
 
 def literal_value(literal: Any) -> Any:
-    """The number that a literal holds."""
+    """The number in a literal."""
     return literal.val
 
 
@@ -23,15 +23,15 @@ def interpret(
     step: Callable[[Any, list[Any]], Sequence[Any]],
     literal: Callable[[Any], Any] = literal_value,
 ) -> list[Any]:
-    """Run equations in their order.
+    """Run equations in order.
 
     Args:
-        invars: variables of `values`.
+        invars: the variables that `values` belong to.
         eqns: the equations.
-        outvars: variables or literals to return the values of.
-        values: a value for each of `invars`: arrays, tracers, or what else `step` works with.
+        outvars: variables or literals whose values are returned.
+        values: a value for each of `invars`: an array, a tracer, or anything else that `step` takes.
         step: (equation, values of its inputs) -> values of its outputs.
-        literal: the value of a literal.
+        literal: literal -> its value.
 
     Returns:
         The values of `outvars`.

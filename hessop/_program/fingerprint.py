@@ -1,9 +1,9 @@
-"""What a traced function says, as a hashable key: two traces with equal keys compute the same from the same inputs.
+"""A traced function as a hashable key: two traces with equal keys compute the same from the same inputs.
 
-Programs and their executables are found by this key, so that a function which captures something else now is another program,
-and a new lambda that says the same is not. Arrays that the function captured at its top level are no part of the key: they are
-inputs (`constants_as_inputs` of `hessop._equations.flat`). What cannot be compared is compared by identity, which costs a
-compilation and never a wrong number.
+Programs and their executables are looked up by this key. So a function that now captures something else gets another program,
+and a new lambda that computes the same does not. Captured arrays are no part of the key, because they become inputs
+(`constants_as_inputs` of `hessop._equations.flat`). Objects that cannot be compared are compared by identity, which may cost a
+compilation but never a wrong number.
 
 Depends on JAX and flat equations. Must never know Hessians or what is done with a program.
 """
@@ -27,24 +27,20 @@ from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from hessop._equations.flat import open_jaxpr
-from hessop._equations.primitives import CALLS, RULED
+from hessop._equations.primitives import CALLS, EXTREMAL_SCATTERS, RULED
 
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
-# Parameters of these types compare by value, exactly.
+# Values of these types are equal only if they are the same.
 _PLAIN = frozenset((int, str, bool, bytes, type(None)))
-# And those of these, which `_is_exact` adds to.
+# So are values of these types, which `_is_exact` adds to as it meets them.
 _EXACT = {*_PLAIN, *(type(jnp.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64"))}
 _NUMBERS = (float, complex, np.generic)
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 _ONLY_TUPLES = {tuple}
 
 
-# Where indices out of bounds are clipped, the rule of JAX 0.10 for these makes an asymmetric Hessian; that of 0.12 does not.
-_EXTREMAL = frozenset(("scatter_max", "scatter_min", "scatter-max", "scatter-min"))
-
-
 class _Same:
-    """Equal to itself only; keeps the object alive, so that its identity is not used again."""
+    """Equal to itself only. Keeps the object alive, so that no other gets its id."""
 
     __slots__ = ("value",)
 
@@ -59,14 +55,14 @@ class _Same:
 
 
 class Reading(NamedTuple):
-    """A jaxpr, read once.
+    """What one pass over a jaxpr finds.
 
     Attributes:
-        key: equal for two jaxprs only where they compute the same of the same inputs and captured arrays.
-        captured: the arrays that it and the calls inside of it captured, in the order of `constants_as_inputs`.
+        key: equal for two jaxprs only if they compute the same from the same inputs and captured arrays.
+        captured: the arrays that it and the calls inside it captured, in the order of `constants_as_inputs`.
         foreign: whether a derivative rule takes part that may be wrong: a custom one that is not JAX's own, or one of JAX's
             that is known to be.
-        opaque: whether a custom derivative rule takes part of which the trace does not say all.
+        opaque: whether a custom derivative rule takes part whose meaning the trace does not determine.
     """
 
     key: Hashable
@@ -75,72 +71,81 @@ class Reading(NamedTuple):
     opaque: bool
 
 
-# JAX keeps the jaxprs of jitted functions; so what was read of them is kept.
+# JAX caches the jaxprs of jitted functions, so their readings are cached too: by jaxpr, then by `hoisted`.
 _INNER: "weakref.WeakKeyDictionary[Any, dict[bool, Reading]]" = weakref.WeakKeyDictionary()
 
 
 def read(closed: Any, hoisted: bool = True) -> Reading:
-    """Read a jaxpr (or flat equations); `hoisted`: what it captured is given to it, and so is no part of the key.
+    """Read a jaxpr or flat equations.
 
-    This runs each time that an operator is made, so it is one loop that calls nothing of Python's for most equations.
+    This runs whenever an operator is made, so common equations and parameters cost no call of a Python function.
+
+    Args:
+        closed: the jaxpr.
+        hoisted: whether the arrays that it captured are passed to it, and so are no part of the key.
     """
     jaxpr, consts = open_jaxpr(closed)
     inputs = (*getattr(jaxpr, "constvars", ()), *jaxpr.invars)
-    captured, carried = [*consts], []
+    captured = [*consts]
     foreign = opaque = False
+    # Variables are numbered by where they are defined.
     number: dict[Any, int] = dict(zip(inputs, range(len(inputs)), strict=True))
-    parts: list[Any] = [len(inputs), *[v.aval for v in inputs]]
+    key: list[Any] = [len(inputs), *[v.aval for v in inputs]]
     if not hoisted:
-        parts += [_param(c) for c in consts]
+        key += [_param(c) for c in consts]
     for eqn in jaxpr.eqns:
         primitive, params = eqn.primitive, eqn.params
-        parts += (primitive, eqn.ctx)
+        key += (primitive, eqn.ctx)
         for v in eqn.invars:
-            parts += (v.aval, np.asarray(v.val).tobytes()) if type(v) is jex.Literal else (number[v],)
+            key += (v.aval, np.asarray(v.val).tobytes()) if type(v) is jex.Literal else (number[v],)
         for v in eqn.outvars:
             number[v] = len(number)
         if eqn.effects:
-            parts.append(frozenset(eqn.effects))
+            key.append(frozenset(eqn.effects))
         if primitive.name in RULED:
             rules = _rules_of(eqn)
             foreign, opaque = foreign or rules.foreign, opaque or rules.opaque
-            parts += (frozenset(rules.codes), frozenset(rules.values))
+            key += (frozenset(rules.codes), frozenset(rules.values))
             params = {k: v for k, v in params.items() if k == "call_jaxpr" or type(v) in _PLAIN}
-        elif primitive.name in _EXTREMAL:
+        elif primitive.name in EXTREMAL_SCATTERS:
             foreign = foreign or params["mode"] == lax.GatherScatterMode.CLIP
-        inside = hoisted and primitive.name in CALLS
-        for name in params:
-            value = params[name]
-            kind = type(value)
-            parts += (name, kind)
-            if kind in _EXACT:
-                parts.append(value)
-            elif isinstance(value, enum.Enum):
-                parts.append(value._value_)
-            elif isinstance(value, _JAXPRS):
-                carried.append((value, inside))
-            elif kind is list:
-                carried += [(v, inside) for v in value if isinstance(v, _JAXPRS)]
-                parts.append(_param(value))
-            elif isinstance(value, tuple):
-                flat = value
-                while flat and {*map(type, flat)} == _ONLY_TUPLES:
-                    flat = tuple(chain.from_iterable(flat))
-                if _EXACT.issuperset(map(type, flat)) or all(map(_is_exact, flat)):
-                    parts += (value, *map(type, flat))
-                else:
-                    carried += [(v, inside) for v in flat if isinstance(v, _JAXPRS)]
-                    parts.append(_param(value))
-            else:
-                parts.append(value if _is_exact(value) else _param(value))
-            for inner in carried:
-                reading = _inner(*inner)
-                parts.append(reading.key)
+        for name, value in params.items():
+            key += (name, type(value))
+            if type(value) in _EXACT:
+                key.append(value)
+                continue
+            if isinstance(value, enum.Enum):
+                key.append(value._value_)
+                continue
+            if isinstance(value, tuple):
+                leaves = value
+                while leaves and {*map(type, leaves)} == _ONLY_TUPLES:
+                    leaves = tuple(chain.from_iterable(leaves))
+                if _EXACT.issuperset(map(type, leaves)):
+                    key += (value, *map(type, leaves))
+                    continue
+            said, jaxprs = ((), (value,)) if isinstance(value, _JAXPRS) else _rare_param(value)
+            key += said
+            inside = hoisted and primitive.name in CALLS
+            for inner in jaxprs:
+                reading = _inner(inner, inside)
+                key.append(reading.key)
                 captured += reading.captured if inside else ()
                 foreign, opaque = foreign or reading.foreign, opaque or reading.opaque
-            carried = []
-    parts += [_literal(v) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]
-    return Reading(tuple(parts), tuple(captured), foreign, opaque)
+    key += [_literal(v) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]
+    return Reading(tuple(key), tuple(captured), foreign, opaque)
+
+
+def _rare_param(value: Any) -> tuple[tuple[Hashable, ...], Sequence[Any]]:
+    """The parts of a key for a parameter of no common type, and the jaxprs in it, which are read separately."""
+    if _is_exact(value):
+        return (value,), ()
+    leaves = value if isinstance(value, tuple | list) else ()
+    while leaves and {*map(type, leaves)} == _ONLY_TUPLES:
+        leaves = tuple(chain.from_iterable(leaves))
+    if isinstance(value, tuple) and all(map(_is_exact, leaves)):
+        return (value, *map(type, leaves)), ()
+    return (_param(value),), [v for v in leaves if isinstance(v, _JAXPRS)]
 
 
 def _literal(v: Any) -> Hashable:
@@ -148,7 +153,7 @@ def _literal(v: Any) -> Hashable:
 
 
 def _param(value: Any) -> Hashable:
-    """A parameter such that equal means the same."""
+    """A parameter as a value that equals another only if they mean the same."""
     kind = type(value)
     if _is_exact(value):
         return kind, value
@@ -164,9 +169,9 @@ def _param(value: Any) -> Hashable:
         return _function(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        if any(isinstance(v, types.FunctionType) for v in fields.values()):  # a host callback in JAX's wrapper
+        if any(isinstance(v, types.FunctionType) for v in fields.values()):  # JAX's wrapper of a host callback
             return kind, _param(fields)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):  # numpy's, or in JAX's wrapper of one
+    if hasattr(value, "dtype") and hasattr(value, "shape"):  # a NumPy array, or JAX's wrapper of one
         array = np.asarray(value)
         return kind, array.dtype, array.shape, array.tobytes()
     try:
@@ -177,7 +182,7 @@ def _param(value: Any) -> Hashable:
 
 
 def _is_exact(value: Any) -> bool:
-    """Whether a value that is none of Python's own numbers and containers is to be compared as it compares itself."""
+    """Whether a value may be compared by its own `==`: no number, container or function, and hashable."""
     kind = type(value)
     if kind in _EXACT:
         return True
@@ -189,7 +194,7 @@ def _is_exact(value: Any) -> bool:
         hash(value)
     except TypeError:
         return False
-    _EXACT.add(kind)  # the next one need not come so far
+    _EXACT.add(kind)  # so that the loop in `read` recognizes the next one
     return True
 
 
@@ -203,13 +208,13 @@ def _inner(jaxpr: Any, hoisted: bool) -> Reading:
 
 
 def _function(value: Any, depth: int = 4) -> Hashable:
-    """A host callback: its code and what it holds, so that one that is defined inside of the user's function is found again."""
+    """A host callback by its code and what it holds: one defined inside the user's function is a new object at each trace."""
     if depth == 0:
         return _Same(value)
     of_jax = isinstance(value, types.FunctionType) and value.__code__.co_filename.startswith(_OF_JAX)
 
     def inside(v: Any) -> Hashable:
-        if isinstance(v, Mapping) and of_jax:  # what it was called with, which it does not change
+        if isinstance(v, Mapping) and of_jax:  # the arguments of its wrapper, which does not change them
             return tuple((k, inside(item)) for k, item in v.items())
         return _function(v, depth - 1) if callable(v) else _param(v) if _by_value(v) else _Same(v)
 
@@ -227,7 +232,7 @@ def _function(value: Any, depth: int = 4) -> Hashable:
 
 
 def _by_value(value: Any) -> bool:
-    """Whether a value that a function holds cannot change."""
+    """Whether a value held by a function cannot change."""
     if isinstance(value, tuple):
         return all(map(_by_value, value))
     return type(value) in _PLAIN or isinstance(value, (*_NUMBERS, jax.tree_util.PyTreeDef))
@@ -235,19 +240,19 @@ def _by_value(value: Any) -> bool:
 
 # --- Custom derivative rules ------------------------------------------------------------------------------------------
 
-# What functions of these may read does not change. Other modules are the user's, whose globals may.
+# Modules whose globals do not change. Those of other modules, the user's, may.
 _LIBRARIES = frozenset(("jax", "jaxlib", "numpy", "math", "functools", "operator", "equinox", "lineax", "scipy", "builtins"))
 
 
 @dataclasses.dataclass
 class Rules:
-    """What is known of the custom derivative rules of an equation: Python that has not run yet.
+    """The custom derivative rules of an equation: Python functions that have not run yet.
 
     Attributes:
         codes: the code of all functions that they are made of.
-        values: the numbers and names that these read of their surroundings.
-        foreign: whether there is more code than JAX's own.
-        opaque: whether they read what may change without a trace of it: arrays, objects, modules of the user's.
+        values: the numbers and names that these functions read from their closures and modules.
+        foreign: whether some of the code is not JAX's own.
+        opaque: whether they read anything that may change unnoticed: arrays, objects, the user's modules.
     """
 
     codes: set[types.CodeType] = dataclasses.field(default_factory=set)
@@ -257,9 +262,11 @@ class Rules:
 
 
 def _rules_of(eqn: Any) -> Rules:
+    """What the custom derivative rules of an equation are made of."""
     found = Rules()
     seen: set[int] = set()
-    # What JAX wraps the rules in holds caches and traces, which say nothing; what the user's code holds counts.
+    # (object to look into, whether the user's code holds it). JAX's wrappers of the rules also hold caches and traces, which
+    # do not matter.
     wanted = [(v, False) for name, v in eqn.params.items() if name != "call_jaxpr"]
     while wanted:
         value, users = wanted.pop()
@@ -267,7 +274,7 @@ def _rules_of(eqn: Any) -> Rules:
             continue
         seen.add(id(value))
         if isinstance(value, Mapping) and not users:
-            continue  # a cache of JAX's, which is empty until the rule has run
+            continue  # a cache of JAX's, empty until the rule has run
         inside, known = _parts(value)
         if isinstance(value, types.FunctionType):
             users = not value.__code__.co_filename.startswith(_OF_JAX)
@@ -275,7 +282,7 @@ def _rules_of(eqn: Any) -> Rules:
             found.foreign |= users
             inside = [*inside, *(_globals_of(value) if users else ())]
         elif isinstance(value, types.MethodType | functools.partial):
-            users |= _is_users(value)  # then what it is bound to counts, too
+            users |= _is_users(value)  # then what it is bound to counts too
         elif hasattr(value, "eqns") or hasattr(value, "jaxpr") or (not known and (callable(value) or users)):
             if _is_fixed(value):
                 found.values.add(_param(value))
@@ -288,14 +295,14 @@ def _rules_of(eqn: Any) -> Rules:
 
 
 def _is_users(value: Any) -> bool:
-    """Whether what a bound method or partial calls is not JAX's."""
+    """Whether a bound method or partial calls code that is not JAX's."""
     while isinstance(value, types.MethodType | functools.partial):
         value = value.__func__ if isinstance(value, types.MethodType) else value.func
     return isinstance(value, types.FunctionType) and not value.__code__.co_filename.startswith(_OF_JAX)
 
 
 def _parts(value: Any) -> tuple[Sequence[Any], bool]:
-    """What a value is made of, and whether that is known."""
+    """The objects that a value holds, and whether these are all that it depends on."""
     if isinstance(value, types.FunctionType):
         return [*_cells(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], True
     if isinstance(value, functools.partial):
@@ -320,7 +327,7 @@ def _parts(value: Any) -> tuple[Sequence[Any], bool]:
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether a value cannot change and can be compared; a module of a library counts, as does what JAX gives rules."""
+    """Whether a value cannot change and can be compared: a number, a library's module, or what JAX passes to rules."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in _LIBRARIES
     return type(value) in _PLAIN or isinstance(value, (*_NUMBERS, jax.tree_util.PyTreeDef, jnp.dtype, ShapedArray))
@@ -329,13 +336,13 @@ def _is_fixed(value: Any) -> bool:
 def _cells(function: types.FunctionType) -> list[Any]:
     found = []
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # one that is still empty
+        with contextlib.suppress(ValueError):  # a cell that is still empty
             found.append(cell.cell_contents)
     return found
 
 
 def _globals_of(function: types.FunctionType) -> list[Any]:
-    """What a function, and those inside of it, may read of its module."""
+    """The globals that a function, or one defined inside it, may read."""
     names, codes = set(), [function.__code__]
     while codes:
         code = codes.pop()

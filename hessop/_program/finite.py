@@ -1,6 +1,6 @@
-"""What is not finite at a point, and what to look at: the value first, then the gradient, then the Hessian.
+"""Reports infinities and NaNs: in the value first, then in the gradient, then in the Hessian, each with advice.
 
-Executables that compute entries return the value and the gradient as well, which they make on the way.
+Executables that compute entries also return the value and the gradient, which are by-products of theirs.
 Depends on programs. Must never know operators or routes.
 """
 
@@ -17,40 +17,42 @@ from jax import Array
 
 from hessop._base.layout import leaf_name
 from hessop._equations.flat import is_user_file
+from hessop._equations.xla import diagonal
 from hessop._program.program import AbstractProgram
 
-# Up to a million entries are all looked at. Of more, the diagonal and rows at even distances, as many entries in all: reading
-# all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
-# always shows on its diagonal.
-_LOOKED_AT = 2**20
-# Up to this many entries numpy checks them on any device: compiling a sum takes longer than a small Hessian is worth.
-_ON_HOST = 2**16
+# Entries that are checked. Of a larger matrix these are the diagonal and evenly spaced rows: reading all of it takes up to half
+# of the time of computing it (`python benchmarks/trust.py`), and what poisons a Hessian nearly always shows on its diagonal.
+_CHECKED_ENTRIES = 2**20
+# Entries up to which NumPy checks an array, on any device: compiling a sum is not worth it. Not measured: chosen.
+_ON_HOST_ENTRIES = 2**16
 
 
 def is_finite(array: Array) -> bool:
-    """Whether an array is finite; of a large square one, whether the part is that is looked at."""
-    on_host = array.size <= _ON_HOST or (array.size <= _LOOKED_AT and next(iter(array.devices())).platform == "cpu")
+    """Whether an array is finite. Of a large square matrix only a part is checked."""
+    on_host = array.size <= _ON_HOST_ENTRIES or (array.size <= _CHECKED_ENTRIES and _on_cpu(array))
     return all_finite(np.asarray(array)) if on_host else bool(looks_finite(array))
+
+
+def _on_cpu(array: Array) -> bool:
+    return next(iter(array.devices())).platform == "cpu"
 
 
 @jax.jit
 def looks_finite(array: Array) -> Array:
     """`is_finite`, inside an executable."""
     n = array.shape[0]
-    if array.shape != (n, n) or array.size <= _LOOKED_AT:
+    if array.shape != (n, n) or array.size <= _CHECKED_ENTRIES:
         return jnp.all(jnp.isfinite(array))
-    step = -(-array.size // _LOOKED_AT)
-    # Every n + 1st entry; jnp.trace reads the whole matrix under a mask, which takes as long as making it did.
-    diagonal = array.reshape(-1)[:: n + 1]
-    return jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(array[::step]))
+    step = -(-array.size // _CHECKED_ENTRIES)
+    return jnp.all(jnp.isfinite(diagonal(array))) & jnp.all(jnp.isfinite(array[::step]))
 
 
 def all_finite(array: Any) -> bool:
-    """Whether an array on the host, of any floating dtype, is finite."""
-    if array.size > _ON_HOST and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
+    """Whether a NumPy array, of any floating dtype, is finite."""
+    if array.size > _ON_HOST_ENTRIES and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
         flat = array.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.dot(flat, flat)  # without an array of booleans, but may overflow
+            squares = np.dot(flat, flat)  # needs no array of booleans; but finite entries may overflow
         if math.isfinite(squares):
             return True
     finite = np.isfinite(array if array.dtype.kind == "f" else np.asarray(array, np.float64))
@@ -58,7 +60,7 @@ def all_finite(array: Any) -> bool:
 
 
 def point_problem(program: AbstractProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
-    """What of x, the value and the gradient is not finite, and what to look at; None where all is."""
+    """Says which of x, the value and the gradient is not finite, with advice; None if all are finite."""
     found = []
     paths = jax.tree_util.tree_flatten_with_path(x)[0]
     counted = [(leaf_name(path, "x"), leaf, g) for (path, leaf), g in zip(paths, gradient, strict=True)]
@@ -76,7 +78,14 @@ def point_problem(program: AbstractProgram, x: Any, value: Array, gradient: Sequ
 
 
 def result_problem(program: AbstractProgram, taken: Array | None, what: str, point_known: bool) -> str:
-    """What to say of a result that is not finite (None: it is not on the device) where the value and the gradient are."""
+    """Says which entries of a result are not finite, with advice.
+
+    Args:
+        program: the program.
+        taken: the result; None if it is not at hand.
+        what: its name.
+        point_known: whether the value and the gradient are known to be finite.
+    """
     where = f"entries of the {what}"
     if taken is not None:
         bad = ~np.isfinite(np.asarray(taken, np.float64))
@@ -89,21 +98,21 @@ def result_problem(program: AbstractProgram, taken: Array | None, what: str, poi
 
 
 def cause(program: AbstractProgram) -> str:
-    """What to look at."""
+    """Advice: the likely cause of infinities and NaNs in a Hessian."""
     if program.self_pairs and not program.rewritten:
         places = "; ".join(f"{pair.primitive} at {pair.where}" for pair in program.self_pairs)
         return (
             f"Self pairs (i == i) reach a primitive that is singular at zero: {places}. "
-            f'self_pairs="auto" treats them as the constants they are'
+            f'self_pairs="auto" treats them as constants'
         )
     return (
-        "Look for a primitive that is singular at this point (sqrt, log, division or a norm at zero) behind a jnp.where that "
-        "masks only its result: its input must be masked too; jax.debug_nans shows the place"
+        "Look for a primitive that is singular at this point (sqrt, log, division or a norm at zero) inside a jnp.where that "
+        "masks only its result: mask its input too. jax.debug_nans shows the place"
     )
 
 
 def warn(problem: str | None) -> None:
-    """A RuntimeWarning at the line of the user's code that called; nothing for None."""
+    """Issues a RuntimeWarning at the line of the user's code that called hessop; None issues nothing."""
     if problem is None:
         return
     frame, level = sys._getframe(1), 2

@@ -1,6 +1,7 @@
-"""One abstract trace of the user's function: what it says now, and the errors where it cannot be traced.
+"""One abstract trace of the user's function, and the errors raised if it cannot be traced.
 
-Depends on JAX and on what is dynamic among the arguments. Must never know derivatives or programs.
+Depends on JAX, on how arguments are split into traced and static ones, and on how a jaxpr is read. Must never know derivatives
+or programs.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from hessop._base.settings import x64_is_on
 from hessop._equations.flat import is_user_file, open_jaxpr
 from hessop._program.fingerprint import Reading, read
 
-# What JAX raises where Python asks for a number that is not there: in a branch, a conversion to numpy, a boolean index; and,
-# without a class of their own, in shapes and slices.
+# Raised by JAX if Python needs the number behind a tracer: for a branch, a conversion to NumPy or a boolean index. Shapes and
+# slices raise Python's own errors, which may mean something else.
 _CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -36,7 +37,7 @@ _MAYBE_CONCRETE = (TypeError, IndexError, AttributeError)
 
 @dataclasses.dataclass(frozen=True)
 class Wrapped:
-    """A function made of another: `call(fn, how, x, *args)`."""
+    """A function made from another: `call(fn, how, x, *args)`."""
 
     fn: Callable[..., Any]
     call: Callable[..., Any]
@@ -48,19 +49,19 @@ class Wrapped:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a function does at the shapes of x and args.
+    """A function at the shapes of x and args.
 
     Attributes:
-        name: of the function, for messages.
+        name: the name of the function, for messages.
         owner: an object that lives as long as the function.
-        flat: (x leaves, arrays) -> the output, which runs the function again.
-        x_leaves: of the point.
-        arrays: what is dynamic among the arguments.
-        static: the rest of the arguments.
+        flat: (x leaves, arrays) -> the output; runs the function again.
+        x_leaves: the leaves of the point.
+        arrays: the traced leaves of the arguments.
+        static: the other leaves of the arguments, and their structure.
         jaxpr: (x leaves, arrays) -> one real scalar; closed.
-        reading: what the jaxpr says.
-        captured: the arrays that the function captured: copies, where they can be changed in place.
-        out_tree: the container of the scalar.
+        reading: the key of the jaxpr, and what else was read from it.
+        captured: the arrays that the function captured; copies of those that could be changed in place.
+        out_tree: the structure of the output.
     """
 
     name: str
@@ -76,19 +77,19 @@ class Trace:
 
 
 class NotScalarError(TypeError):
-    """The function has other outputs than one scalar."""
+    """The function returns something other than one scalar."""
 
 
 def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
-    """Trace `fn(x, *args)` abstractly, under the settings of hessop.
+    """Trace `fn(x, *args)` abstractly, under hessop's settings of JAX.
 
-    Arrays and floats of args are traced too, so that new values of them are no new program. A function that needs their
-    numbers (for numpy, a shape or a branch) is given them, as it would be without hessop.
+    Arrays and floats in args are traced too, so that new values do not make a new program. A function that needs their numbers,
+    for NumPy, a shape or a branch, is traced again with these held static.
 
     Args:
         fn: the user's function.
         x: pytree of arrays.
-        args: what follows x, as the user gave it.
+        args: the arguments after x, as the user passed them.
 
     Raises:
         TypeError: the function needs the numbers of x, or does not return one real scalar.
@@ -102,7 +103,7 @@ def trace(fn: Callable[..., Any], x: Any, args: Sequence[Any]) -> Trace:
         for hold in ("numpy", "all"):
             fewer, holding = split_args(args, hold=hold)
             if len(fewer) < len(arrays):
-                with contextlib.suppress(*_MAYBE_CONCRETE):  # the first error names what is dynamic
+                with contextlib.suppress(*_MAYBE_CONCRETE):  # raise the first error: it names what was traced
                     return _traced(fn, x, fewer, holding)
         if isinstance(error, _CONCRETE):
             raise TypeError(_about_values(fn, error)) from error
@@ -131,17 +132,18 @@ def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Sta
     return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, reading, fixed, trees[-1])
 
 
-# Small arrays of numpy's that functions captured, the last ones, by what is in them: they are on the device already.
+# Copies on the device of small NumPy arrays that functions captured, by their content: up to so many bytes each, the last so
+# many of them. Not measured: chosen.
 _COPIES: "OrderedDict[Hashable, Array]" = OrderedDict()
-_SMALL, _LAST = 2**14, 256
+_KEPT_BYTES, _KEPT_COPIES = 2**14, 256
 
 
 def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Arrays that nobody can change in place."""
+    """The same arrays, as JAX arrays that nobody can change in place."""
     around = (jax.config.jax_default_device, x64_is_on())  # pyright: ignore[reportAttributeAccessIssue]
     found = []
     for value in values:
-        if isinstance(value, np.ndarray) and value.nbytes <= _SMALL:
+        if isinstance(value, np.ndarray) and value.nbytes <= _KEPT_BYTES:
             key = (value.dtype, value.shape, value.tobytes(), around)
             copy = _COPIES.get(key)
             value = _kept_copy(key, value) if copy is None or copy.is_deleted() else copy
@@ -153,29 +155,29 @@ def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
 
 def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
     copy = _copy(value)
-    if isinstance(copy, Tracer):  # it dies with an outer trace
+    if isinstance(copy, Tracer):  # belongs to an outer trace, and must not outlive it
         return copy
-    with contextlib.suppress(KeyError):  # another thread may have been faster
-        while len(_COPIES) >= _LAST:
+    with contextlib.suppress(KeyError):  # another thread may have emptied it
+        while len(_COPIES) >= _KEPT_COPIES:
             _COPIES.popitem(last=False)
     _COPIES[key] = copy
     return copy
 
 
 def _copy(value: Any) -> Array:
-    # Explicitly, for a transfer guard; and a copy: JAX's array may be numpy's memory.
+    # Explicit, because of JAX's transfer guard. A copy, because a JAX array on CPU may share the memory of a NumPy array.
     return jax.device_put(np.array(value))
 
 
 def _owner(fn: Any) -> Any:
-    """An object that lives as long as a function: a bound method is made at each access and dies at once, its object lives."""
+    """An object that lives as long as a function: of a bound method, which is a new one at each access, its object."""
     while isinstance(fn, Wrapped):
         fn = fn.fn
     return fn.__self__ if isinstance(fn, types.MethodType) else fn
 
 
 def name_of(fn: Any) -> str:
-    """What a user calls the function."""
+    """The name by which a user knows the function."""
     while not isinstance(fn, types.FunctionType | types.MethodType):
         if isinstance(fn, Wrapped):
             fn = fn.fn
@@ -193,14 +195,14 @@ def name_of(fn: Any) -> str:
 def _about_values(fn: Any, error: Exception) -> str:
     place = _line(error)
     return (
-        f"fn: {name_of(fn)} needs the numbers of x (or of a traced argument){place}: they choose a branch, a shape or an index "
-        f"there, or go to numpy. It is traced once for all x: use lax.cond, lax.switch or jnp.where in the place of a Python "
-        f"branch, jnp in the place of np, and pass what is not differentiated in args"
+        f"fn: {name_of(fn)} needs the numbers of x (or of a traced argument){place}, for a branch, a shape, an index or NumPy. "
+        f"It is traced once for all x: use lax.cond, lax.switch or jnp.where instead of a Python branch, jnp instead of np, "
+        f"and pass what is not differentiated in args"
     )
 
 
 def _line(error: BaseException) -> str:
-    """The last line of the user's own code that an error went through."""
+    """The last line of the user's code in the traceback of an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
     return f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 

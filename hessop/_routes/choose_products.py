@@ -11,10 +11,11 @@ import math
 
 import jax
 
-from hessop._base.bytes import executable_bytes, format_bytes
+from hessop._base.bytes import format_bytes
 from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
 from hessop._equations.flat import peak_bytes
+from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._program.terms import TermsProgram, products_by_tiles, terms_program

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from hessop._base.bytes import executable_bytes, format_bytes, is_out_of_memory
+from hessop._base.bytes import format_bytes, is_out_of_memory
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.progress import Progress
 from hessop._equations.flat import shape_of
+from hessop._equations.xla import executable_bytes
 from hessop._program.finite import all_finite
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.fits import NOT_ASKED, Peak, peak_of

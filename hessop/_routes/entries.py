@@ -6,7 +6,6 @@ budgets and points. Must never know operators or lineax.
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.core import Tracer
 
 from hessop._base.bytes import free_memory, is_out_of_memory
 from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._equations.xla import short_call_options
 from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
 from hessop._program.point import Point, placement
 from hessop._routes.choose_entries import choose_route
@@ -25,7 +25,6 @@ from hessop._routes.decision import Decision, Request
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.tuning import LLVM_LEVELS
 from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
@@ -135,7 +134,7 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
-    options = _effort(point, decision.run_seconds)
+    options = short_call_options(decision.run_seconds) if _on_cpu(point) else {}
     chunks, stored = decision.chunking is not None, point.stored
     key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     try:
@@ -145,16 +144,6 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error)
-
-
-_LEVEL = "xla_backend_optimization_level"
-
-
-def _effort(point: Point, run_seconds: float) -> dict[str, int]:
-    """Compiler options for an executable that runs this long; a level that the user has set is left alone."""
-    if not _on_cpu(point) or _LEVEL in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return next(({_LEVEL: level} for longest, level in LLVM_LEVELS if run_seconds < longest), {})
 
 
 def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:

@@ -11,9 +11,9 @@ import jax
 from jax import Array, lax
 from jax.extend import core as jex
 
-from hessop._base.bytes import executable_bytes
-from hessop._equations.cost import Cost, cost, price, work_of
-from hessop._equations.flat import Equations, open_jaxpr
+from hessop._equations.cost import Cost, cost, work_of
+from hessop._equations.flat import Equations, open_jaxpr, peak_bytes
+from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
@@ -73,11 +73,11 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
         return None
     jaxpr, _ = open_jaxpr(traced)
     primal = point.residual_equations
-    found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
+    terms = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
     every = (*primal, *jaxpr.eqns)
-    whole = cost(every, work_of(primal) + found.work)
+    whole = cost(every, work_of(primal) + work_of(jaxpr.eqns))
     tiled = cost(every, work_of(every, tiled=True), tiled=True)
-    return StructurePrice(whole, tiled, point.source_bytes + found.peak)
+    return StructurePrice(whole, tiled, point.source_bytes + peak_bytes(terms, terms.invars))
 
 
 def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:

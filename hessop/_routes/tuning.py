@@ -34,10 +34,3 @@ MARGIN_OF_TERMS = 1.25
 BUDGETS_TO_MAKE_TERMS = 8
 # Length of the sums of a matrix product above which to recompute it costs more than to read it. Estimated.
 LONGEST_RECOMPUTED_SUM = 64
-
-# --- calls ---
-
-# (seconds of a call, LLVM's optimisation level below that). A call below 30 microseconds takes longer to dispatch than to run.
-# One below some milliseconds runs as fast at the first level as at the last, which takes a tenth longer to compile. Measured
-# with 14 functions of benchmarks/first_call.py.
-LLVM_LEVELS = ((3e-5, 0), (3e-3, 1))

@@ -1,8 +1,8 @@
-"""Where the indices of a value go: through reshapes, transposes, reductions and products.
+"""Follows the indices of a value through reshapes, transposes, reductions and products.
 
-An index of an array is a `Site`: one of its axes, or the part of one that reshaping made of it. A
-diagonal is a set of pairs of sites that agree. Depends on the form of equations only; never looks at
-values or at what they are computed from.
+An index of an array is a `Site`: one of its axes, or a part of one if a reshape merged several indices into an axis. A diagonal
+is a set of pairs of sites whose indices are equal. Depends on the table of primitives and the parameters of equations. Must
+never know values, or what they are computed from.
 """
 
 import math
@@ -13,7 +13,7 @@ from hessop._equations.primitives import ELEMENTWISE, RELABELS
 
 
 class Site(NamedTuple):
-    """The index `i[axis] // stride % size` of an array: one axis, or what reshaping made of it."""
+    """The index `i[axis] // stride % size` of an array: a whole axis, or a part of one."""
 
     axis: int
     stride: int
@@ -21,16 +21,16 @@ class Site(NamedTuple):
 
 
 Diagonal = frozenset[tuple[Site, Site]]
-"""Pairs of indices that agree on the diagonal; the empty set is everywhere."""
+"""Pairs of indices that are equal on the diagonal; without any, the diagonal is the whole array."""
 
 
 def whole(shape: Sequence[int]) -> tuple[Site, ...]:
-    """Every axis of an array as an index of its own."""
+    """The sites of an array: each axis longer than 1, as a whole."""
     return tuple(Site(k, 1, n) for k, n in enumerate(shape) if n != 1)
 
 
 def moved(eqn: Any, site: Site) -> Site | None:
-    """Where an index is found after a primitive of `RELABELS`; None if it is no index any more."""
+    """The site of an index after a primitive of `RELABELS`; None if no site is that index."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:
@@ -48,6 +48,7 @@ def moved(eqn: Any, site: Site) -> Site | None:
             kept = [k for k in range(rank) if k not in dims]
             there = kept.index(site.axis) if name == "squeeze" else kept[site.axis]
             return site._replace(axis=there)
+    # What is left is a reshape.
     if params.get("dimensions") is not None:
         return None
     linear = site.stride * math.prod(before[site.axis + 1 :])
@@ -67,7 +68,7 @@ def _moved_all(eqn: Any, diagonal: Diagonal) -> Diagonal | None:
 
 
 def _relocated(diagonal: Diagonal, axes: dict[int, int]) -> Diagonal | None:
-    """The diagonal with its axes renamed; None where one of them is gone."""
+    """The diagonal with its axes renamed; None if one of them is gone."""
     if any(site.axis not in axes for pair in diagonal for site in pair):
         return None
     renamed = [tuple(s._replace(axis=axes[s.axis]) for s in pair) for pair in diagonal]
@@ -75,7 +76,7 @@ def _relocated(diagonal: Diagonal, axes: dict[int, int]) -> Diagonal | None:
 
 
 def _touched(eqn: Any) -> set[int] | None:
-    """The axes that a primitive mixes or cuts, if it leaves the others as they are; else None."""
+    """The axes along which a primitive mixes, cuts or reverses entries, if it leaves the others alone; None if it does not."""
     name, params = eqn.primitive.name, eqn.params
     shape = eqn.invars[0].aval.shape
     match name:
@@ -94,7 +95,7 @@ def _touched(eqn: Any) -> set[int] | None:
 
 
 def _dot_axes(eqn: Any, position: int) -> dict[int, int]:
-    """For a dot_general: from the axes of one operand that survive to the axes of the result."""
+    """For a dot_general: the axes of one operand that are not summed -> their axes in the result."""
     (contract, batch) = eqn.params["dimension_numbers"]
     free = [[k for k in range(len(eqn.invars[side].aval.shape)) if k not in {*contract[side], *batch[side]}] for side in (0, 1)]
     start = len(batch[0]) + (len(free[0]) if position else 0)
@@ -103,7 +104,7 @@ def _dot_axes(eqn: Any, position: int) -> dict[int, int]:
 
 
 def carried(eqn: Any, position: int, diagonal: Diagonal) -> Diagonal | None:
-    """Where the result is constant: given where one operand is, the others being so throughout."""
+    """The diagonal of the result, given that of the operand at `position`, if all other operands are constant."""
     name = eqn.primitive.name
     if name in ELEMENTWISE:
         return diagonal

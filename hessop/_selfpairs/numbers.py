@@ -1,10 +1,10 @@
-"""What a primitive makes of numbers that are known before anything runs.
+"""Evaluates primitives on numbers that are known before anything runs, and asks whether their derivatives are finite there.
 
-On the diagonal of a self difference every value computed from it alone is a known number (0, then
-sqrt(0), ...). This module evaluates single primitives on such numbers, with "unknown" and "not finite"
-as further values, and tells whether a primitive has finite first and second derivatives there, by
-asking JAX for them rather than from a list of functions. Depends on JAX's tracing only; knows nothing
-of pairs, diagonals or rewriting, and never runs anything of array size.
+On the diagonal of a self difference, every value computed from it alone is a known number: 0, then sqrt(0), and so on. This
+module evaluates single primitives on such numbers, with "unknown" and "not finite" as further values. Whether first and second
+derivatives are finite there is asked of JAX, so that no list of singular functions has to be complete.
+
+Depends on JAX and on flat equations. Must never know pairs, diagonals or the rewrite, or run anything on whole arrays.
 """
 
 import dataclasses
@@ -20,25 +20,20 @@ from jax.extend.core import Primitive
 
 from hessop._equations.flat import bind, open_jaxpr
 from hessop._equations.interpret import interpret
-from hessop._equations.primitives import RELABELS, SMOOTH
+from hessop._equations.primitives import PICKS, SMOOTH
 
 
 class _Unsigned(enum.Enum):
-    """The one value that is known to be infinite or NaN without knowing which."""
+    """The type of `NOT_FINITE`."""
 
     NOT_FINITE = "not finite"
 
 
 NOT_FINITE: Final = _Unsigned.NOT_FINITE
 Known = np.generic | _Unsigned | None
-"""A number, "some infinity or NaN", or None: not known."""
+"""A number; NOT_FINITE for some infinity or NaN; None if it is not known."""
 
-# All entries are some of the first operand's.
-_SAME: Final = RELABELS | {
-    *("slice", "rev", "split", "copy", "copy_p", "reduce_max", "reduce_min", "reduce_and"),
-    *("reduce_or", "cummax", "cummin", "stop_gradient", "optimization_barrier"),
-}
-
+# Floats are evaluated by NumPy: dispatching a primitive in JAX takes far longer.
 _NUMPY: Final[dict[str, Callable[..., Any]]] = {
     "add": np.add,
     "add_any": np.add,
@@ -81,14 +76,14 @@ def _is_zero(known: Known) -> bool:
 
 
 def not_finite(known: Known) -> bool:
-    """Is it certain that this is an infinity or NaN?"""
+    """Whether a number is certain to be an infinity or NaN."""
     if known is None or known is NOT_FINITE:
         return known is NOT_FINITE
     return jnp.issubdtype(known.dtype, np.inexact) and not bool(np.isfinite(known))
 
 
 def scalar(value: Any, dtype: Any) -> Known:
-    """A number as a NumPy scalar of the given dtype; None for what NumPy has no scalars of."""
+    """A number as a NumPy scalar of the given dtype; None if NumPy has no such scalar."""
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return None
     try:
@@ -98,7 +93,7 @@ def scalar(value: Any, dtype: Any) -> Known:
 
 
 def _partial(name: str, inputs: Sequence[Known], zero: Known) -> Known:
-    """The result of partly known operands: 0 * anything is 0, inf + anything is not finite."""
+    """The result for operands of which some are unknown: 0 * anything is 0, inf + anything is not finite."""
     lost = any(map(not_finite, inputs))
     if name in ("mul", "dot_general"):
         if lost:
@@ -126,9 +121,9 @@ def _select(which: Known, cases: Sequence[Known]) -> Known:
 
 
 def _structural(name: str, inputs: Sequence[Known], avals: Sequence[Any], aval: Any) -> Known:
-    """Primitives that are not elementwise, on operands that are one number throughout."""
+    """The result of a primitive that is not elementwise, on operands each of which is one number throughout."""
     first = inputs[0]
-    if name in _SAME or name == "dynamic_slice":
+    if name in PICKS:
         return first
     if name in ("concatenate", "pad"):
         return _select(None, inputs)
@@ -146,17 +141,17 @@ def evaluate(
     avals: Sequence[Any],
     aval: Any,
 ) -> Known:
-    """One primitive on operands that are one number throughout.
+    """One primitive on operands each of which is one number throughout.
 
     Args:
-        primitive: What is applied.
-        params: Its parameters.
-        inputs: The operands' numbers.
-        avals: The operands' shapes and dtypes.
-        aval: The result's shape and dtype.
+        primitive: the primitive.
+        params: its parameters.
+        inputs: the numbers of the operands.
+        avals: the shapes and dtypes of the operands.
+        aval: the shape and dtype of the result.
 
     Returns:
-        The result's number, as far as the operands tell; 0 times an unknown operand counts as 0.
+        The number of the result. 0 times an unknown operand counts as 0.
     """
     name = primitive.name
     if not inputs or all(known is None for known in inputs):
@@ -167,7 +162,7 @@ def evaluate(
     if found is not None:
         return found
     numbers = [known for known in inputs if isinstance(known, np.generic)]
-    mixes = name in _SAME or "axes" in params or "axis" in params or name == "dot_general"
+    mixes = name in PICKS or "axes" in params or "axis" in params or name == "dot_general"
     if len(numbers) < len(inputs) or mixes:
         return _partial(name, inputs, scalar(0, aval.dtype))
     with np.errstate(all="ignore"):
@@ -182,18 +177,18 @@ def evaluate(
 
 
 def _evaluate_in_jax(primitive: Primitive, params: dict[str, Any], inputs: Sequence[Known], aval: Any) -> Known:
-    """A primitive that NumPy lacks, run on scalars; what does not take scalars is not known."""
+    """A primitive that NumPy lacks, run on scalars; None if it takes none."""
     try:
         with jax.ensure_compile_time_eval():
             result = primitive.bind(*map(jnp.asarray, inputs), **params)
             return scalar(result, aval.dtype)
-    except Exception:  # any refusal, of any primitive, only means "not known"
+    except Exception:  # whatever it is, the number is not known
         return None
 
 
 def inner(eqn: Any) -> Any | None:
-    """The jaxpr inside a call-like equation, or None."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    """The jaxpr inside a call, a loop or a function with a derivative rule; None for other equations."""
+    for key in ("jaxpr", "call_jaxpr"):
         sub = eqn.params.get(key)
         if hasattr(sub, "eqns") or hasattr(sub, "jaxpr"):
             return sub
@@ -201,7 +196,7 @@ def inner(eqn: Any) -> Any | None:
 
 
 def known_outputs(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
-    """What is known of the outputs of a jaxpr, calls included, on operands that are one number throughout each."""
+    """The numbers of the outputs of a jaxpr, on operands each of which is one number throughout."""
 
     def step(eqn: Any, operands: list[Known]) -> list[Known]:
         sub = inner(eqn)
@@ -217,7 +212,7 @@ def known_outputs(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
 
 
 def _derivatives(apply: Callable[..., list[Any]], order: int) -> Callable[..., list[Any]]:
-    """The derivatives of an elementwise function of the moving operands, up to the given order."""
+    """The derivatives of an elementwise function, up to the given order."""
 
     def pulled(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         def derivative(*moving: Any) -> list[Any]:
@@ -234,7 +229,15 @@ def _derivatives(apply: Callable[..., list[Any]], order: int) -> Callable[..., l
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """An equation on known operands, equal to another where primitive, parameters and numbers are."""
+    """The argument of `_is_singular`: equal for equations that agree in primitive, parameters, dtypes and numbers.
+
+    Attributes:
+        eqn: the equation.
+        shapes: the shapes of the operands to ask for.
+        inputs: their numbers.
+        moving: which of them derivatives are taken in.
+        key: primitive, parameters and dtypes.
+    """
 
     eqn: Any = dataclasses.field(compare=False)
     shapes: tuple[tuple[int, ...], ...]
@@ -257,40 +260,41 @@ def _is_singular(question: _Question) -> bool:
 
         return _derivatives(apply, order)(*(values[k] for k in chosen))
 
-    for order in (2, 1):  # a custom rule may well be differentiable only once
+    for order in (2, 1):  # some custom rules can be differentiated only once
         try:
             closed = jax.make_jaxpr(functools.partial(derivatives, order))(*operands)
-        except Exception:  # no derivative at all: then JAX itself will say so
+        except Exception:  # without any derivative JAX raises when the user's function is differentiated
             continue
         return any(map(not_finite, known_outputs(open_jaxpr(closed)[0], question.inputs)))
     return False
 
 
+# Number of answers that are kept; one takes a trace. Not measured: chosen.
 _is_singular_cached = functools.lru_cache(maxsize=4096)(_is_singular)
 
 
 def is_singular(eqn: Any, inputs: Sequence[Known], moving: Sequence[bool]) -> bool:
-    """Is a first or second derivative infinite or NaN where the operands have these numbers?
+    """Whether a first or second derivative is infinite or NaN at these operands.
 
     Args:
-        eqn: An elementwise primitive, or a call with a custom rule, which is then what is asked.
-        inputs: The operands' numbers.
-        moving: Which operands derivatives are taken in.
+        eqn: an elementwise primitive, or a call with a custom rule, whose derivatives are then those of the rule.
+        inputs: the numbers of the operands.
+        moving: which operands derivatives are taken in.
 
     Returns:
-        True only where it is certain, and for a power with base 0 whose exponent is not known.
+        True only if it is certain; and for a power with base 0 and an unknown exponent.
     """
     name = eqn.primitive.name
     if name in SMOOTH or not any(moving) or all(known is None for known in inputs):
         return False
     if name == "pow" and _is_zero(inputs[0]) and inputs[1] is None:
         return True
-    custom = inner(eqn) is not None  # its rule is bound to the shapes that it was traced with
+    custom = inner(eqn) is not None  # its rule needs the shapes that it was traced with
     shapes = tuple(atom.aval.shape if custom else () for atom in eqn.invars)
     dtypes = tuple(atom.aval.dtype for atom in eqn.invars)
     key = (eqn.primitive, tuple(sorted(eqn.params.items())), dtypes)
     question = _Question(eqn, shapes, tuple(inputs), tuple(moving), key)
     try:
         return _is_singular_cached(question)
-    except TypeError:  # parameters that cannot be hashed are not worth a cache
+    except TypeError:  # a parameter without a hash
         return _is_singular(question)

@@ -15,6 +15,7 @@ from jax import Array, lax
 from hessop._equations.cost import work_of
 from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes, variables
 from hessop._equations.primitives import COMPARISONS, ELEMENTWISE, LOGIC
+from hessop._equations.xla import unknown_integer
 from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Part, State
 from hessop._tiles.options import Options
@@ -90,7 +91,7 @@ class TileLoop:
 
     def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options):
         self.plan, self.env, self.options = plan, env, options
-        self.seed = _seed(plan, env)
+        self.seed = unknown_integer(env.values()) if plan.shared else None
         self.steps = list(zip(loop.eqns, loop.places, strict=True))
         size = loop.places[0].size
         self.tiles = Axis(size, min(options.tile or self.longest(size), size))
@@ -272,12 +273,3 @@ def _tile(eqn: Any, v: Any, axis: int | None, length: int) -> Window:
         return window  # such an input is joined, in natural order
     # The layout that the input has in a sum whose output is written by tiles, so that both sums read the same planes.
     return dataclasses.replace(window, order=(axis, *(a for a in range(rank) if a != axis)))
-
-
-def _seed(plan: Schedule, env: dict[Any, Array]) -> Array | None:
-    """Any integer that is unknown at compile time; None if none is needed, or there is no number to derive it from."""
-    for array in env.values() if plan.shared else ():
-        if array.size and (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-            first = lax.slice(array, [0] * array.ndim, [1] * array.ndim)
-            return lax.convert_element_type(lax.squeeze(first, range(array.ndim)), jnp.int32)
-    return None

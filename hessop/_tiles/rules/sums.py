@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hessop._equations.xla import sum_as_product
 from hessop._tiles import tuning
 from hessop._tiles.planes import Cell, Cells, Frame, Planes, common_shape
 from hessop._tiles.rules.table import RULES, Rule, Tools, out_shape, shape_of, through
@@ -169,14 +170,7 @@ def _sum(tools: Tools, array: Array, axis: int) -> Array:
         array.shape[axis] <= tuning.CHUNK_ELEMENTS or not is_low_precision(array.dtype)
     )
     product = tools.products and array.ndim > 1 and long and jnp.issubdtype(array.dtype, jnp.inexact)
-    return _sum_as_product(array, axis) if product else jnp.sum(array, axis=axis, dtype=array.dtype)
-
-
-def _sum_as_product(array: Array, axis: int) -> Array:
-    """A sum along an axis as a product with ones: XLA's CPU backend is bad at fusing several sums of one expression."""
-    ones = jnp.ones((array.shape[axis],), array.dtype)
-    sides, dims = ((array, ones), ((axis,), (0,))) if axis > 0 else ((ones, array), ((0,), (0,)))
-    return lax.dot_general(*sides, (dims, ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=array.dtype)
+    return sum_as_product(array, axis) if product else jnp.sum(array, axis=axis, dtype=array.dtype)
 
 
 RULES.update({name: Rule(_reduce_follows, _reduce) for name in _ACROSS_PLANES})

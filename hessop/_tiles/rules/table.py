@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from hessop._equations.flat import bind
+from hessop._equations.xla import computed_once, unknown_one
 from hessop._tiles.planes import Cell, Cells, Frame, Planes, short_axes
 from hessop._tiles.windows import Follow, Follows, Window
 
@@ -43,26 +43,17 @@ class Tools:
         return Frame(window.shape(shape), short, tuple(a for a in window.order if a not in short))
 
     def compute_once(self, planes: Planes) -> Planes:
-        """The same planes, as quotients, which XLA computes once however many kernels read them; see `sharing`.
-
-        The result is (a - (1 - one)) / one, which is a to the last bit. The compiler does not know that `one` is 1. Its second
-        use, in the zero that is subtracted, stops XLA from turning the division into a multiplication.
-        """
+        """The same planes, computed once however many kernels read them; see `hessop._equations.xla.computed_once`."""
         if self.seed is None or not jnp.issubdtype(planes.dtype, jnp.floating):
             return planes
-        one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: _one(self.seed, planes.dtype))
+        one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: unknown_one(self.seed, planes.dtype))
         table = np.empty(planes.table.shape, object)
         for index in np.ndindex(*table.shape):
             array, negative = planes.table[index]
             if not isinstance(array, np.ndarray):
-                array = self.cells.once("compute once", [array, one], lambda a=array: (a - (1 - one)) / one)
+                array = self.cells.once("compute once", [array, one], lambda a=array: computed_once(a, one))
             table[index] = Cell(array, negative)
         return dataclasses.replace(planes, table=table)
-
-
-def _one(seed: Any, dtype: Any) -> Any:
-    """The number 1, computed from any integer."""
-    return lax.convert_element_type((seed | 1) != 0, dtype)
 
 
 Apply = Callable[[Tools, Any, Sequence[Planes], Window], Planes]

@@ -1,4 +1,4 @@
-"""Flat equations: duplicates go, and nothing else does."""
+"""Flat equations: duplicates are dropped, and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def flat(fn, *args):
 
 
 def count(fn, name, *args):
-    """How often a primitive is left."""
+    """How often a primitive occurs without duplicates."""
     return sum(eqn.primitive.name == name for eqn in without_duplicates(flat(fn, *args)).eqns)
 
 
@@ -51,7 +51,7 @@ def count(fn, name, *args):
         ),
     ],
 )
-def test_what_is_left(fn, name, left):
+def test_duplicates_are_dropped(fn, name, left):
     assert count(fn, name) == left
     once = without_duplicates(flat(fn))
     if name != "rng_uniform":
@@ -60,13 +60,13 @@ def test_what_is_left(fn, name, left):
             np.testing.assert_array_equal(np.signbit(a), np.signbit(b))
 
 
-def test_weak_types_stay_apart():
+def test_weak_and_strong_types_are_not_merged():
     fn = lambda x, weak, strong: (lax.convert_element_type(weak, np.float32), lax.convert_element_type(strong, np.float32))
     equations = without_duplicates(flat(fn, X, 2.0, np.float32(2.0)))
     assert [v.aval.weak_type for v in equations.outvars] == [v.aval.weak_type for v in flat(fn, X, 2.0, np.float32(2)).outvars]
 
 
-def test_outputs_that_nothing_reads():
+def test_unused_outputs_do_not_replace_used_ones():
     def fn(x):
         first, _ = lax.sort((x, -x), num_keys=1)
         _, second = lax.sort((x, -x), num_keys=1)
@@ -76,7 +76,7 @@ def test_outputs_that_nothing_reads():
         np.testing.assert_array_equal(a, b)
 
 
-def test_effects_happen_as_often_as_before():
+def test_effects_run_as_often_as_before():
     seen = []
 
     def fn(x):
@@ -89,7 +89,7 @@ def test_effects_happen_as_often_as_before():
     assert seen == [78.0, 78.0]
 
 
-def test_random_bits_of_one_key_are_equal_and_of_two_are_not():
+def test_random_bits_are_merged_for_one_key_only():
     def fn(x):
         a, b = jax.random.split(jax.random.key(0))
         return [jax.random.uniform(k, (5,), np.float32) for k in (a, b, a)]
@@ -99,8 +99,8 @@ def test_random_bits_of_one_key_are_equal_and_of_two_are_not():
     assert not np.array_equal(a, b)
 
 
-def test_the_state_of_tracing_tells_whether_jax_stages():
-    """What `hessop._base.settings.is_staging` relies on."""
+def test_the_trace_state_shows_whether_jax_is_staging():
+    """`hessop._base.settings.is_staging` relies on it."""
     top, seen = get_opaque_trace_state(), []
     assert get_opaque_trace_state() == top
     jax.jit(lambda x: seen.append(get_opaque_trace_state() == top) or x)(1.0)
