@@ -15,22 +15,23 @@ import numpy as np
 from jax import Array
 from scipy import optimize
 
-from hessop._base.annotations import Arguments, Function, Memory, Route, SelfPairs
+from hessop._base.annotations import Function, Memory, Route, SelfPairs
 from hessop._base.arguments import check_x
 from hessop._base.layout import Layout
 from hessop._operator.hessian import HessianOperator
 from hessop._operator.scipy import linear_operator as linear_operator
 
-# What scipy's methods take; it warns of more.
+# The derivatives that each of scipy's methods takes; given more, it warns.
 _PRODUCTS = ("newton-cg", "trust-ncg", "trust-krylov", "trust-constr")
 _MATRIX = ("dogleg", "trust-exact")
 _GRADIENT = (*_PRODUCTS, *_MATRIX, "cg", "bfgs", "l-bfgs-b", "tnc", "slsqp")
+_METHODS = (*_GRADIENT, "nelder-mead", "powell", "cobyla", "cobyqa")
 
 
 def minimize(
     fn: Function,
     x0: Any,
-    args: Arguments = (),
+    args: Any = (),
     *,
     method: str | Callable[..., Any] = "trust-krylov",
     route: Route = "auto",
@@ -47,7 +48,7 @@ def minimize(
     Args:
         fn: function fn(x, *args) that returns a real scalar.
         x0: pytree of real floating arrays, where to start.
-        args: tuple of pytrees, what follows x.
+        args: tuple of pytrees, the arguments of fn after x. As in scipy, anything but a tuple is one argument.
         method: a method of `scipy.optimize.minimize`, by name or as a function.
         route: as for `HessianOperator`.
         memory: as for `HessianOperator`.
@@ -72,9 +73,12 @@ def minimize(
     given = {"jac", "hess", "hessp", "fun"} & set(options)
     if given:
         raise TypeError(f"{min(given)}: got one, but hessop makes it of fn; call scipy.optimize.minimize to give your own")
+    name = method.lower() if isinstance(method, str) else None
+    if name is not None and name not in _METHODS:
+        raise ValueError(f"method: got {method!r}, expected a function or one of {', '.join(map(repr, sorted(_METHODS)))}")
+    args = args if isinstance(args, tuple) else (args,)
     x0 = check_x(x0, "x0")
     problem = _Problem(HessianOperator(fn, x0, args, route=route, memory=memory, self_pairs=self_pairs))
-    name = method.lower() if isinstance(method, str) else None
     derivatives: dict[str, Any] = {}
     fun: Callable[..., Any] = problem.value
     if name is None or name in _GRADIENT:

@@ -238,6 +238,41 @@ def test_what_is_printed():
         assert "away" not in " ".join(lines)
 
 
+@pytest.mark.parametrize("max_products", [None, 9])
+def test_rigid_motions_are_suggested_for_null(max_products):
+    springs = lambda x: sum((jnp.sum((x[i] - x[j]) ** 2) - 1) ** 2 for i, j in ((0, 1), (1, 2), (2, 0)))
+    triangle = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], float)
+    for x in (triangle, 3 + jnp.pad(triangle, ((0, 0), (0, 1)))):
+        H = hessop.HessianOperator(springs, x)
+        found = hessop.is_minimum(H, max_products=max_products)
+        assert verdict(found) == "flat"
+        assert found.rigid
+        assert "rigid motion" in str(found)
+        assert "null=" in str(found)
+    left_out = hessop.is_minimum(hessop.HessianOperator(springs, x), null=rigid_motions(x), max_products=max_products)
+    assert left_out
+    assert not left_out.rigid
+    # A zero mode of another kind: all move away from the centre.
+    away = np.asarray(x - jnp.mean(x, axis=0, keepdims=True)).ravel()
+    other = hessop.HessianOperator(lambda x: quadratic(np.eye(9) - np.outer(away, away) / (away @ away))(x.ravel()), x)
+    found = hessop.is_minimum(other, max_products=max_products)
+    assert verdict(found) == "flat"
+    assert not found.rigid
+    assert "null=" not in str(found)
+
+
+def test_a_certificate_in_one_line():
+    run = lambda x: hessop.is_minimum(hessop.HessianOperator(lambda x: x[0] ** 2 - 3 * x[1] ** 2, x))
+    x = jnp.zeros(2)
+    assert repr(run(x)) == "<Certificate: a saddle point or a maximum, lowest eigenvalue -6>"
+    # Of many points, or in a trace, there are no numbers to print.
+    batch = jax.vmap(run)(jnp.zeros((3, 2)))
+    assert repr(batch) == str(batch) == f"<Certificate: lowest eigenvalue {eqx.tree_pformat(batch.lowest)}>"
+    seen = []
+    jax.jit(lambda x: seen.append(str(run(x))))(x)
+    assert seen[0].startswith("<Certificate: lowest eigenvalue ")
+
+
 def test_what_is_not_known_well_is_undecided():
     n = 1200
     d = np.linspace(1e-3, 1, n)

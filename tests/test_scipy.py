@@ -65,6 +65,25 @@ def test_takes_the_path_of_scipy_with_derivatives_made_by_hand(method):
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(result.x)[0], expected.x, rtol=1e-8)
 
 
+def test_what_is_no_tuple_is_one_argument():
+    # As in scipy, where a list is one argument too.
+    run = lambda args: hessop.scipy.minimize(fn, START, args, method="L-BFGS-B", options={"maxiter": 2}).fun
+    assert run(2.0) == run((2.0,))
+    assert run(np.float64(2.0)) == run((2.0,))
+    by_name = lambda p, named: fn(p, named["scale"][0])
+    found = hessop.scipy.minimize(by_name, START, {"scale": [2.0]}, method="L-BFGS-B", options={"maxiter": 2})
+    assert found.fun == run((2.0,))
+    weighed = lambda p, weights: fn(p, weights[0] + weights[1])
+    found = hessop.scipy.minimize(weighed, START, [0.5, 1.5], method="L-BFGS-B", options={"maxiter": 2})
+    assert found.fun == run((2.0,))
+
+
+@pytest.mark.once
+def test_the_methods_are_those_of_scipy():
+    # A new one needs its derivatives named in hessop/scipy.py.
+    assert sorted(hessop.scipy._METHODS) == sorted(scipy.optimize._minimize.MINIMIZE_METHODS)
+
+
 def test_one_linearization_a_point():
     traced = []
 
@@ -131,5 +150,5 @@ def test_messages():
         hessop.scipy.minimize(fn, START, jac=True)
     with pytest.raises(TypeError, match=r"^x0: got int, expected a real floating array"):
         hessop.scipy.minimize(fn, 3)
-    with pytest.raises(ValueError, match=r"Unknown solver"):
+    with pytest.raises(ValueError, match=r"^method: got 'nothing', expected a function or one of 'bfgs', .*, 'trust-ncg'"):
         hessop.scipy.minimize(fn, START, method="nothing")

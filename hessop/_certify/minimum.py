@@ -3,6 +3,7 @@
 Depends on the operator and on the Lanczos iteration. Must never know a route.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,6 +27,8 @@ _DENSE = 1000
 _PRODUCTS = 100
 _FAILURE = 1e-3
 _NEAR = 1e-3
+# A direction is a rigid motion where less than this part of its length is something else.
+_RIGID = 1e-2
 
 
 class Verdict(eqx.Enumeration):
@@ -64,6 +67,8 @@ class Certificate(eqx.Module):
         num_products: products with the Hessian, 0 where the dense matrix was taken.
         num_negative: the number of eigenvalues that are negative by more than `rtol` allows, which at a saddle point is its
             index; -1 where it is not known: where only products were made, and where something is not finite.
+        rigid: whether the lowest eigenvalue is zero because the rows of x (one array, [N, 2] or [N, 3]) can move together: its
+            eigenvector is a rigid motion of particles. Pass the rigid motions as `null` then.
 
     Example:
         >>> import jax.numpy as jnp, hessop
@@ -81,11 +86,19 @@ class Certificate(eqx.Module):
     distance: Array
     num_products: Array
     num_negative: Array
+    rigid: Array
 
     def __bool__(self) -> bool:
         return bool(self.verdict == Verdict.minimum)
 
+    def __repr__(self) -> str:
+        if not self._is_concrete():
+            return f"<Certificate: lowest eigenvalue {eqx.tree_pformat(self.lowest)}>"
+        return f"<Certificate: {Verdict[self.verdict].partition(':')[0]}, lowest eigenvalue {float(self.lowest):.6g}>"
+
     def __str__(self) -> str:
+        if not self._is_concrete():
+            return repr(self)
         sentence = Verdict[self.verdict]
         if sentence == Verdict[Verdict.not_finite]:  # then no number below means anything
             return sentence
@@ -99,7 +112,15 @@ class Certificate(eqx.Module):
             lines.append(f"  index {negative}" if sentence == Verdict[Verdict.saddle] else f"  {count}")
         if np.isfinite(distance):
             lines.append(f"  the minimum is about {distance:.2g} away")
+        if self.rigid:
+            lines.append(
+                "  its direction is a rigid motion: if x are positions of particles, pass translations and rotations as null="
+            )
         return "\n".join(lines)
+
+    def _is_concrete(self) -> bool:
+        """Whether this is the certificate of one point, outside of a trace."""
+        return eqx.is_array(self.lowest) and not isinstance(self.lowest, Tracer) and self.lowest.ndim == 0
 
 
 class _Spectrum(NamedTuple):
@@ -296,7 +317,8 @@ def _certificate(
     else:
         negative = jnp.where(finite, jnp.sum(spectrum.values < -zero, dtype=jnp.int32), -1)
     direction = tree.unflatten(layout.unravel(pair.vector.astype(layout.dtype)))
-    return Certificate(verdict, pair.value, pair.error, direction, pair.size, distance, pair.steps, negative)
+    rigid = (jnp.abs(pair.value) <= zero) & _is_rigid(pair.vector, leaves)
+    return Certificate(verdict, pair.value, pair.error, direction, pair.size, distance, pair.steps, negative, rigid)
 
 
 def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
@@ -309,6 +331,25 @@ def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
     # Along zero modes that nobody left out, the gradient is rounding, and so is the curvature.
     size = jnp.maximum(jnp.abs(spectrum.values), zero)
     return jnp.linalg.norm(parts / jnp.where(size > 0, size, 1))
+
+
+def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
+    """Whether a unit vector moves the rows of x, one array [N, 2] or [N, 3], as a rigid body."""
+    if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] not in (2, 3):
+        return jnp.zeros((), bool)
+    motions = _orthonormal(_rigid_motions(leaves[0].astype(direction.dtype)))
+    dot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return jnp.linalg.norm(direction - dot(dot(motions, direction), motions)) <= _RIGID
+
+
+def _rigid_motions(x: Array) -> Array:
+    """Translations and rotations about the centre of particles x [N, d], as rows [k, N d]."""
+    centred = x - jnp.mean(x, axis=0, keepdims=True)
+    axes = jnp.eye(x.shape[1], dtype=x.dtype)
+    pairs = [(i, j) for j in range(x.shape[1]) for i in range(j)]
+    translations = [jnp.broadcast_to(axis, x.shape) for axis in axes]
+    rotations = [centred[:, i, None] * axes[None, j] - centred[:, j, None] * axes[None, i] for i, j in pairs]
+    return jnp.stack([motion.ravel() for motion in (*translations, *rotations)])
 
 
 def _wide(array: Array) -> Array:

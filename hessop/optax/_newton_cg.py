@@ -90,6 +90,9 @@ def scale_by_newton_cg(
         curvature_fn: function of params and of the objective's other arguments that returns a symmetric lineax operator to
             be used in place of the Hessian: a Gauss-Newton matrix, or a `hessop.HessianOperator` with options of its own.
 
+    The sign is left to the chain, as by `optax.scale_by_lbfgs`: one factor after this transformation has to be negative, such
+    as `optax.scale(-0.5)` or `optax.scale_by_learning_rate(0.5)`. With `optax.scale(0.5)` in its place the steps go uphill.
+
     Returns:
         A transformation. Under `optax.inject_hyperparams` give `static_args=("preconditioner", "curvature_fn")` where these
         are functions, which would pass for schedules.
@@ -180,10 +183,13 @@ def newton_cg(
     It converges superlinearly at a minimum, and goes downhill from wherever it starts. Like every method that follows the
     gradient it stays on a saddle point on which it starts exactly; `newton_trust_region(subproblem="exact")` does not.
 
+    The updates have their sign and their length: with `optax.scale(-1.0)` after it the steps go uphill, and with any other
+    factor the line search holds value and gradient of a point that was not reached. Give `learning_rate` instead.
+
     `update` needs params, `value`, `grad` and `value_fn`, as for `optax.lbfgs`, and the objective's other arguments by name.
 
     Args:
-        learning_rate: what the direction is scaled by before the line search; by default by nothing.
+        learning_rate: positive factor of the direction before the line search; by default 1.
         rtol: as for `scale_by_newton_cg`.
         max_cg_steps: as for `scale_by_newton_cg`.
         damping: as for `scale_by_newton_cg`.

@@ -97,10 +97,12 @@ def newton_trust_region(
     updates are zero and the radius shrinks. The value never rises by more than its rounding. Where the decrease that is left
     drowns in that rounding, the gradients at both ends measure it, so that the gradient falls to its own rounding.
 
-    A whole solver, sign included: do not chain it with a line search or a learning rate. `update` needs the gradient, params
-    and `value_fn`, and the objective's other arguments by name; `value` and `grad` are used if given. The state holds `value`
-    and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice. A loop that ends when updates are small, as that
-    of `optimistix.OptaxMinimiser` does, takes a refused step for the end: look at the gradient, or at `info.accepted`.
+    A whole solver, sign included: do not chain it with a line search or a learning rate. With `optax.scale(-1.0)` after it the
+    steps go uphill, and with any other factor the state holds value and gradient of a point that was not reached. `update`
+    needs the gradient, params and `value_fn`, and the objective's other arguments by name; `value` and `grad` are used if
+    given. The state holds `value` and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice. A loop that ends
+    when updates are small, as that of `optimistix.OptaxMinimiser` does, takes a refused step for the end: look at the
+    gradient, or at `info.accepted`.
 
     Args:
         initial_radius: of the trust region in the norm sqrt(p.M^-1 p) of the preconditioner M; by default the length of the

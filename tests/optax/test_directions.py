@@ -1,5 +1,7 @@
 """One direction: against dense algebra, with another curvature, damped, preconditioned, and where the Hessian is broken."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -9,7 +11,7 @@ import pytest
 
 import hessop
 from hessop import StopReason
-from hessop.optax import newton_cg, scale_by_newton_cg
+from hessop.optax import newton_cg, newton_trust_region, scale_by_newton_cg
 
 RTOL = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-4
 TIGHT = 1e-10 if jnp.result_type(float) == jnp.float64 else 1e-5
@@ -105,6 +107,24 @@ def test_without_a_line_search_steps_do_not_get_shorter_and_shorter(options):
     first, state = update(x, solver.init(x))
     second, _ = update(x + 1e-3 * first, state)
     np.testing.assert_allclose(second, first, rtol=0.1)
+
+
+def test_the_sign_of_a_chain_is_said():
+    fn = lambda x: jnp.sum(jnp.cosh(x))
+    x = jnp.asarray([0.5, -1.0])
+
+    def change(factor):
+        solver = optax.chain(scale_by_newton_cg(), factor)
+        update = jax.jit(lambda x: solver.update(jax.grad(fn)(x), solver.init(x), x, value_fn=fn)[0])
+        return float(fn(optax.apply_updates(x, update(x))) - fn(x))
+
+    assert change(optax.scale(0.5)) > 0
+    assert change(optax.scale(-0.5)) < 0
+    assert change(optax.scale_by_learning_rate(0.5)) < 0
+    for text in ("optax.scale(0.5)", "optax.scale(-0.5)", "optax.scale_by_learning_rate(0.5)", "uphill"):
+        assert text in inspect.getdoc(scale_by_newton_cg)
+    for make in (newton_cg, newton_trust_region):
+        assert "optax.scale(-1.0)" in inspect.getdoc(make)
 
 
 def test_at_a_stationary_point_there_is_no_step():
