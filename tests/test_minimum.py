@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import hessop
+from hessop._certify import tuning
+from hessop._certify.minimum import _is_rigid
 from hessop._krylov.lanczos import lowest_eigenpair
 from tests.objectives import rigid_motions
 from tests.optax.support import lennard_jones
@@ -163,6 +165,22 @@ def test_a_point_that_is_not_stationary():
     H = hessop.HessianOperator(fn, jnp.full(3, 1.0001))
     assert hessop.is_minimum(H)
     assert not hessop.is_minimum(H, xtol=1e-5)
+
+
+def test_thresholds(monkeypatch):
+    fn = lambda x: jnp.sum((x - 1) ** 2)
+    at = lambda step: hessop.HessianOperator(fn, jnp.ones(4).at[0].add(step))
+    near = 2 * tuning.NEAR  # the norm of x is 2
+    assert hessop.is_minimum(at(0.99 * near))
+    assert not hessop.is_minimum(at(1.01 * near))
+    for rows, products in ((4, 0), (3, 2)):
+        monkeypatch.setattr(tuning, "DENSE_ROWS", rows)
+        monkeypatch.setattr(tuning, "PRODUCTS", 2)
+        assert int(hessop.is_minimum(at(0.0)).num_products) == min(products, 1)  # one product shows that H is 2 I
+    x = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]], float)
+    along, stretch = jnp.asarray([1.0, 0.0, 1.0, 0.0]) / 2**0.5, jnp.asarray([1.0, 0.0, -1.0, 0.0]) / 2**0.5
+    for part, rigid in ((0.9, True), (1.1, False)):
+        assert bool(_is_rigid(along + part * tuning.RIGID * stretch, [x])) == rigid
 
 
 # --- negative curvature: a saddle point or just a slope ---

@@ -14,12 +14,10 @@ import numpy as np
 from hessop._base.annotations import Arguments, Count, Function
 from hessop._base.errors import VerificationError
 from hessop._base.layout import Layout
+from hessop._certify import tuning
 from hessop._operator.abstract import ROUNDING
 from hessop._operator.hessian import HessianOperator
 from hessop._program.finite import result_problem
-
-# Steps h of the Taylor tests, relative to the size of x, from large to small.
-_STEPS = {4: 2.0 ** -np.arange(4, 11), 8: 2.0 ** -np.arange(6, 21)}
 
 
 def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count = 5, seed: int = 0, **options: Any) -> None:
@@ -86,7 +84,7 @@ class _At:
         self.x = self._flat(leaves)
         self.scale = float(np.sqrt(np.sum(self.x**2) / max(1, self.x.size))) or 1.0
         self.eps = max(float(jnp.finfo(dtype).eps) for dtype in self.layout.dtypes)
-        self.steps = _STEPS[8 if self.eps < 1e-10 else 4]
+        self.steps = tuning.STEPS_DOUBLE if self.eps < 1e-10 else tuning.STEPS_SINGLE
         self.value0, self.gradient0 = self.value_and_gradient(self.x)
 
     def _flat(self, leaves: Any) -> np.ndarray:
@@ -160,7 +158,7 @@ def _taylor_of_value(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
         return abs(value - at.value0 - float(step @ at.gradient0)), floor
 
     slope = _slope(at, error)
-    if slope is None or slope > 1.7:
+    if slope is None or slope > tuning.LEAST_SLOPE:
         return None
     return (
         f"gradient: the error of the Taylor expansion of fn falls as h^{slope:.2f}, expected h^2: the gradient is not that of "
@@ -180,7 +178,7 @@ def _taylor_of_gradient(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
         return _norm(gradient - at.gradient0 - product), floor
 
     slope = _slope(at, error)
-    if slope is None or slope > 1.7:
+    if slope is None or slope > tuning.LEAST_SLOPE:
         return None
     return (
         f"product: the error of the Taylor expansion of the gradient falls as h^{slope:.2f}, expected h^2: Hv is not its "
@@ -193,12 +191,12 @@ def _slope(at: _At, error: Callable[[float], tuple[float, float]]) -> float | No
     above = []
     for h in at.steps:
         value, floor = error(float(h))
-        if not value > 50 * floor:  # rounding from here on (or NaN: the step left the domain of fn)
+        if not value > tuning.ABOVE_ROUNDING * floor:  # rounding from here on (or NaN: the step left the domain of fn)
             if above:
                 break
             continue
         above.append(value)
-    if len(above) < 3:
+    if len(above) < tuning.LEAST_ERRORS:
         return None
     slopes = np.log2(np.array(above[:-1]) / np.array(above[1:]))
-    return float(np.median(slopes[-4:]))
+    return float(np.median(slopes[-tuning.LAST_SLOPES :]))

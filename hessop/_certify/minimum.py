@@ -17,18 +17,12 @@ from jax.core import Tracer
 from hessop._base.annotations import Count, Scalar
 from hessop._base.arguments import check_vector
 from hessop._base.layout import Layout
+from hessop._certify import tuning
+from hessop._krylov import tuning as krylov_tuning
 from hessop._krylov.lanczos import Lowest, lowest_eigenpair
 from hessop._krylov.options import nonnegative
 from hessop._operator.abstract import AbstractHessian, Hessian
 from hessop._operator.hessian import HessianOperator
-
-# Up to this size the dense matrix answers for certain, in the time of a few hundred products.
-_DENSE = 1000
-_PRODUCTS = 100
-_FAILURE = 1e-3
-_NEAR = 1e-3
-# A direction is a rigid motion where less than this part of its length is something else.
-_RIGID = 1e-2
 
 
 class Verdict(eqx.Enumeration):
@@ -247,9 +241,9 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
         null = _orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
         if not isinstance(null, Tracer) and np.count_nonzero(np.any(jax.device_get(null), axis=1)) == layout.n:
             raise ValueError(f"null: got all {layout.n} independent directions, expected fewer: nothing is left")
-    if max_products is None and layout.n <= _DENSE:
+    if max_products is None and layout.n <= tuning.DENSE_ROWS:
         return _from_matrix(H.materialize(), null)
-    return _from_products(lx.linearise(H), null, key, min(max_products or _PRODUCTS, layout.n))
+    return _from_products(lx.linearise(H), null, key, min(max_products or tuning.PRODUCTS, layout.n))
 
 
 @eqx.filter_jit
@@ -263,7 +257,7 @@ def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
     left = jnp.arange(w.size) < w.size - (0 if null is None else jnp.sum(jnp.any(null != 0, axis=1)))
     size = jnp.max(jnp.where(left, jnp.abs(w), 0))
     size = jnp.where(jnp.isnan(w[0]), w[0], size)
-    rounding = 10 * jnp.finfo(w.dtype).eps * size
+    rounding = tuning.EIGENVALUE_ULPS * jnp.finfo(w.dtype).eps * size
     return _Spectrum(Lowest(w[0], rounding, vectors[:, 0], size, jnp.zeros((), jnp.int32)), w, vectors)
 
 
@@ -278,7 +272,7 @@ def _from_products(H: lx.AbstractLinearOperator, null: Array | None, key: Array 
 
     # Made here, a key is a constant of the program; made outside, it would be a transfer from the host.
     start = jax.random.normal(jax.random.key(0) if key is None else key, (layout.n,), dtype)
-    lowest = lowest_eigenpair(product, start, null, max_products=max_products, failure=_FAILURE)
+    lowest = lowest_eigenpair(product, start, null, max_products=max_products, failure=krylov_tuning.FAILURE)
     return _Spectrum(lowest, None, None)
 
 
@@ -300,7 +294,7 @@ def _certificate(
     flat = lambda like_x: layout.ravel(jax.tree.leaves(like_x)).astype(dtype)
     rtol = jnp.sqrt(jnp.finfo(dtype).eps) if rtol is None else rtol
     zero = rtol.astype(dtype) * pair.size
-    near = _NEAR * jnp.linalg.norm(flat(x)) if xtol is None else xtol.astype(dtype)
+    near = tuning.NEAR * jnp.linalg.norm(flat(x)) if xtol is None else xtol.astype(dtype)
     slope = flat(gradient)
     least, size = pair.value - pair.error, jnp.linalg.norm(slope)
     finite = jnp.isfinite(value) & jnp.isfinite(pair.value) & jnp.isfinite(size)
@@ -339,7 +333,7 @@ def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
         return jnp.zeros((), bool)
     motions = _orthonormal(_rigid_motions(leaves[0].astype(direction.dtype)))
     dot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
-    return jnp.linalg.norm(direction - dot(dot(motions, direction), motions)) <= _RIGID
+    return jnp.linalg.norm(direction - dot(dot(motions, direction), motions)) <= tuning.RIGID
 
 
 def _rigid_motions(x: Array) -> Array:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Newton's method on the secular equation takes about five steps; this bounds the loop.
-_MAX_NEWTON_STEPS = 60
+from hessop._krylov import tuning
+
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -87,8 +87,8 @@ def minimize_in_ball(T: Array, c: Array, active: Array, radius: Array) -> BallMi
     w, Q = spectrum(T, active)
     g = jnp.tensordot(c, Q, axes=1, precision=_HIGHEST)
     # Components at the level of rounding are noise, and in the hard case noise would be divided by noise.
-    g = jnp.where(jnp.abs(g) <= 10 * eps * jnp.linalg.norm(g), 0, g)
-    flat = 10 * eps * jnp.max(jnp.abs(jnp.where(active[:, None] & active[None, :], T, 0)))
+    g = jnp.where(jnp.abs(g) <= tuning.NOISE_ULPS * eps * jnp.linalg.norm(g), 0, g)
+    flat = tuning.NEGATIVE_ULPS * eps * jnp.max(jnp.abs(jnp.where(active[:, None] & active[None, :], T, 0)))
     gaps = w - w[0]
 
     # In mu = lam + w[0] the pole of the secular equation |z(mu)| = radius is at 0 exactly: a root next to it keeps its digits.
@@ -116,7 +116,7 @@ def _secular_root(z: Callable[[Array], Array], gaps: Array, low: Array, radius: 
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         _, excess, count = carry
-        return outside & (excess > 4 * eps) & (count < _MAX_NEWTON_STEPS)
+        return outside & (excess > tuning.BOUNDARY_ULPS * eps) & (count < tuning.SECULAR_STEPS)
 
     # Newton's method on 1/|z| - 1/radius, which is concave: from the left it never oversteps the root.
     def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hessop._krylov import tuning
+
 _HIGHEST = lax.Precision.HIGHEST
-# An invariant subspace is found where less than this many units in the last place are left of a product.
-_DEPENDENT_ULPS = 10
 
 
 class Lowest(NamedTuple):
@@ -74,11 +74,11 @@ def lowest_eigenpair(
     def advance(chain: _Chain) -> _Chain:
         q = product(chain.basis[chain.step])
         h = jnp.tensordot(chain.basis, q, axes=1, precision=_HIGHEST)
-        for _ in range(2):  # once leaves the rounding of what was subtracted, twice is enough
+        for _ in range(tuning.ORTHOGONALIZATIONS):
             q = complement(complement(q, null), chain.basis)
         length = jnp.linalg.norm(q)
         size = jnp.maximum(chain.size, jnp.sqrt(jnp.sum(h**2) + length**2))
-        new = length > _DEPENDENT_ULPS * eps * size  # not so for NaN
+        new = length > tuning.DEPENDENT_ULPS * eps * size  # not so for NaN
         column = h.at[chain.step + 1].set(jnp.where(new, length, 0))
         return _Chain(
             basis=chain.basis.at[chain.step + 1].set(jnp.where(new, q / jnp.where(new, length, 1), 0)),
@@ -105,7 +105,7 @@ def lowest_eigenpair(
     highest = jnp.max(jnp.where(used, ritz, -jnp.inf))
     spread = highest - ritz[0]
     exhausted = chain.ended | (chain.step == n)
-    rounding = _DEPENDENT_ULPS * eps * chain.size
+    rounding = tuning.DEPENDENT_ULPS * eps * chain.size
     return Lowest(
         value=ritz[0],
         error=jnp.where(exhausted, rounding, missed(spread, chain.step, n, failure) + rounding),

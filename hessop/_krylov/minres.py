@@ -12,7 +12,7 @@ import lineax as lx
 from jax import Array
 
 from hessop._base.annotations import Scalar
-from hessop._krylov import vectors as vec
+from hessop._krylov import tuning, vectors as vec
 from hessop._krylov.options import (
     check_operator,
     check_steps,
@@ -152,7 +152,7 @@ class MINRES(lx.AbstractLinearSolver):
             dtype=dtype,
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(problem.b))
-        max_steps = 10 * count if self.max_steps is None else self.max_steps
+        max_steps = tuning.STEPS_PER_UNKNOWN * count if self.max_steps is None else self.max_steps
         solution, stats = minimize_residual(problem, max_steps, well_posed=self.well_posed, history=self.history)
         stats["max_steps"] = self.max_steps
         singular = (StopReason.least_squares,) if self.well_posed else ()

@@ -10,16 +10,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop._krylov import vectors as vec
+from hessop._krylov import tuning, vectors as vec
 from hessop._krylov.problem import Problem
 from hessop._krylov.results import StopReason, first_of
-
-# A vector of the Lanczos process is zero to rounding below so many units in the last place of the operator's norm.
-_ZERO_ULPS = 10
-# A residual is recomputed where rounding may have moved the one that is carried along by this part of it.
-_TRUSTED_DRIFT = 0.1
-# How often a residual that is recomputed may fail to have halved since the last time.
-_MAX_STALLS = 2
 
 # What the next product is with: x, to recompute the residual; that residual, to start from A r; the next Lanczos vector.
 _CHECK, _START, _LANCZOS = 0, 1, 2
@@ -96,7 +89,7 @@ class _Iteration:
         self.problem, self.well_posed = problem, well_posed
         self.b, self.b_unit, self.tolerance = problem.normalized()
         self.eps = jnp.finfo(problem.dtype).eps
-        self.zero_ulps = _ZERO_ULPS * self.eps
+        self.zero_ulps = tuning.ZERO_ULPS * self.eps
         self.m_unit, self.z = jnp.ones((), problem.dtype), self.b
         if problem.precondition is not None:
             z = problem.precondition(self.b)
@@ -214,12 +207,12 @@ class _Iteration:
         """With the residual of x recomputed: believe it and start from it, or go back to where it was smaller."""
         rest = vec.norm(r)
         rounding = self.eps * now.reach * vec.norm(now.x)
-        halved = rest <= now.checked / 2
+        halved = rest <= tuning.PROGRESS * now.checked
         # In exact arithmetic a residual cannot grow. One that hardly fell may be the rounding of a product with a huge x.
-        worse = (rest > now.checked) | (~halved & (rounding > _TRUSTED_DRIFT / 2 * now.checked))
+        worse = (rest > now.checked) | (~halved & (rounding > tuning.MINRES_DRIFT * tuning.PROGRESS * now.checked))
         worse &= (rest > self.tolerance) & self.well_posed
         stalls = jnp.where(halved, 0, now.stalls + 1)
-        stuck = worse | (stalls > _MAX_STALLS)
+        stuck = worse | (stalls > tuning.MAX_STALLS)
         # Where A r is small beside |A| |r|, what keeps the residual from falling is that no x has a smaller one.
         singular = now.lanczos.normal <= jnp.sqrt(self.eps) * now.size
         done, reason = first_of(
@@ -274,7 +267,7 @@ class _Iteration:
         phi = jnp.where(usable, c * k.phi_bar if self.well_posed else vec.dot(aw, now.r), 0)
         x, r = vec.plus(now.x, phi, w), vec.plus(now.r, -phi, aw)
         rest = vec.norm(r)
-        drifted = self.eps * now.reach * vec.norm(x) > _TRUSTED_DRIFT * rest
+        drifted = self.eps * now.reach * vec.norm(x) > tuning.MINRES_DRIFT * rest
         doubt = (rest <= self.tolerance) | (beta <= self.zero_ulps * size) | singular | drifted
         done = k.fresh & self.well_posed & (normal <= self.singular * size)
         lanczos = _Lanczos(

@@ -10,16 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop._krylov import vectors as vec
+from hessop._krylov import tuning, vectors as vec
 from hessop._krylov.boundary import step_to_boundary
 from hessop._krylov.problem import Problem
 from hessop._krylov.results import StopReason, first_of
-
-# Curvature p.Hp is zero to rounding below this many units in the last place of |p| |Hp| (the rounding of the inner product)
-# and of |H| |p|^2 (the rounding of the product itself).
-_FLAT_ULPS = 4
-# A residual is recomputed where rounding may have moved the one that is carried along by this part of the tolerance.
-_TRUSTED_DRIFT = 0.25
 
 
 class _Path(NamedTuple):
@@ -62,7 +56,7 @@ def conjugate_gradients(problem: Problem, max_steps: Any) -> tuple[Any, dict[str
         The step, and the statistics of `TruncatedCG` but for `max_steps`.
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(problem.b))
-    limit = 10 * count if max_steps is None else jnp.asarray(max_steps).astype(jnp.int32)
+    limit = tuning.STEPS_PER_UNKNOWN * count if max_steps is None else jnp.asarray(max_steps).astype(jnp.int32)
     iteration = _Iteration(problem)
     path = lax.while_loop(lambda path: ~path.done & (path.step < limit), iteration.advance, iteration.start())
     return iteration.finish(path)
@@ -151,13 +145,13 @@ class _Iteration:
         # Greenbaum, Estimating the attainable accuracy of recursively computed residual methods (1997),
         # doi:10.1137/S0895479895284944: how far b - A x and the residual that is carried along come apart.
         drift = self.eps * (path.step + 1).astype(rest.dtype) * seen.size * vec.norm(x)
-        doubt = small & ~checking & (drift > _TRUSTED_DRIFT * self.tolerance)
+        doubt = small & ~checking & (drift > tuning.CG_DRIFT * self.tolerance)
         done, reason = first_of(
             (~(jnp.isfinite(seen.pq) & jnp.isfinite(seen.qq)) | (checking & jnp.isnan(gamma)), StopReason.not_finite),
             (seen.flat, StopReason.negative_curvature),
             (crossing, StopReason.boundary),
             (small & ~doubt, StopReason.converged),
-            (checking & ~small & (rest > path.checked / 2), StopReason.stagnation),
+            (checking & ~small & (rest > tuning.PROGRESS * path.checked), StopReason.stagnation),
             (~small & ~(gamma > 0), StopReason.breakdown),
             default=path.reason,
         )
@@ -183,7 +177,7 @@ class _Iteration:
         """What q = A p says of the curvature."""
         pp, pq, qq = vec.dot(p, p), vec.dot(p, q), vec.dot(q, q)
         size = jnp.maximum(path.size, jnp.sqrt(vec.quotient(qq, pp)))
-        rounding = _FLAT_ULPS * self.eps * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(qq), size * pp)
+        rounding = tuning.FLAT_ULPS * self.eps * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(qq), size * pp)
         return _Product(pp, pq, qq, size, flat=~path.checking & (pq <= rounding))
 
     def side(self, path: _Path, seen: _Product) -> Array:

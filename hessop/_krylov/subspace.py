@@ -13,19 +13,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._base.layout import Layout
-from hessop._krylov import vectors as vec
+from hessop._krylov import tuning, vectors as vec
 from hessop._krylov.boundary import BallMinimum, minimize_in_ball, spectrum
 from hessop._krylov.lanczos import missed
 from hessop._krylov.problem import Problem
 from hessop._krylov.results import StopReason, first_of
 
-_DEFAULT_STEPS = 100
-# The small problem is solved after each of so many products, and no more often in all: its size is fixed at compile time.
-_SOLVES = 32
-# A vector is in the span of the basis where less than this many units in the last place are left of it.
-_DEPENDENT_ULPS = 10
-# The probability with which a minimum may be certified that is none.
-_FAILURE = 1e-3
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -83,7 +76,7 @@ def minimize_exactly(problem: Problem, max_steps: int | None) -> tuple[Any, dict
         Gould, Lucidi, Roma and Toint, Solving the trust-region subproblem using the Lanczos method (1999),
         doi:10.1137/S1052623497322735: the model in a Krylov subspace.
     """
-    iteration = _Iteration(problem, _DEFAULT_STEPS if max_steps is None else max_steps)
+    iteration = _Iteration(problem, tuning.EXACT_STEPS if max_steps is None else max_steps)
     search = lax.while_loop(iteration.unfinished, iteration.advance, iteration.start())
     return iteration.finish(search)
 
@@ -95,9 +88,9 @@ class _Iteration:
         leaves, self.tree = jax.tree.flatten(problem.b)
         self.problem, self.dtype, self.layout = problem, problem.dtype, Layout(leaves)
         self.eps = jnp.finfo(self.dtype).eps
-        self.longest = jnp.sqrt(jnp.finfo(self.dtype).max) / 16
+        self.longest = jnp.sqrt(jnp.finfo(self.dtype).max) / tuning.RADIUS_HEADROOM
         self.m = min(max_steps, self.layout.n)
-        self.every = max(1, self.m // _SOLVES)
+        self.every = max(1, self.m // tuning.SOLVES)
         b, self.b_unit, self.tolerance = problem.normalized()
         self.b = self.layout.ravel(jax.tree.leaves(b))
         # Any fixed vector would do that no problem was made for.
@@ -183,7 +176,7 @@ class _Iteration:
         """
         dual = basis.U if basis.V is None else basis.V
         h = jnp.zeros_like(basis.c)
-        for _ in range(2):  # once leaves the rounding of what was subtracted, twice is enough
+        for _ in range(tuning.ORTHOGONALIZATIONS):
             part = jnp.tensordot(basis.U, d, axes=1, precision=_HIGHEST)
             d = d - jnp.tensordot(part, dual, axes=1, precision=_HIGHEST)
             h = h + part
@@ -191,7 +184,7 @@ class _Iteration:
         squared = jnp.vdot(d, z, precision=_HIGHEST)
         length = jnp.sqrt(jnp.maximum(squared, 0))
         size = jnp.maximum(size, jnp.sqrt(jnp.sum(h**2) + length**2))
-        new = length > _DEPENDENT_ULPS * self.eps * size
+        new = length > tuning.DEPENDENT_ULPS * self.eps * size
         inverse = jnp.where(new, 1 / jnp.where(new, length, 1), 0)
         basis = basis._replace(
             U=basis.U.at[basis.count].add(z * inverse),
@@ -261,7 +254,7 @@ class _Iteration:
         own = basis.multiplied & (basis.owner == 1)
         _, Q = spectrum(S, own)
         error = jnp.linalg.norm(jnp.tensordot(lacking, Q[:, 0], axes=1, precision=_HIGHEST))
-        least = minimum.leftmost - missed(size - minimum.leftmost, jnp.sum(own), self.layout.n, _FAILURE)
+        least = minimum.leftmost - missed(size - minimum.leftmost, jnp.sum(own), self.layout.n, tuning.FAILURE)
         known = (error <= jnp.sqrt(self.eps) * size) | (least >= -minimum.multiplier)
         return (jnp.any(own) & known) | (basis.pending[1] < 0)
 
@@ -272,13 +265,13 @@ class _Iteration:
         radius, x_unit = self.radius(search.unit), self.b_unit / search.unit
         length = jnp.linalg.norm(minimum.y)
         y = minimum.y * jnp.where(length > radius, vec.quotient(radius, length), 1)
-        edge = (minimum.multiplier > 0) | (length >= radius * (1 - 4 * self.eps))
+        edge = (minimum.multiplier > 0) | (length >= radius * (1 - tuning.BOUNDARY_ULPS * self.eps))
         found = StopReason.where(edge, StopReason.boundary, StopReason.converged)
         reason = StopReason.where(search.converged, found, StopReason.max_steps)
         reason = StopReason.where(search.broken, search.reason, reason)
         S = jnp.triu(basis.T) + jnp.triu(basis.T, 1).T
         curved = jnp.vdot(y, jnp.tensordot(S, y, axes=1, precision=_HIGHEST), precision=_HIGHEST)
-        met = minimum.leftmost < -10 * self.eps * search.size
+        met = minimum.leftmost < -tuning.NEGATIVE_ULPS * self.eps * search.size
         side = jnp.where(jnp.vdot(minimum.vector, basis.c) < 0, -1, 1).astype(dtype)
         direction = side * jnp.tensordot(minimum.vector, basis.U, axes=1, precision=_HIGHEST)
         own = jnp.linalg.norm(direction)

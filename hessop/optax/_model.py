@@ -21,12 +21,7 @@ from hessop._operator.block_jacobi import quiet_block_jacobi
 from hessop._operator.hessian import HessianOperator
 from hessop._program.trace import Wrapped
 from hessop._routes.tiled import untiled
-
-# Eisenstat and Walker (1996), choice 2 with the exponent they name: rtol = gamma (|g| / |g of the last step|)^alpha.
-# An exponent of 2 ends in steps that solve to 1e-13 what 1e-6 was asked of. This one, a start at 0.3 (theirs is 0.9, for
-# Jacobians that are expensive to multiply by) and bounds on the steps together save a tenth of the products of 16 problems of
-# benchmarks/minimise.py.
-_GAMMA, _ALPHA, _LOOSEST = 0.9, (1 + 5**0.5) / 2, 0.3
+from hessop.optax import _tuning as tuning
 
 
 class Settings(NamedTuple):
@@ -94,9 +89,9 @@ class Settings(NamedTuple):
         if self.rtol is not None:
             return self.rtol.astype(norm.dtype)
         known = jnp.isfinite(last_norm) & (last_norm > 0)
-        rtol = _GAMMA * (norm / jnp.where(known, last_norm, 1)) ** _ALPHA
+        rtol = tuning.FORCING_FACTOR * (norm / jnp.where(known, last_norm, 1)) ** tuning.FORCING_EXPONENT
         # Below the square root of epsilon a solve costs products and gains no digits.
-        return jnp.where(known, jnp.clip(rtol, jnp.sqrt(jnp.finfo(norm.dtype).eps), _LOOSEST), _LOOSEST)
+        return jnp.where(known, jnp.clip(rtol, jnp.sqrt(jnp.finfo(norm.dtype).eps), tuning.LOOSEST_RTOL), tuning.LOOSEST_RTOL)
 
 
 def objective_arguments(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,8 @@ from hessop._base.annotations import Function, Scalar
 from hessop._krylov import vectors as vec
 from hessop._krylov.results import StopReason
 from hessop._krylov.truncated_cg import TruncatedCG
+from hessop.optax import _tuning as tuning
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
-
-# With a line search, steps along curvature that is not positive are tried at so many times the length of the last step first.
-# Over a dozen starts of 60 ions that takes 51 evaluations in the geometric mean instead of 90, of a fluid of 120 particles 155
-# instead of 405, with fewer products too; on a cluster of 55, which sees little of such curvature, it makes no difference.
-_LEAP = 4.0
 
 
 class NewtonCGInfo(NamedTuple):
@@ -165,7 +161,7 @@ def _directions(settings: Settings, leap: float | None = None) -> optax.Gradient
 
 
 # Takes the full step where it will do, which a Newton method needs to converge faster than linearly.
-_ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
+_ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=tuning.LINESEARCH_STEPS, initial_guess_strategy="one")
 
 
 def newton_cg(
@@ -227,7 +223,7 @@ def newton_cg(
         curvature_fn=curvature_fn,
     )
     # Only where steps are as long as the line search makes them: short ones by a learning rate would make ever shorter ones.
-    direction = _directions(settings, None if linesearch is None or learning_rate is not None else _LEAP)
+    direction = _directions(settings, None if linesearch is None or learning_rate is not None else tuning.LEAP)
     flip = optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
     solver = optax.chain(direction, flip, optax.identity() if linesearch is None else linesearch)
 

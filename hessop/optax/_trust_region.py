@@ -18,17 +18,8 @@ from hessop._krylov import vectors as vec
 from hessop._krylov.options import positive
 from hessop._krylov.results import StopReason
 from hessop._krylov.truncated_cg import TruncatedCG
+from hessop.optax import _tuning as tuning
 from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
-
-# The ratio of the actual decrease to that of the model decides, as in TRON: Lin and More, Newton's method for large
-# bound-constrained optimization problems (1999), doi:10.1137/S1052623498345075, section 4.
-_ACCEPTED, _POOR, _GOOD = 0.1, 0.25, 0.75
-_SHRINK, _HALVE, _GROW = 0.25, 0.5, 4
-# Where the model is right to so much at the boundary, the region doubles at least.
-_EXACT = 0.1
-# A decrease of fewer than so many units in the last place of the values is measured by their gradients instead.
-_BLURRED_ULPS = 1000
-_NOISE_ULPS = 10
 
 
 class TrustRegionInfo(NamedTuple):
@@ -262,7 +253,7 @@ def _try(
     # The trapezoidal rule along the step: exact where the model is.
     mean = vec.scaled(vec.plus(vec.cast(gradient, dtype), jnp.ones((), dtype), there), jnp.asarray(0.5, dtype))
     by_gradients = -vec.dot(mean, vec.cast(step, dtype))
-    blurred = (promised <= _BLURRED_ULPS * ulp) & (new - old <= _NOISE_ULPS * ulp)
+    blurred = (promised <= tuning.BLURRED_ULPS * ulp) & (new - old <= tuning.NOISE_ULPS * ulp)
     decrease = jnp.where(blurred, by_gradients, old - new)
     # Along the zero modes of a Hessian the model is rounding, and may come out as a rise.
     judged = known & (promised > 0) & ~jnp.isnan(decrease)
@@ -271,7 +262,7 @@ def _try(
     resized = _resized(radius, stats["step_norm"], ratio, decrease, vec.dot(vec.cast(gradient, dtype), vec.cast(step, dtype)))
     # No shorter step than one that moves nothing; and nothing is learned where the solve failed.
     usable = moved & jnp.isfinite(resized) & (resized > 0) & finite(step)
-    return _Trial(moved & (ratio >= _ACCEPTED), jnp.where(usable, resized, radius), ratio, after, grad)
+    return _Trial(moved & (ratio >= tuning.ACCEPTED), jnp.where(usable, resized, radius), ratio, after, grad)
 
 
 def _resized(radius: Array, length: Array, ratio: Array, decrease: Array, slope: Array) -> Array:
@@ -281,12 +272,16 @@ def _resized(radius: Array, length: Array, ratio: Array, decrease: Array, slope:
     is shortened to it at once, and one along which the model was right to the edge grows with what is left to be gained.
     """
     excess = -decrease - slope
-    suggested = length * jnp.where(excess > 0, jnp.maximum(_SHRINK, -slope / (2 * jnp.where(excess > 0, excess, 1))), _GROW)
-    refused = jnp.minimum(suggested, _HALVE * radius)
-    poor = jnp.clip(suggested, _SHRINK * radius, _HALVE * radius)
-    fair = jnp.clip(suggested, _SHRINK * radius, _GROW * radius)
+    suggested = length * jnp.where(
+        excess > 0, jnp.maximum(tuning.SHRINK, -slope / (2 * jnp.where(excess > 0, excess, 1))), tuning.GROW
+    )
+    refused = jnp.minimum(suggested, tuning.HALVE * radius)
+    poor = jnp.clip(suggested, tuning.SHRINK * radius, tuning.HALVE * radius)
+    fair = jnp.clip(suggested, tuning.SHRINK * radius, tuning.GROW * radius)
     # On a quadratic the parabola of a step along its steepest directions has its minimum near, while the rest is still far.
-    exact = (length >= 0.99 * radius) & (jnp.abs(ratio - 1) <= _EXACT)
-    good = jnp.clip(suggested, jnp.where(exact, 2 * radius, radius), _GROW * radius)
-    judged = jnp.where(ratio < _ACCEPTED, refused, jnp.where(ratio < _POOR, poor, jnp.where(ratio < _GOOD, fair, good)))
-    return jnp.where(jnp.isneginf(ratio), _SHRINK * jnp.minimum(length, radius), judged)
+    exact = (length >= tuning.AT_BOUNDARY * radius) & (jnp.abs(ratio - 1) <= tuning.EXACT)
+    good = jnp.clip(suggested, jnp.where(exact, tuning.EXACT_GROW * radius, radius), tuning.GROW * radius)
+    judged = jnp.where(
+        ratio < tuning.ACCEPTED, refused, jnp.where(ratio < tuning.POOR, poor, jnp.where(ratio < tuning.GOOD, fair, good))
+    )
+    return jnp.where(jnp.isneginf(ratio), tuning.SHRINK * jnp.minimum(length, radius), judged)
