@@ -47,9 +47,9 @@ def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(m
     with pytest.raises(hessop.MemoryBudgetError, match=r"smallest budget.*; out= \(a numpy memmap, say\) keeps the matrix"):
         H.materialize(memory="10kB")
     monkeypatch.undo()
-    # Less than what the function captured: refused from shapes, with a budget that is sure to do.
+    # Less than what the function captured: refused from shapes, naming a budget that is sure to work.
     assert H.materialize(memory=caught.value.needed).shape == (60, 60)
-    with pytest.raises(hessop.MemoryBudgetError, match=r"The smallest budget that would do is memory=") as caught:
+    with pytest.raises(hessop.MemoryBudgetError, match=r"The smallest budget that works is memory=") as caught:
         H.materialize(memory="400kB")
     assert H.materialize(memory=caught.value.needed).shape == (60, 60)
     with pytest.raises(hessop.MemoryBudgetError):

@@ -200,12 +200,14 @@ def test_modules_as_x():
 
 def test_a_list_of_numbers_as_x():
     H = hessop.HessianOperator(lambda x: x[0] ** 2 * x[1], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"vector: got the pytree .*; x is a pytree of scalars: jnp.asarray\(x\) is a vector"):
+    with pytest.raises(
+        ValueError, match=r"vector: got the pytree .*; x is a pytree of scalars; if you meant a vector, pass jnp"
+    ):
         H.mv(jnp.ones(2))
     with pytest.raises(TypeError) as caught:
         hessop.HessianOperator(lambda x: jnp.sum(x**2), [1.0, 2.0])
     assert "x: a list or tuple of 2 numbers is a pytree of scalars, as for jax.hessian" in "".join(caught.value.__notes__)
-    with pytest.raises(TypeError, match=r"x\[0\]: got int.*list of numbers is a pytree of scalars; jnp.asarray\(x, dtype"):
+    with pytest.raises(TypeError, match=r"x\[0\]: got int.*list of numbers is a pytree of scalars; for a vector, pass jnp"):
         hessop.HessianOperator(lambda x: x[0], [1, 2])
 
 

@@ -271,7 +271,7 @@ def test_the_tiles_route_keeps_nothing_but_the_point():
         close(H.materialize(), dense, 1e3)
         said = "by tiles" if route == "tiles" else "with residuals made for it"
         assert f"one at a time: {said}" in str(H.plan())
-    assert "route='tiles' keeps nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
+    assert "route='tiles' stores nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
 
 
 @pytest.mark.once
@@ -296,7 +296,7 @@ def test_terms_of_few_entries_are_never_made_a_matrix():
 @pytest.mark.once
 def test_the_plan_says_how():
     text = lambda fn, x, **options: str(hessop.HessianOperator(fn, x, **{"calls": MANY, **options}).plan())
-    assert "of lineax.linearise: from terms" in text(pairs, points(30))
+    assert "after lineax.linearise: from terms" in text(pairs, points(30))
     assert "from residuals: terms take" in text(pairs, points(30), calls=1)
     assert "route='columns' makes no terms" in text(pairs, points(30), route="columns")
 

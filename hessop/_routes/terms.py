@@ -1,6 +1,6 @@
-"""The structure route: what is wanted of the rows, read off the Hessian's terms.
+"""The structure route: entries of the Hessian, read from its terms.
 
-Depends on the structure engine, the program and what a `Wanted` is. Must never know operators, lineax or how a route is chosen.
+Depends on the structure engine, the program and `Wanted`. Must never know operators, lineax or how a route is chosen.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from hessop._tiles import stored_bytes, trace_tiled
 def terms_of(
     point: Point, residuals: Sequence[Array], limit: int | None, results: int | None = None, *, few: bool = False
 ) -> StructuredHessian:
-    """The Hessian at `point` as a sum of terms, without the shift; `few` where few of its entries are wanted."""
+    """The Hessian at `point` as a sum of terms, without the shift; `few` if only a few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
     return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results, few=few)
@@ -34,12 +34,12 @@ def terms_of(
 
 @dataclasses.dataclass(frozen=True)
 class StructurePrice:
-    """What entries from terms cost, in two forms.
+    """The cost of entries from terms, evaluated in two ways.
 
     Attributes:
-        whole: where XLA is given whole arrays.
-        tiled: where what is as large as all pairs is never stored.
-        peak: bytes that whole arrays take at the worst moment, an upper estimate.
+        whole: as whole arrays.
+        tiled: tile by tile, without N x N intermediates.
+        peak: peak memory in bytes for whole arrays, an upper estimate.
     """
 
     whole: Cost
@@ -48,7 +48,7 @@ class StructurePrice:
 
 
 def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> Any:
-    """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
+    """The jaxpr residuals -> [n, width], traced once for the program; None if making them takes more than `results` arrays."""
     memo, refused = point.program.memo, ("terms refused", wanted, limit)
     if results is not None and results <= memo.get(refused, -1):
         return None
@@ -66,7 +66,7 @@ def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int |
 
 
 def structure_price(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> StructurePrice | None:
-    """What the structure route costs; None where it would make more than so many results."""
+    """The cost of the structure route; None if making them takes more than `results` arrays."""
     traced = traced_terms(point, wanted, limit, results)
     if traced is None:
         return None
@@ -80,7 +80,7 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
 
 
 def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:
-    """Arguments, result and temporaries of the whole computation, as the compiler says."""
+    """Arguments, result and temporaries of the whole computation, as the compiler reports them."""
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
     key = ("structure bytes", wanted, point.stored, shift is None, limit, placement(point.source))
     jitted, shapes = structure_rows(point, wanted, limit, True), placed_shapes(point.source)
@@ -88,7 +88,7 @@ def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | No
 
 
 def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
-    """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
+    """As `structure_bytes`, but estimated from shapes; virtual values are not stored."""
 
     def estimate() -> int:
         return stored_bytes(_tiled(point, wanted, limit)[0].final(), TERMS_OPTIONS)
@@ -97,7 +97,7 @@ def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
 
 
 def terms_by_rows(limit: int | None) -> RowMaker:
-    """Some rows of the matrix at a time from the terms, where the whole of it does not fit."""
+    """Rows of the matrix in chunks from the terms, for when the whole matrix does not fit."""
 
     def make(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Any:
         assert wanted == MATRIX
@@ -139,7 +139,7 @@ def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
 
 
 def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
-    """(residuals or primals) -> what is taken and, from the primals, value and gradient: they are made on the way."""
+    """Source -> what is wanted and, unless residuals are stored, value and gradient, which are computed anyway."""
     program, stored = point.program, point.stored
     terms = jex.jaxpr_as_fun(traced_terms(point, wanted, limit))
 
@@ -153,12 +153,10 @@ def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
 
 
 def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool) -> Any:
-    """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted.
+    """(source, shift) -> what is wanted of all rows and, unless residuals are stored, (value, gradient); jitted.
 
-    By tiles it stores no pair values.
-
-    The terms read residuals of the size of all pairs. Evaluated together with what makes them, tile by tile and as planes,
-    those are recomputed where they are needed rather than written and read again.
+    The terms read residuals that may be N x N. With `tiled`, these are recomputed where they are needed, tile by tile, rather
+    than written and read again.
     """
     program, layout, stored = point.program, point.layout, point.stored
 

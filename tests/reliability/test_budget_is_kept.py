@@ -160,10 +160,10 @@ def test_what_cannot_be_is_refused_without_compiling(route, compilations):
     with compilations() as seen:
         for memory in (1000, "20MB"):
             with pytest.raises(
-                hessop.MemoryBudgetError, match=r"smallest budget that is sure to do is memory=\d+; out="
+                hessop.MemoryBudgetError, match=r"smallest budget that is sure to work is memory=\d+; out="
             ) as caught:
                 H.materialize(memory=memory)
             assert result < caught.value.needed < 100 * result
     assert seen == []
-    # What it names is sure to do: a plan needs nothing but shapes.
+    # The budget that it names is sure to work; a plan needs only shapes.
     assert H.plan(caught.value.needed).peak <= caught.value.needed
