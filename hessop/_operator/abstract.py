@@ -5,7 +5,6 @@ the operators in `hessop._operator.hessian`.
 """
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +19,7 @@ from hessop._base.arguments import alike, check_vector
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
+from hessop._operator.arguments import block_sizes, check_chunk, default_blocks
 from hessop._operator.lineax import copied, matrix_operator
 from hessop._operator.method import method
 from hessop._program.finite import warn
@@ -361,47 +361,7 @@ def _products(program: Any, stored: bool, source: Any, shift: Array | None, leav
     return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
-def check_chunk(chunk: Chunk) -> int | None:
-    """A chunk as given, or None.
-
-    Raises:
-        ValueError, TypeError: it is not a positive int.
-    """
-    if chunk is None:
-        return None
-    if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
-    if chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
-    return chunk
-
-
-def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
-    """The block size of each leaf.
-
-    Raises:
-        ValueError: a block is not a positive int that divides its leaf, or the pytree is not that of x.
-    """
-    leaves, tree = jax.tree.flatten(structure)
-    layout = Layout(leaves)
-    if isinstance(block, int):
-        sizes = [block] * len(leaves)
-    elif jax.tree.structure(block) == tree:
-        sizes = jax.tree.leaves(block)
-    else:
-        raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
-    for size, leaf in zip(sizes, layout.sizes, strict=True):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
-            raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
-    return tuple(sizes)
-
-
 if TYPE_CHECKING:  # at run time as in `hessop._base.annotations`
     Hessian: TypeAlias = AbstractHessian
 else:
     Hessian = Any
-
-
-def default_blocks(layout: Layout) -> tuple[int, ...]:
-    """What follows the leading axis of each leaf is a block."""
-    return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)

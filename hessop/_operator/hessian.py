@@ -10,10 +10,8 @@ from typing import Any, get_args
 
 import equinox as eqx
 import jax
-import lineax as lx
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from hessop._base.annotations import (
     Arguments,
@@ -26,16 +24,18 @@ from hessop._base.annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._base.arguments import Static, alike, as_leaf, check_calls, check_scalar, check_x
+from hessop._base.arguments import alike, as_leaf, check_calls, check_scalar, check_x
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.settings import settings
 from hessop._operator.abstract import AbstractHessian
-from hessop._operator.lineax import check_tags, register, tag_names, tags_named
+from hessop._operator.arguments import one_of
+from hessop._operator.linearized import LinearizedHessian
+from hessop._operator.lineax import check_tags, damped_tags, register, tag_names, tags_named
 from hessop._operator.method import method
+from hessop._operator.origin import Origin, Source
 from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shapes_of
-from hessop._program.program import AbstractProgram, HessianProgram, program_for
-from hessop._program.terms import TermsProgram
+from hessop._program.program import HessianProgram, program_for
 from hessop._program.trace import name_of, trace
 from hessop._routes import tiles as _recompute
 from hessop._routes.choose_products import ProductDecision, choose_product, expected
@@ -47,7 +47,6 @@ from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
 from hessop._routes.tuning import CALLS_EXPECTED
 from hessop._routes.wanted import MATRIX
-from hessop._structure import StructuredHessian
 
 # Characters: a repr on one line, and the longest x that is shown in it.
 _WIDE, _LONG = 10**6, 60
@@ -87,7 +86,7 @@ class HessianOperator(AbstractHessian):
     _arrays: tuple[Array, ...]
     _captured: tuple[Array, ...] = eqx.field(repr=False)
     shift: Array | None
-    _made_of: "_MadeOf" = eqx.field(static=True, repr=False)
+    _origin: Origin = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -127,18 +126,18 @@ class HessianOperator(AbstractHessian):
             raise TypeError(f"args: got {type(args).__name__}, expected a tuple of what follows x in fn(x, *args)")
         options = {
             "tags": check_tags(tags),
-            "route": _one_of(route, _ROUTES, "route"),
+            "route": one_of(route, _ROUTES, "route"),
             "memory": None if memory is None else parse_memory(memory),
-            "self_pairs": _one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
+            "self_pairs": one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
             "calls": check_calls(calls),
         }
         with settings():
             traced = trace(leaf, x, (*module, *args))
             program, captured = program_for(traced, self_pairs)
-        made_of = _MadeOf(_Source(leaf, traced.out_tree), traced.static, **options)
+        origin = Origin(Source(leaf, traced.out_tree), traced.static, **options)
         # At once: equinox looks at each attribute that is set.
         fields = {"program": program, "x": x, "_arrays": traced.arrays, "_captured": captured, "shift": None}
-        vars(self).update(fields, _made_of=made_of)
+        vars(self).update(fields, _origin=origin)
 
     @classmethod
     def quickly(cls, *args: Any, **options: Any) -> "HessianOperator":
@@ -150,37 +149,37 @@ class HessianOperator(AbstractHessian):
     @property
     def tags(self) -> frozenset[object]:
         """What is known of the matrix."""
-        return self._made_of.tags
+        return self._origin.tags
 
     @property
     def route(self) -> RouteName:
         """The route that was asked for."""
-        return self._made_of.route
+        return self._origin.route
 
     @property
     def memory(self) -> int | None:
         """The budget in bytes, if one was given."""
-        return self._made_of.memory
+        return self._origin.memory
 
     @property
     def self_pairs(self) -> SelfPairsName:
         """How self pairs are treated."""
-        return self._made_of.self_pairs
+        return self._origin.self_pairs
 
     @property
     def calls(self) -> float:
         """How often what is compiled is expected to be called."""
-        return self._made_of.calls
+        return self._origin.calls
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The function, or after a `jax.jit` one that says the same."""
-        return self._made_of.source.fn
+        return self._origin.source.fn
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The arguments that follow x (a callable pytree given as `fn` is the first of them)."""
-        return self._made_of.static(self._arrays)
+        return self._origin.static(self._arrays)
 
     def __repr__(self) -> str:
         x = eqx.tree_pformat(self.x, width=_WIDE)
@@ -248,8 +247,8 @@ class HessianOperator(AbstractHessian):
         """
         shift = check_scalar(lam, "lam").astype(self._layout().dtype)
         total = shift if self.shift is None else self.shift + shift
-        made_of = dataclasses.replace(self._made_of, tags=_damped_tags(self.tags, lam))
-        return self._replace(shift=total, _made_of=made_of)
+        origin = dataclasses.replace(self._origin, tags=damped_tags(self.tags, lam))
+        return self._replace(shift=total, _origin=origin)
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat vectors, with matvec, rmatvec and matmat."""
@@ -290,7 +289,7 @@ class HessianOperator(AbstractHessian):
         )
 
     @method
-    def linearise(self) -> "LinearizedHessian":
+    def linearise(self) -> LinearizedHessian:
         """The same operator in the form whose products cost least from now on, which `plan()` names.
 
         That is the terms of the Hessian where they pay for themselves within sqrt(n) products (`route="structure"` keeps
@@ -312,7 +311,7 @@ class HessianOperator(AbstractHessian):
 
     def in_container(self, result: Any) -> Any:
         """`result` in the container that the function returns its scalar in."""
-        return self._made_of.source.out_tree.unflatten([result])
+        return self._origin.source.out_tree.unflatten([result])
 
     # --- inner ---
 
@@ -360,117 +359,6 @@ class HessianOperator(AbstractHessian):
         return self.problem()
 
 
-@register
-class LinearizedHessian(AbstractHessian):
-    """What `lineax.linearise` gives, for many products at one point.
-
-    Attributes:
-        program: what computes products.
-        source: what it keeps of the point: residuals or the arrays of the terms; or the point itself.
-        stored: whether it is not the point itself.
-        shift: lam of H + lam I, or None.
-        tags: what is known of the matrix; holds `lineax.symmetric_tag`.
-    """
-
-    program: AbstractProgram = eqx.field(static=True, repr=False)
-    source: tuple[Array, ...]
-    stored: bool = eqx.field(static=True)
-    shift: Array | None
-    structure: Any = eqx.field(static=True)
-    tags: frozenset[object] = eqx.field(static=True)
-    route: RouteName = eqx.field(static=True)
-    memory: int | None = eqx.field(static=True)
-    calls: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        program: AbstractProgram,
-        source: tuple[Array, ...],
-        stored: bool,
-        shift: Array | None,
-        structure: Any,
-        tags: frozenset[object],
-        route: RouteName,
-        memory: int | None,
-        calls: float,
-    ):
-        self.program, self.source, self.stored, self.shift = program, source, stored, shift
-        self.tags, self.route, self.memory, self.calls = tags, route, memory, calls
-        leaves, tree = jax.tree.flatten(structure)
-        self.structure = (tuple(leaves), tree)  # hashable
-
-    def __repr__(self) -> str:
-        layout = self.program.layout
-        kept = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
-        return f"LinearizedHessian({layout.n} x {layout.n} {layout.dtype}, from {kept})"
-
-    def in_structure(self) -> Any:
-        """Shapes and dtypes of x."""
-        leaves, tree = self.structure
-        return tree.unflatten(leaves)
-
-    @method
-    def linearise(self) -> "LinearizedHessian":
-        """The operator itself."""
-        return self
-
-    def _tree(self) -> Any:
-        return self.structure[1]
-
-    def _point(self) -> Point:
-        return Point(self.program, self.source, self.stored, self.shift)
-
-    @property
-    def terms(self) -> StructuredHessian | None:
-        """The terms of the Hessian (without the shift), if these are what is kept."""
-        return self.program.terms(self.source) if isinstance(self.program, TermsProgram) else None
-
-    def _problem_of_point(self) -> str | None:
-        return None
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "LinearizedHessian: cannot be pickled, as it holds a program and not the function; pickle the HessianOperator and "
-            "linearise that again where it is loaded"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _MadeOf:
-    """What an operator was made of besides arrays.
-
-    Attributes:
-        source: the function, for people.
-        static: what is no array of args.
-        tags: what is known of the matrix.
-        route: the user's choice.
-        memory: the user's budget in bytes.
-        self_pairs: the user's choice.
-        calls: how often what is compiled is expected to be called.
-    """
-
-    source: "_Source"
-    static: Static
-    tags: frozenset[object]
-    route: RouteName
-    memory: int | None
-    self_pairs: SelfPairsName
-    calls: float
-
-
-class _Source:
-    """Where a program came from: for people and for copies. Equal to any other, as the program says what is computed."""
-
-    def __init__(self, fn: Callable[..., Any], out_tree: Any):
-        self.fn, self.out_tree = fn, out_tree
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Source)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
     """Whether the leaves of x and args are what the program was traced for."""
     avals = program.input_avals[len(program.input_avals) - len(leaves) :]
@@ -482,19 +370,3 @@ def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
 def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
     """An operator out of a pickle."""
     return HessianOperator(fn, x, args, **{**options, "tags": tags_named(options["tags"])})._replace(shift=shift)
-
-
-def _one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
-    return value
-
-
-def _damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
-    """The tags of H + lam I: see `HessianOperator.damped`."""
-    kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
-    negative = not isinstance(lam, Tracer) and float(lam) < 0
-    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
-    if lx.negative_semidefinite_tag in tags and nonpositive:
-        return kept | {lx.negative_semidefinite_tag}
-    return kept if negative else kept | {lx.positive_semidefinite_tag}

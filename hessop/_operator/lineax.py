@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import Array
+from jax.core import Tracer
 
 from hessop._base.layout import Layout
 from hessop._routes.wanted import blocks_of
@@ -87,6 +88,16 @@ def check_tags(tags: Any) -> frozenset[object]:
             f"symmetric without being told)"
         )
     return frozenset(given) | {lx.symmetric_tag}
+
+
+def damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
+    """The tags of H + lam I: see `HessianOperator.damped`."""
+    kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
+    negative = not isinstance(lam, Tracer) and float(lam) < 0
+    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
+    if lx.negative_semidefinite_tag in tags and nonpositive:
+        return kept | {lx.negative_semidefinite_tag}
+    return kept if negative else kept | {lx.positive_semidefinite_tag}
 
 
 def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:
