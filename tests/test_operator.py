@@ -350,8 +350,8 @@ class TestErrors:
         self.raises(ValueError, r"x: got \(\), a pytree without arrays", lambda: H(f, ()))
         self.raises(TypeError, r"args: got ArrayImpl, expected a tuple", lambda: H(f, x, x))
         self.raises(TypeError, r"args: args\[0\] is set.*hashable", lambda: H(f, x, ({1, 2},)))
-        self.raises(ValueError, r"tags: got 'psd', expected tags of lineax", lambda: H(f, x, tags="psd"))
-        self.raises(ValueError, r"tags: got \['psd'\], expected tags of lineax", lambda: H(f, x, tags=(["psd"],)))
+        self.raises(ValueError, r"tags: got 'psd', expected lineax tags", lambda: H(f, x, tags="psd"))
+        self.raises(ValueError, r"tags: got \['psd'\], expected lineax tags", lambda: H(f, x, tags=(["psd"],)))
         self.raises(ValueError, r"route: got 'fast', expected one of 'auto'", lambda: H(f, x, route="fast"))
         self.raises(
             ValueError,

@@ -269,8 +269,8 @@ def test_the_tiles_route_keeps_nothing_but_the_point():
         for product in (H.mv(v), linearized.mv(v), H.mm(v[None])[0], linearized.mm(v[None])[0]):
             close(product, dense @ v, 1e3)
         close(H.materialize(), dense, 1e3)
-        said = "by tiles" if route == "tiles" else "with residuals made for it"
-        assert f"one at a time: {said}" in str(H.plan())
+        expected = "tile by tile" if route == "tiles" else "from residuals computed for it"
+        assert f"one at a time: {expected}" in str(H.plan())
     assert "route='tiles' stores nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
 
 

@@ -1,4 +1,4 @@
-"""Check the arguments of operators and of their methods.
+"""Checks of arguments to operators and their methods.
 
 Depends on layouts. Must never know operators.
 """
@@ -13,16 +13,21 @@ from hessop._base.layout import Layout
 
 
 def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
+    """`value`, which must be one of the allowed ones; `name` is the argument's name, for errors.
+
+    Raises:
+        ValueError: it is not.
+    """
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
 
 
 def check_chunk(chunk: Chunk) -> int | None:
-    """A chunk as given, or None.
+    """`chunk`, which must be a positive int or None.
 
     Raises:
-        ValueError, TypeError: it is not a positive int.
+        ValueError, TypeError: it is neither.
     """
     if chunk is None:
         return None
@@ -36,8 +41,12 @@ def check_chunk(chunk: Chunk) -> int | None:
 def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
     """The block size of each leaf.
 
+    Args:
+        block: an int, or a pytree of ints like x.
+        structure: shapes and dtypes of x.
+
     Raises:
-        ValueError: a block is not a positive int that divides its leaf, or the pytree is not that of x.
+        ValueError: a block is not a positive int that divides its leaf, or the pytree differs from that of x.
     """
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
@@ -54,5 +63,5 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
 
 
 def default_blocks(layout: Layout) -> tuple[int, ...]:
-    """What follows the leading axis of each leaf is a block."""
+    """The block size of each leaf by default: the product of all axes but the leading one."""
     return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)

@@ -1,6 +1,6 @@
-"""`LinearizedHessian`: what `lineax.linearise` gives, for many products at one point.
+"""`LinearizedHessian`: the result of `lineax.linearise`, for many products at one point.
 
-Depends on `AbstractHessian`. Must never know the function or how its form was chosen.
+Depends on `AbstractHessian` and programs. Must never know the function, or how the form of products was chosen.
 """
 
 from typing import Any
@@ -21,14 +21,18 @@ from hessop._structure import StructuredHessian
 
 @register
 class LinearizedHessian(AbstractHessian):
-    """What `lineax.linearise` gives, for many products at one point.
+    """The result of `lineax.linearise`, for many products at one point.
 
     Attributes:
-        program: what computes products.
-        source: what it keeps of the point: residuals or the arrays of the terms; or the point itself.
-        stored: whether it is not the point itself.
+        program: the program that computes products.
+        source: the inputs of the program, or the arrays that it stored: residuals, or the arrays of the terms.
+        stored: whether `source` holds stored arrays.
         shift: lam of H + lam I, or None.
-        tags: what is known of the matrix; holds `lineax.symmetric_tag`.
+        structure: shapes and dtypes of the leaves of x, and their pytree.
+        tags: lineax tags of the matrix, including `lineax.symmetric_tag`.
+        route: the user's choice.
+        memory: the user's budget in bytes, or None.
+        calls: the expected number of calls of each executable.
     """
 
     program: AbstractProgram = eqx.field(static=True, repr=False)
@@ -81,7 +85,7 @@ class LinearizedHessian(AbstractHessian):
 
     @property
     def terms(self) -> StructuredHessian | None:
-        """The terms of the Hessian (without the shift), if these are what is kept."""
+        """The terms of the Hessian, without the shift; None if it stores none."""
         return self.program.terms(self.source) if isinstance(self.program, TermsProgram) else None
 
     def _problem_of_point(self) -> str | None:
@@ -89,6 +93,6 @@ class LinearizedHessian(AbstractHessian):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "LinearizedHessian: cannot be pickled, as it holds a program and not the function; pickle the HessianOperator and "
-            "linearise that again where it is loaded"
+            "LinearizedHessian: cannot be pickled, because it holds a program and not the function; pickle the "
+            "HessianOperator, and linearise it again after loading"
         )

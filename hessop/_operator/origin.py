@@ -1,6 +1,6 @@
-"""What an operator was made from besides arrays: the function and the user's options.
+"""What an operator was made from, besides arrays: the function and the user's options.
 
-Depends on nothing but arguments. Must never know programs.
+Depends on arguments only. Must never know programs.
 """
 
 import dataclasses
@@ -12,7 +12,10 @@ from hessop._base.arguments import Static
 
 
 class Source:
-    """Where a program came from: for people and for copies. Equal to any other, as the program says what is computed."""
+    """The function that an operator was made from, for messages and copies.
+
+    All instances are equal: the program says what is computed, so a new function with the same program does not recompile.
+    """
 
     def __init__(self, fn: Callable[..., Any], out_tree: Any):
         self.fn, self.out_tree = fn, out_tree
@@ -26,16 +29,16 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What an operator was made of besides arrays.
+    """What an operator was made from, besides arrays.
 
     Attributes:
-        source: the function, for people.
-        static: what is no array of args.
-        tags: what is known of the matrix.
+        source: the function.
+        static: the static part of args.
+        tags: lineax tags of the matrix.
         route: the user's choice.
-        memory: the user's budget in bytes.
+        memory: the user's budget in bytes, or None.
         self_pairs: the user's choice.
-        calls: how often what is compiled is expected to be called.
+        calls: the expected number of calls of each executable.
     """
 
     source: Source
