@@ -10,7 +10,8 @@ hessop.tiled(fn)                          the function without its N x N interme
 hessop.without_self_pairs(fn)             the function with its i == i pairs treated as constants
 hessop.block_jacobi(H)                    a preconditioner from the diagonal blocks
 hessop.TruncatedCG, hessop.MINRES         solvers for lineax.linear_solve; a StopReason says how they ended
-hessop.is_minimum(H)                      a Certificate, with a Verdict; hessop.inertia_shift(H) makes H + shift I definite
+hessop.is_minimum(H)                      a Certificate, whose Verdict says whether x is a minimum
+hessop.inertia_shift(H)                   the smallest shift for which H.damped(shift) is positive definite
 hessop.check_hessian(fn, x)               raises VerificationError if the Hessian is inconsistent
 hessop.optax, hessop.scipy                Newton's method for optax; minimisers and operators for scipy
 

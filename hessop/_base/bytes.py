@@ -68,14 +68,14 @@ def format_bytes(count: float) -> str:
 
 # When each device was last asked, and what it had free: asking takes longer than computing a small Hessian.
 _FREE: dict[Any, tuple[float, int]] = {}
-_SECONDS = 1.0
+_FREE_KEPT_SECONDS = 1.0
 
 
 def free_memory(device: Any = None) -> int:
     """Free bytes of a device, or of the host for a CPU, less a margin; at most one second old."""
     now = time.monotonic()
     known = _FREE.get(device)
-    if known is None or now - known[0] > _SECONDS:
+    if known is None or now - known[0] > _FREE_KEPT_SECONDS:
         known = _FREE[device] = (now, _free_memory_now(device))
     return known[1]
 

@@ -55,7 +55,7 @@ _ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
 
 @register
 class HessianOperator(AbstractHessian):
-    """The Hessian of `fn` at `x`, matrix-free: a symmetric [`lineax.AbstractLinearOperator`].
+    """The Hessian of `fn` at `x`, matrix-free: a symmetric `lineax.AbstractLinearOperator`.
 
     `fn` is traced once, when the operator is made. Whatever it captured (globals, attributes, numpy arrays) is fixed at that
     time; to see a later change, make a new operator. A new lambda or partial with the same trace does not recompile.

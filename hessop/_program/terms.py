@@ -68,34 +68,36 @@ class TermsProgram(AbstractProgram):
 
 
 def terms_program(
-    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: Most = (None, None)
+    program: HessianProgram, limit_bytes: int | None, room_bytes: int, *, sums: bool, most: Most = (None, None)
 ) -> TermsProgram | None:
     """The terms of `program` as a program, traced once.
 
     Args:
         program: the program of the function.
-        limit: bytes that an equation without a rule may take.
-        room: bytes that a dense block may take, into which terms are merged if that makes products cheaper.
+        limit_bytes: bytes that an equation without a rule may take.
+        room_bytes: bytes that a dense block may take, into which terms are merged if that makes products cheaper.
         sums: whether terms that have to be summed first may be merged too (see `StructuredHessian.for_products`).
         most: number of elements and of arrays that making the terms may take; None for no limit.
 
     Returns:
         The program, or None if the terms would take more.
     """
-    traced = traced_terms(program, limit, most)
+    traced = traced_terms(program, limit_bytes, most)
     if traced is None:
         return None
-    return program.memo.once(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+    return program.memo.once(
+        ("terms program", limit_bytes, room_bytes, sums), lambda: _terms_program(program, traced, room_bytes, sums)
+    )
 
 
 def products_by_tiles(
-    program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)
+    program: HessianProgram, limit_bytes: int | None, count: int, most: Most = (None, None)
 ) -> tuple[Tiled, tuple[Any, ...]] | None:
     """(consts, x leaves, args leaves, `count` tangents) -> H T, without storing N x N terms.
 
     Arguments and None as for `terms_program`; with it, what it takes in front.
     """
-    traced = traced_terms(program, limit, most)
+    traced = traced_terms(program, limit_bytes, most)
     if traced is None:
         return None
 
@@ -112,15 +114,15 @@ def products_by_tiles(
         shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
         return trace_tiled(products, shapes, TERMS_OPTIONS)
 
-    return program.memo.once(("products by tiles", limit, count), build)
+    return program.memo.once(("products by tiles", limit_bytes, count), build)
 
 
-def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
+def traced_terms(program: HessianProgram, limit_bytes: int | None, most: Most = (None, None)) -> Any:
     """(jaxpr from residuals to the arrays of the terms, the terms with shapes in place of arrays); None if too large.
 
     Tracing stops as soon as the limit is exceeded, which saves most of the time for a network of many layers.
     """
-    key, refused = ("traced terms", limit), ("terms too large", limit)
+    key, refused = ("traced terms", limit_bytes), ("terms too large", limit_bytes)
     known = program.memo.get(key)
     if known is not None:
         return known
@@ -130,7 +132,7 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
     elements, results = most
 
     def terms(*residuals: Array) -> StructuredHessian:
-        limits = {"limit": limit, "most": elements, "results": results}
+        limits = {"limit": limit_bytes, "most": elements, "results": results}
         return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:
@@ -141,11 +143,11 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
         return None
 
 
-def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) -> TermsProgram:
+def _terms_program(program: HessianProgram, traced: Any, room_bytes: int, sums: bool) -> TermsProgram:
     arrays, whole = traced
 
     def for_products(*values: Array) -> StructuredHessian:
-        return dataclasses.replace(whole, arrays=values).for_products(room, sums=sums)
+        return dataclasses.replace(whole, arrays=values).for_products(room_bytes, sums=sums)
 
     chosen, form = jax.make_jaxpr(for_products, return_shape=True)(*whole.arrays)
 

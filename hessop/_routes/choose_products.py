@@ -81,11 +81,11 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     # conjugate gradients in float32 on the energy of JAX issue #787 stall at a residual of 2e-3.
     if route == "auto" and not stored and point.layout.dtype.itemsize < 8:
         return plain("terms round what pair differences represent exactly, which matters in float32")
-    limit = bytes_without_rule(program, budget)
+    limit_bytes = bytes_without_rule(program, budget)
     # Intermediates must fit the budget, if not all at once, and the products must repay the compilation.
     most, results = BUDGETS_TO_MAKE_TERMS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
-    needed = 0
-    for terms, of_terms in _forms(program, limit, (most, results) if route == "auto" else (None, None), count):
+    needed_bytes = 0
+    for terms, of_terms in _forms(program, limit_bytes, (most, results) if route == "auto" else (None, None), count):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products per call and {calls:g} calls are expected"
         clear = (1 if stored else MARGIN_OF_TERMS) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
@@ -93,17 +93,18 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         peak = _peak(point, terms, budget, compile)
         if peak.fits(budget):
             return ProductDecision(terms, True, figures)
-        needed = peak.bytes or 0
-    if not needed:
+        needed_bytes = peak.bytes or 0
+    if not needed_bytes:
         return plain("making the terms would cost more than they could save")
     if route == "structure":
         raise MemoryBudgetError(
-            f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
-            f"{format_bytes(needed)}; the smallest budget that works is memory={needed}; route='auto' may need less",
-            needed=needed,
+            f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which "
+            f"need {format_bytes(needed_bytes)}; the smallest budget that works is memory={needed_bytes}; route='auto' may "
+            f"need less",
+            needed=needed_bytes,
             budget=budget,
         )
-    return plain(f"terms need {format_bytes(needed)}")
+    return plain(f"terms need {format_bytes(needed_bytes)}")
 
 
 def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> tuple[Tiled, tuple[Any, ...]] | None:
@@ -113,12 +114,12 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
     """
     if route == "columns" or point.layout.n == 0 or point.stored:
         return None
-    program, limit = point.function, bytes_without_rule(point.program, budget)
+    program, limit_bytes = point.function, bytes_without_rule(point.program, budget)
     if route in ("structure", "tiles"):
-        return products_by_tiles(program, limit, count)
+        return products_by_tiles(program, limit_bytes, count)
     work = count * _work(program, _stores(program, budget))
     plain = cost((*program.primal.eqns, *program.linear.eqns), work)
-    found = products_by_tiles(program, limit, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
+    found = products_by_tiles(program, limit_bytes, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
         return None
     eqns = found[0].final().eqns
@@ -127,15 +128,15 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
 
 
 def _forms(
-    program: HessianProgram, limit: int, most: tuple[float | None, int | None], count: int
+    program: HessianProgram, limit_bytes: int, most: tuple[float | None, int | None], count: int
 ) -> list[tuple[TermsProgram, Cost]]:
     """The forms in which terms can be stored, the cheapest first, with the cost of making each and of `count` products."""
     found: list[tuple[TermsProgram, Cost]] = []
     # Three candidates: merge terms into dense blocks, within half of the budget; merge only those without sums; merge none.
-    for room, sums in ((4 * limit, True), (4 * limit, False), (0, False)):
-        if room and not sums and not found[0][0].summed:
+    for room_bytes, sums in ((4 * limit_bytes, True), (4 * limit_bytes, False), (0, False)):
+        if room_bytes and not sums and not found[0][0].summed:
             continue  # no term has sums: same as the first
-        terms = terms_program(program, limit, room, sums=sums, most=most)
+        terms = terms_program(program, limit_bytes, room_bytes, sums=sums, most=most)
         if terms is None:
             return found
         make = terms.make.equations.eqns

@@ -35,8 +35,8 @@ class RowMaker:
         name: distinguishes its executables.
         make: (point, wanted, chunk, stored) -> a function (source, shift, first row) -> what is wanted of the rows
             [chunk, width].
-        fixed: point -> bytes that any chunk needs, an upper estimate.
-        per_row: point -> bytes that each row of a chunk needs in addition, an upper estimate.
+        fixed_bytes: point -> bytes that any chunk needs, an upper estimate.
+        row_bytes: point -> bytes that each row of a chunk needs in addition, an upper estimate.
         reads_residuals: whether computing residuals once, rather than for each chunk, saves work.
         columns: whether it computes columns rather than rows, which differ if the matrix is asymmetric.
         at_once: (point, wanted) -> a faster function (source, shift) -> what is wanted of all rows, and (value, gradient);
@@ -45,8 +45,8 @@ class RowMaker:
 
     name: Hashable
     make: Callable[[Point, Wanted, int, bool], Callable[..., Array]]
-    fixed: Callable[[Point], int]
-    per_row: Callable[[Point], int]
+    fixed_bytes: Callable[[Point], int]
+    row_bytes: Callable[[Point], int]
     reads_residuals: bool
     columns: bool = False
     at_once: Callable[[Point, Wanted], Callable[..., Any]] | None = None
@@ -174,7 +174,7 @@ def _result_bytes(point: Point, wanted: Wanted, host_output: bool) -> int:
 
 def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate is stored, and freed after its last use."""
-    fixed, per_row = maker.fixed(point) + _result_bytes(point, wanted, host_output), maker.per_row(point)
+    fixed, per_row = maker.fixed_bytes(point) + _result_bytes(point, wanted, host_output), maker.row_bytes(point)
     return lambda chunk: fixed + chunk * per_row
 
 
