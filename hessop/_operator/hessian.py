@@ -267,8 +267,8 @@ class HessianOperator(AbstractHessian):
             MemoryBudgetError: nothing fits.
         """
         point = self._point()
-        asked = self.memory if memory is None else parse_memory(memory)
-        decision = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
+        given_bytes = self.memory if memory is None else parse_memory(memory)
+        decision = decide(point, Request(MATRIX, self.route, memory=given_bytes, calls=self.calls))
         described, fallbacks = (), ()
         if decision.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, decision.limit_bytes), *shapes_of(point, stored=True))
@@ -284,7 +284,7 @@ class HessianOperator(AbstractHessian):
             terms=described,
             fallbacks=fallbacks,
             calls=self.calls,
-            budget=asked or free_memory(device_of(point)),
+            budget=given_bytes or free_memory(device_of(point)),
             products=(self._single_product(point), str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
@@ -344,11 +344,11 @@ class HessianOperator(AbstractHessian):
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
-        asked = self.memory if memory is None else parse_memory(memory)
-        budget = asked or free_memory(device_of(point))
-        count, compile = expected(point.layout.n), asked is not None or not point.traced
+        given_bytes = self.memory if memory is None else parse_memory(memory)
+        budget = given_bytes or free_memory(device_of(point))
+        count, compile = expected(point.layout.n), given_bytes is not None or not point.traced
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
-        key = ("product", asked, *how.values())
+        key = ("product", given_bytes, *how.values())
         return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:

@@ -33,26 +33,26 @@ class Memo(dict[Hashable, Any]):
 
     def decision(
         self,
-        asked: Hashable,
+        question: Hashable,
         budget_bytes: int,
         decide: Callable[[], _T],
         *,
         needs_bytes: Callable[[_T], int] = lambda made: 0,
         where: Callable[[_T], tuple[Any, ...] | None] = lambda made: None,
     ) -> _T:
-        """The decision for `asked`: the remembered one while it is valid, otherwise a new one from `decide()`.
+        """The decision for `question`: the remembered one while it is valid, otherwise a new one from `decide()`.
 
         Free memory changes from call to call. A decision is valid while it fits the budget and the budget is within a factor
         of two of the one that it was made for.
 
         Args:
-            asked: the question, including the user's budget if there is one.
+            question: what is decided, including the user's budget if there is one.
             budget_bytes: the current budget.
             decide: makes the decision.
             needs_bytes: the memory that a decision needs.
             where: the placement of arrays that a decision is valid for; None for any.
         """
-        key = ("decision", asked)
+        key = ("decision", question)
         known = self.get(key)
         if known is not None:
             near = known.budget_bytes <= 2 * budget_bytes and budget_bytes <= 2 * known.budget_bytes

@@ -78,7 +78,7 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
         # nothing were fused.
         refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
     if route == "columns":
-        return candidates.columns("asked for")
+        return candidates.columns("route='columns' was given")
     if not wanted.has_terms:
         return candidates.columns("the terms cannot give this without the matrix")
     if chunk is not None:
@@ -142,7 +142,7 @@ def _smallest(candidates: _Candidates, structure: StructurePrice, limit_bytes: i
 def _why(form: Cost, columns: Cost, request: Request) -> str:
     """Why terms won."""
     if request.route == "structure":
-        return "asked for"
+        return "route='structure' was given"
     return f"structure takes {form}, columns {columns}; {request.calls:g} calls are expected"
 
 
@@ -180,10 +180,10 @@ def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
     A program keeps its first value while that is within a factor of two. Free memory changes from call to call, and a new
     point must not compile because free memory crossed a power of two.
     """
-    asked = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
-    kept = program.memo.once("bytes without rule", lambda: asked)
-    if not asked // 2 <= kept <= 2 * asked:
-        program.memo["bytes without rule"] = kept = asked
+    nearest = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
+    kept = program.memo.once("bytes without rule", lambda: nearest)
+    if not nearest // 2 <= kept <= 2 * nearest:
+        program.memo["bytes without rule"] = kept = nearest
     return kept
 
 

@@ -68,7 +68,7 @@ def entries(
 
     Args:
         point: the Hessian.
-        request: what is asked for.
+        request: the requested entries, and the user's options.
         form: the form of the result.
         problem: describes what is not finite in the value or the gradient; None to skip the check.
         traced: whether the point is traced.
