@@ -116,7 +116,7 @@ def choose_chunking(
 
     width = wanted.width(point.layout)
     itemsize = point.layout.dtype.itemsize
-    smallest: int | None = None
+    smallest_bytes: int | None = None
     for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
@@ -125,11 +125,11 @@ def choose_chunking(
             if peak.fits(budget):
                 return Chunking(candidate, stored and _kept(point, maker, candidate), maker), peak
             assert peak.bytes is not None
-            smallest = peak.bytes if smallest is None else min(smallest, peak.bytes)
+            smallest_bytes = peak.bytes if smallest_bytes is None else min(smallest_bytes, peak.bytes)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak.bytes, budget)
-    raise _too_little(point, wanted, budget, chunk, smallest or 0, host_output, measured=True)
+    raise _too_little(point, wanted, budget, chunk, smallest_bytes or 0, host_output, measured=True)
 
 
 def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
@@ -147,12 +147,12 @@ def refuse_impossible(
     """
     held = point.source_bytes + _result_bytes(point, wanted, host_output)
     if held > budget:
-        needed = _estimate(point, wanted, host_output, maker)(chunk or 1)
-        raise _too_little(point, wanted, budget, chunk, needed, host_output, measured=False)
+        needed_bytes = _estimate(point, wanted, host_output, maker)(chunk or 1)
+        raise _too_little(point, wanted, budget, chunk, needed_bytes, host_output, measured=False)
 
 
 def _too_little(
-    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed: int, host_output: bool, measured: bool
+    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed_bytes: int, host_output: bool, measured: bool
 ) -> MemoryBudgetError:
     result = _result_bytes(point, wanted, host_output)
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
@@ -160,9 +160,9 @@ def _too_little(
     return MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {wanted.width(point.layout)} "
         f"{point.layout.dtype} entries: the result takes {format_bytes(result)}, and with {at} the computation needs "
-        f"{'' if measured else 'up to '}{format_bytes(needed)} in all. The smallest budget that "
-        f"{'works' if measured else 'is sure to work'} is memory={needed}{hint}",
-        needed=needed,
+        f"{'' if measured else 'up to '}{format_bytes(needed_bytes)} in all. The smallest budget that "
+        f"{'works' if measured else 'is sure to work'} is memory={needed_bytes}{hint}",
+        needed=needed_bytes,
         budget=budget,
     )
 
@@ -191,10 +191,10 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
     return candidate
 
 
-def _next_candidate(chunk: int, peak: int, budget: int) -> int:
+def _next_candidate(chunk: int, peak_bytes: int, budget: int) -> int:
     """A smaller power of two, in one leap if the excess is large, which saves compilations."""
-    leap = max(1, int(chunk * budget / (2 * peak)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > LEAP_FROM * budget else max(1, chunk // 2)
+    leap = max(1, int(chunk * budget / (2 * peak_bytes)))
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak_bytes > LEAP_FROM * budget else max(1, chunk // 2)
 
 
 def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:
