@@ -29,8 +29,8 @@ def terms_of(
     """The Hessian at `point` as a sum of terms, without the shift; `few` if only a few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
-    limits = {"limit": limit_bytes, "results": limit_results}
-    return propagate(point.program.linear, residuals, len(point.program.x_avals), **limits, few=few)
+    linear, n_x = point.program.linear, len(point.program.x_avals)
+    return propagate(linear, residuals, n_x, limit=limit_bytes, results=limit_results, few=few)
 
 
 @dataclasses.dataclass(frozen=True)
