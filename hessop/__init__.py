@@ -1,16 +1,21 @@
 """Hessians in JAX, from unmodified Python functions.
 
-H = hessop.HessianOperator(fn, x, args)    the Hessian of fn(x, *args) at x, matrix-free: a lineax operator
-H.mv(v), H.mm(V), H.diagonal()             products and entries, in O(N^2) or less for sums over pairs
-H.materialize(memory="4GB")                the dense matrix, within a memory budget
-print(H.plan())                            how, at what cost, and why
+H = hessop.HessianOperator(fn, x, args)   the Hessian of fn(x, *args) at x, matrix-free: a lineax operator
+H.mv(v), H.mm(V), H.diagonal()            products and entries, in O(N^2) or less for sums over pairs
+H.materialize(memory="4GB")               the dense matrix, within a memory budget
+print(H.plan())                           how it will be computed, at what cost, and why
 
-hessop.hessian(fn)                         a drop-in for jax.hessian
-hessop.tiled(fn)                           the function without its N x N intermediates
-hessop.block_jacobi(H)                     a preconditioner from the diagonal blocks
-hessop.TruncatedCG, hessop.MINRES          solvers for lineax.linear_solve
-hessop.is_minimum(H), hessop.check_hessian(fn, x)
-hessop.optax, hessop.scipy                 Newton's method for optax; minimisers and operators for scipy
+hessop.hessian(fn)                        drop-in replacement for jax.hessian
+hessop.tiled(fn)                          the function without its N x N intermediates
+hessop.without_self_pairs(fn)             the function with its i == i pairs treated as constants
+hessop.block_jacobi(H)                    a preconditioner from the diagonal blocks
+hessop.TruncatedCG, hessop.MINRES         solvers for lineax.linear_solve; a StopReason says how they ended
+hessop.is_minimum(H)                      a Certificate, whose Verdict says whether x is a minimum
+hessop.inertia_shift(H)                   the smallest shift for which H.damped(shift) is positive definite
+hessop.check_hessian(fn, x)               raises VerificationError if the Hessian is inconsistent
+hessop.optax, hessop.scipy                Newton's method for optax; minimisers and operators for scipy
+
+Errors derive from HessopError; a computation that does not fit raises MemoryBudgetError. Long loops report Progress.
 """
 
 import importlib as _importlib
@@ -58,7 +63,7 @@ __version__ = _version("hessop")
 
 
 def __getattr__(name: str) -> _Any:
-    """Load a module that needs a library which the rest does without."""
+    """Load a module that needs an optional library."""
     if name in ("optax", "scipy"):
         return _importlib.import_module(f"hessop.{name}")
     raise AttributeError(f"module 'hessop' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A derivative rule that is not that of its function makes an asymmetric matrix: that of JAX, on every route, and said."""
+"""A wrong derivative rule makes an asymmetric matrix: every route gives the matrix of JAX, with a warning."""
 
 import functools
 import itertools
@@ -45,7 +45,7 @@ def by_jvp(x):
 
 
 def in_a_loop(x):
-    """A rule for reverse mode inside of a loop: JAX can only take reverse over reverse."""
+    """A custom_vjp inside a loop, which leaves only reverse over reverse."""
     y, _ = jax.lax.scan(lambda c, _: (normed(jnp.sin(c)) + 0.1 * c * jnp.roll(c, 1), None), x, None, length=3)
     return jnp.sum(y**2)
 
@@ -76,7 +76,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=0, atol=10 * TOLERANC
 
 @pytest.mark.parametrize("route", [pytest.param(r, marks=[] if r == "auto" else pytest.mark.once) for r in ROUTES])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_way_to_an_entry_is_that_of_jax(name, route):
+def test_every_route_to_an_entry_matches_jax(name, route):
     fn, J = FUNCTIONS[name], reference(name)
     H = hessop.HessianOperator(fn, X, route=route)
     close(hessop.hessian(fn, route=route)(X), J)
@@ -121,9 +121,9 @@ def test_under_jit(name, route):
 
 
 @pytest.mark.parametrize("use", ["mv", "materialize", "diagonal", "block_diagonal"])
-def test_it_is_said_once(use):
+def test_the_warning_is_given_once(use):
     scale = {"mv": 1.0, "materialize": 2.0, "diagonal": 3.0, "block_diagonal": 4.0}[use]
-    fn = lambda x: scale * by_vjp(x)  # another program for each
+    fn = lambda x: scale * by_vjp(x)  # a program of its own for each
     call = lambda: getattr(hessop.HessianOperator(fn, X), use)(*([V] if use == "mv" else []))
     with pytest.warns(RuntimeWarning, match=r"asymmetric: u.Hv and v.Hu differ.*custom_vjp or custom_jvp"):
         call()
@@ -132,7 +132,7 @@ def test_it_is_said_once(use):
         call()
 
 
-def test_nothing_is_said_of_right_rules_nor_inside_jit():
+def test_no_warning_for_correct_rules_or_inside_jit():
     @jax.custom_jvp
     def softened(x):
         return jnp.log1p(jnp.exp(x))
@@ -146,7 +146,7 @@ def test_nothing_is_said_of_right_rules_nor_inside_jit():
 
 
 def clipped(operation, index):
-    """JAX's own derivative of a scatter whose clipped indices meet is not that of a function."""
+    """A scatter with colliding clipped indices, for which JAX's own derivative is not that of any function."""
 
     sign = 1 if operation == "max" else -1
 
@@ -172,7 +172,7 @@ def clipped(operation, index):
         ),
     ],
 )
-def test_rules_of_jax_that_are_wrong(operation, index, inside):
+def test_wrong_rules_in_jax(operation, index, inside):
     plain = clipped(operation, index)
     fn = {
         "plain": plain,
@@ -182,7 +182,7 @@ def test_rules_of_jax_that_are_wrong(operation, index, inside):
     }[inside]
     x = jnp.asarray([0.55, 0.72, 0.6, 0.54, 0.42], FLOAT)
     expected = jax.hessian(fn)(x)
-    if jax.__version_info__ < (0, 11):  # another rule since
+    if jax.__version_info__ < (0, 11):  # the rule has changed since
         assert jnp.max(jnp.abs(expected - expected.T)) > 0.1
     close = functools.partial(np.testing.assert_allclose, desired=expected, atol=100 * TOLERANCE)
     with warnings.catch_warnings():
@@ -195,6 +195,6 @@ def test_rules_of_jax_that_are_wrong(operation, index, inside):
         close(hessop.hessian(fn)(x))
 
 
-def test_what_jax_gets_right_is_not_probed():
+def test_correct_rules_of_jax_are_not_probed():
     fn = lambda x: jnp.sum(jax.ops.segment_max(jnp.cos(x) * x, jnp.array([0, 0, 1, 1]), 2) ** 2)
     assert not hessop.HessianOperator(fn, X).program.foreign_rule

@@ -1,4 +1,4 @@
-"""Bytes: text to numbers, and what is free."""
+"""Bytes: parsing and free memory."""
 
 import jax
 import pytest
@@ -48,7 +48,7 @@ def test_format():
     assert [format_bytes(n) for n in (12, 1234, 5.1e7, 4e9, 2e13)] == ["12 B", "1.23 kB", "51 MB", "4 GB", "20 TB"]
 
 
-def test_free_memory_is_less_than_the_machine_has():
+def test_free_memory_is_plausible():
     free = free_memory()
     assert 2**20 < free < 2**44
     assert free_memory(jax.devices()[0]) == pytest.approx(free, rel=0.5)
@@ -68,7 +68,7 @@ def test_cgroup_limits(tmp_path):
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("900")
     (old / "memory.usage_in_bytes").write_text("100")
-    other = tmp_path / "other"  # the files of a process are looked up once
+    other = tmp_path / "other"  # the result is cached by this path
     other.write_text("3:cpu:/x\n4:memory:/x\n")
     assert _free_cgroup_memory(str(tmp_path), str(other)) == [800]
     assert _free_cgroup_memory(str(tmp_path), str(tmp_path / "none")) == []

@@ -1,4 +1,4 @@
-"""The columns route: budgets before compute, one executable, back-off, outputs on the host, progress."""
+"""The columns route: budgets checked before computing, one executable, running out of memory, host outputs, progress."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hessop._routes import chunks as _chunks
 
 
 def net(x):
-    """A matrix of 60 x 60 whose columns need intermediates much larger than themselves."""
+    """A 60 x 60 matrix whose columns need intermediates much larger than themselves."""
     W = jnp.asarray(np.random.RandomState(0).standard_normal((500, 60)), x.dtype)
     return jnp.sum(jnp.tanh(jnp.sin(W @ x)[:, None] * jnp.cos(W @ x)[None, :]))
 
@@ -21,7 +21,7 @@ def operator(fn=net):
 
 
 @pytest.mark.once
-def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
+def test_a_smaller_budget_gives_smaller_chunks_and_the_same_matrix():
     H = operator()
     whole = np.asarray(H.materialize())
     chunks = []
@@ -37,7 +37,7 @@ def test_a_smaller_budget_takes_smaller_chunks_and_gives_the_same():
 
 
 @pytest.mark.once
-def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(monkeypatch):
+def test_an_insufficient_budget_raises_before_computing_and_names_a_sufficient_one(monkeypatch):
     H = operator()
     monkeypatch.setattr(_chunks, "fill", lambda *a, **k: pytest.fail("it computed"))
     with pytest.raises(hessop.MemoryBudgetError, match=r"memory: 50 kB is too little for 60 rows.*smallest budget") as caught:
@@ -47,9 +47,9 @@ def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(m
     with pytest.raises(hessop.MemoryBudgetError, match=r"smallest budget.*; out= \(a numpy memmap, say\) keeps the matrix"):
         H.materialize(memory="10kB")
     monkeypatch.undo()
-    # Less than what the function captured: refused from shapes, with a budget that is sure to do.
+    # Less than what the function captured: refused from shapes, naming a budget that is sure to work.
     assert H.materialize(memory=caught.value.needed).shape == (60, 60)
-    with pytest.raises(hessop.MemoryBudgetError, match=r"The smallest budget that would do is memory=") as caught:
+    with pytest.raises(hessop.MemoryBudgetError, match=r"The smallest budget that works is memory=") as caught:
         H.materialize(memory="400kB")
     assert H.materialize(memory=caught.value.needed).shape == (60, 60)
     with pytest.raises(hessop.MemoryBudgetError):
@@ -62,7 +62,7 @@ def test_a_budget_that_cannot_do_raises_before_compute_and_names_one_that_does(m
         H.diagonal(memory="50kB")
 
 
-def test_the_budget_of_the_operator_is_the_default():
+def test_the_operators_budget_is_the_default():
     H = operator()
     small = hessop.HessianOperator(H.fn, H.x, memory="50kB", route="columns")
     with pytest.raises(hessop.MemoryBudgetError):
@@ -71,7 +71,7 @@ def test_the_budget_of_the_operator_is_the_default():
 
 
 @pytest.mark.parametrize("limit", [1, 3, 20])
-def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, limit):
+def test_out_of_memory_halves_the_chunk_and_keeps_finished_rows(monkeypatch, limit):
     H = operator(lambda x: jnp.sum(jnp.sin(x)[:, None] * jnp.cos(x)[None, :]))
     whole = np.asarray(H.materialize())
     compiled = _chunks._rows_of
@@ -82,7 +82,7 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
 
         def run(*arguments):
             calls.append(chunk)
-            # Half of the rows go well, then the memory is gone.
+            # The first two chunks succeed, then memory runs out.
             if chunk > limit and len(calls) > 2:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
             return real(*arguments)
@@ -95,7 +95,7 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_filled(monkeypatch, li
     assert calls == sorted(calls, reverse=True)  # never grows back
     assert len(set(calls)) <= 6
     rows = {chunk: calls.count(chunk) for chunk in calls}
-    assert rows[calls[-1]] <= -(-10 // calls[-1])  # only the 10 rows that were left
+    assert rows[calls[-1]] <= -(-10 // calls[-1])  # only the remaining 10 rows
 
 
 def test_out_of_memory_with_one_row_says_so(monkeypatch):
@@ -142,7 +142,7 @@ def test_the_buffer_is_written_in_place():
     assert after.unsafe_buffer_pointer() == before
 
 
-def test_outputs_on_the_host(tmp_path):
+def test_host_outputs(tmp_path):
     H = operator()
     whole = np.asarray(H.materialize())
     array = np.empty((60, 60), whole.dtype)
@@ -154,9 +154,8 @@ def test_outputs_on_the_host(tmp_path):
     mapped.flush()
     atol = 10 * np.finfo(whole.dtype).eps * np.abs(whole).max()
     np.testing.assert_allclose(np.load(path, mmap_mode="r"), whole, rtol=1e-5, atol=atol)
-    # The matrix itself need not fit the budget then.
-    need = H.plan("8GB")
-    assert need.result == 60 * 60 * whole.dtype.itemsize
+    plan = H.plan("8GB")
+    assert plan.result == 60 * 60 * whole.dtype.itemsize
 
 
 def test_progress():
@@ -167,7 +166,7 @@ def test_progress():
     assert {(p.total, p.chunk) for p in seen} == {(60, 25)}
 
 
-def test_a_bar_is_shown_and_closed(capsys):
+def test_the_bar_is_shown_and_closed(capsys):
     operator().materialize(chunk=30, progress=True)
     assert "60/60" in capsys.readouterr().err
 

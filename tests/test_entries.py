@@ -1,4 +1,4 @@
-"""Products, dense matrix, diagonal, blocks and trace against jax.hessian, over all objectives and forms of x."""
+"""Products, dense matrix, diagonal, blocks and trace against jax.hessian, for all objectives and kinds of x."""
 
 import functools
 
@@ -12,11 +12,11 @@ import hessop
 from tests.objectives import KINDS, OBJECTIVES, Objective, as_pytree, lift, reference_hessian
 
 N = 11
-# float64 in the one lane of the suite, float32 in the other.
+# float64 in one lane of the suite, float32 in the other.
 DTYPE = jnp.zeros(()).dtype
 TOLERANCE = 1e-12 if jnp.float64 == DTYPE else 2e-5
 
-# What other dtypes and versions see; tests/test_program.py has all of them there.
+# Run with other dtypes and versions too, where tests/test_program.py covers all objectives.
 AGAIN = {"affine", "custom_vjp", "fixed_loop", "lennard_jones", "neighbor_list", "ode_scan"}
 
 
@@ -34,29 +34,29 @@ def case(objective: Objective, kind: str):
 
 @functools.cache
 def compiled_reference(objective: Objective):
-    """For every form of x the same, at the flat x."""
+    """The reference at the flat x, which all kinds of x share."""
     return jax.jit(lambda flat: reference_hessian(objective, flat))
 
 
 def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
-    """All objectives with all forms of x; slow is what is not named here for its form."""
+    """All objectives with all kinds of x; those not named here for a kind are slow."""
     marks = lambda o, kind: [] if kind == "array" and o.name in AGAIN else [pytest.mark.once]
     slow = [pytest.mark.slow]
     cases = [(o, kind, marks(o, kind) if o.name in quick.get(kind, ()) else slow) for o in OBJECTIVES for kind in KINDS]
     return pytest.mark.parametrize(("objective", "kind"), [pytest.param(o, k, id=f"{o}-{k}", marks=m) for o, k, m in cases])
 
 
-# What a pytree adds does not depend on the function, so that a few functions of each form will do.
+# What a pytree adds does not depend on the function, so a few functions of each kind are enough.
 @every_objective(
     array={o.name for o in OBJECTIVES}
-    - {"attention", "cholesky_logdet", "embedded_atoms", "tanh_net"},  # long to compile, and tests/structure has them
+    - {"attention", "cholesky_logdet", "embedded_atoms", "tanh_net"},  # slow to compile, and covered by tests/structure
     nested={"affine", "ode_scan", "custom_vjp"},
     dict={"tanh_net"},
 )
 def test_everything_equals_jax_hessian(objective, kind):
     x, fn, reference = case(objective, kind)
     tolerance = TOLERANCE
-    H = hessop.HessianOperator(fn, x, calls=10**9)  # terms, where they run faster at all
+    H = hessop.HessianOperator(fn, x, calls=10**9)  # terms whenever they run faster
     zero = not np.any(reference)
 
     def close(a, b):
@@ -94,7 +94,7 @@ def test_everything_equals_jax_hessian(objective, kind):
 
 
 @every_objective(array={"lennard_jones", "custom_vjp"}, dict={"tanh_net"})
-def test_the_chunk_changes_nothing(objective, kind):
+def test_the_chunk_does_not_change_the_result(objective, kind):
     x, fn, reference = case(objective, kind)
     H = hessop.HessianOperator(fn, x)
     eps = float(jnp.finfo(DTYPE).eps)
@@ -111,7 +111,7 @@ def test_the_chunk_changes_nothing(objective, kind):
 
 @pytest.mark.once
 @pytest.mark.parametrize("n", [1, 2, 101])
-def test_sizes_at_the_edges(n):
+def test_small_and_odd_sizes(n):
     x = jnp.linspace(0.5, 1.0, n)
     fn = lambda x: jnp.sum(jnp.sin(x)) ** 2
     reference = jax.jit(jax.hessian(fn))(x)
@@ -120,7 +120,7 @@ def test_sizes_at_the_edges(n):
         assert relative(matrix, reference) <= 50 * float(jnp.finfo(x.dtype).eps)
 
 
-def test_no_elements_at_all():
+def test_empty_x():
     H = hessop.HessianOperator(lambda x: jnp.sum(x**2), jnp.zeros((0, 3)))
     assert H.materialize().shape == (0, 0)
     assert H.block_diagonal().shape == (0, 3, 3)
@@ -142,7 +142,7 @@ def test_blocks_of_any_size():
             assert relative(block, part) < 1e-5
 
 
-def test_leaves_of_two_dtypes_keep_theirs():
+def test_leaves_keep_their_dtypes():
     x = {"a": jnp.ones(3, jnp.float32), "b": jnp.full(2, 0.5, jnp.bfloat16)}
 
     def fn(x):
@@ -152,7 +152,7 @@ def test_leaves_of_two_dtypes_keep_theirs():
     product = H.mv(x)
     assert jax.tree.map(lambda a: a.dtype, product) == jax.tree.map(lambda a: a.dtype, x)
     assert H.materialize().dtype == jnp.float32
-    # jax.hessian itself needs the promotion; ours does not.
+    # jax.hessian itself needs standard promotion.
     ours = hessop.hessian(fn)(x)
     with jax.numpy_dtype_promotion("standard"):
         theirs = jax.jit(jax.hessian(fn))(x)

@@ -1,4 +1,4 @@
-"""What a first call and a warm one cost: compilations, traces and Python calls are counted, never seconds."""
+"""The cost of first and warm calls, in compilations, traces and Python calls; never in seconds."""
 
 import copy
 import itertools
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._base import bytes as _budget
-from hessop._equations import cost as _price
+from hessop._base import bytes as _bytes
+from hessop._equations import cost as _cost
 from hessop._equations.flat import open_jaxpr
-from hessop._routes import terms as _structured
+from hessop._routes import terms as _terms
 from hessop._routes.wanted import Blocks, Diagonal, Matrix
 
 pytestmark = pytest.mark.once
@@ -47,7 +47,7 @@ BONDS = np.array([(k, k + 1) for k in range(21)])
 
 
 def chain(x):
-    """Uses numpy arrays, jitted functions of JAX and derivative rules."""
+    """An energy with numpy arrays, jitted JAX functions and derivative rules."""
     i, j = BONDS.T
     bonds = jnp.linalg.norm(x[i] - x[j], axis=1)
     turns = jnp.cross(x[1:-1] - x[:-2], x[2:] - x[1:-1])
@@ -55,7 +55,7 @@ def chain(x):
 
 
 def python_calls(call):
-    """Calls of Python functions that a call makes."""
+    """The number of Python function calls that `call` makes."""
     count = 0
 
     def seen(frame, event, arg):
@@ -78,30 +78,30 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_warm_call_is_a_look_up_and_a_dispatch(name):
+def test_a_warm_call_is_a_lookup_and_a_dispatch(name):
     fn, x = CASES[name]
     H, v = hessop.HessianOperator(fn, x), jnp.ones_like(x)
-    # Free memory is read once a second, which is no part of it.
+    # The minimum, because some calls also read free memory, once a second.
     for call in (lambda: H.mv(v), H.materialize, H.diagonal, H.block_diagonal, H.trace, lambda: H.value, lambda: H.gradient):
         call()
         assert min(python_calls(call) for _ in range(3)) <= 150
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_making_an_operator_is_a_trace_and_a_look_up(name):
+def test_making_an_operator_is_a_trace_and_a_lookup(name):
     fn, x = CASES[name]
     hessian = hessop.hessian(fn)
     calls = [
         lambda: hessop.HessianOperator(fn, x),
         lambda: hessian(x),
-        lambda: jax.make_jaxpr(lambda x: fn(x))(x),  # a new function each time, as JAX remembers the trace of one
+        lambda: jax.make_jaxpr(lambda x: fn(x))(x),  # a new function each time, because JAX caches traces by function
     ]
     for call in calls:
         call()
         call()
-    made, asked, traced = (min(python_calls(call) for _ in range(3)) for call in calls)
+    made, drop_in, traced = (min(python_calls(call) for _ in range(3)) for call in calls)
     assert made - traced <= 200
-    assert asked - traced <= 200
+    assert drop_in - traced <= 200
 
 
 def test_the_first_matrix_compiles_once(compilations):
@@ -117,12 +117,12 @@ def test_the_first_matrix_compiles_once(compilations):
     with compilations() as seen:
         blocks = jax.tree.leaves(hessop.hessian(fn)(weights))
     jax.block_until_ready(blocks)
-    # Numpy copies the sixteen blocks: a program of XLA would take as long to compile as the matrix does.
+    # Numpy copies the sixteen blocks; compiling the copies would take as long as compiling the matrix.
     assert len(blocks) == 16
     assert [("jit(run)" in line, "jit(_as_arrays)" in line) for line in seen] == [(True, False), (False, True)]
 
 
-def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
+def test_a_plan_evaluates_the_function_only_for_its_problem(compilations):
     x = jnp.linspace(0.0, 1.0, 6, dtype=FLOAT)
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.sqrt(x) * x[0]), x)
     with compilations() as seen:
@@ -134,7 +134,7 @@ def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
     assert H.plan() == plan
 
 
-def test_blocks_that_numpy_copies_are_those_of_jax():
+def test_blocks_copied_by_numpy_equal_those_of_jax():
     points = {
         "a": jnp.linspace(0.5, 1.0, 6, dtype=FLOAT).reshape(2, 3),
         "b": jnp.asarray(0.7, FLOAT),
@@ -152,13 +152,13 @@ def test_blocks_that_numpy_copies_are_those_of_jax():
             assert isinstance(ours, jax.Array)
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
             np.testing.assert_allclose(ours, theirs, rtol=1e-5 if jnp.float32 == FLOAT else 1e-12, atol=1e-6)
-    # They are arrays of their own: to give one away leaves the others as they are.
+    # Each is an array of its own: donating one leaves the others intact.
     before = np.asarray(found["a"]["b"])
     jax.jit(lambda a: a + 1, donate_argnums=0)(found["a"]["a"]).block_until_ready()
     np.testing.assert_array_equal(found["a"]["b"], before)
 
 
-def test_a_function_whose_rule_jax_remembers_things_in_is_not_compiled_again(compilations):
+def test_rules_in_which_jax_caches_state_do_not_recompile(compilations):
     fn = lambda x: jnp.sum(jax.nn.softplus(x) * jnp.logaddexp(x, 0.5))
     points = [jnp.linspace(0.0, 1.0, 5, dtype=FLOAT) + k for k in range(3)]
     H = hessop.HessianOperator(fn, points[0])
@@ -171,11 +171,11 @@ def test_a_function_whose_rule_jax_remembers_things_in_is_not_compiled_again(com
     assert not seen
 
 
-# --- prices ---
+# --- estimated costs ---
 
 
 @pytest.mark.long
-def test_calls_decide_between_compiling_and_running():
+def test_calls_trade_compile_time_for_run_time():
     rng = np.random.RandomState(0)
     x, data = params(rng, 8, 16, 12, 1), jnp.asarray(rng.randn(4, 8))
     plans = {calls: hessop.HessianOperator(net, x, (data,), calls=calls).plan() for calls in (1, 100, 1_000_000)}
@@ -189,7 +189,7 @@ def test_calls_decide_between_compiling_and_running():
 
 
 @pytest.mark.long
-def test_structure_that_cannot_pay_is_not_traced_to_its_end(monkeypatch):
+def test_tracing_stops_when_structure_cannot_pay_off(monkeypatch):
     made = []
     once = hessop._structure.algebra.factors.Algebra.once
 
@@ -214,35 +214,35 @@ def test_calls_must_be_a_positive_number(calls, error):
 
 
 def test_pays():
-    cheap, slow = _price.Cost(1.0, 0.01), _price.Cost(1.5, 0.001)
-    assert not _price.pays(slow, cheap, 10)  # saves 0.09 s for half a second
-    assert _price.pays(slow, cheap, 100)
-    assert not _price.pays(_price.Cost(5.0, 0.001), cheap, 500)  # a first call that takes too long, for 4.5 s
-    assert _price.pays(_price.Cost(5.0, 0.001), cheap, 5000)
-    assert _price.pays(_price.Cost(500.0, 0.001), cheap, np.inf)
+    cheap, slow = _cost.Cost(1.0, 0.01), _cost.Cost(1.5, 0.001)
+    assert not _cost.pays(slow, cheap, 10)  # saves 0.09 s at a cost of 0.5 s
+    assert _cost.pays(slow, cheap, 100)
+    assert not _cost.pays(_cost.Cost(5.0, 0.001), cheap, 500)  # saves 4.5 s, but the first call takes too long
+    assert _cost.pays(_cost.Cost(5.0, 0.001), cheap, 5000)
+    assert _cost.pays(_cost.Cost(500.0, 0.001), cheap, np.inf)
 
 
 def test_free_memory_is_read_once_a_second(monkeypatch):
     reads, now = [], [100.0]
-    monkeypatch.setattr(_budget, "_free_memory_now", lambda device: reads.append(device) or 10)
-    monkeypatch.setattr(_budget.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(_budget, "_FREE", {})
+    monkeypatch.setattr(_bytes, "_free_memory_now", lambda device: reads.append(device) or 10)
+    monkeypatch.setattr(_bytes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_bytes, "_FREE", {})
     for later in (0.0, 0.5, 0.9, 1.1, 1.5, 2.2):
         now[0] = 100.0 + later
-        assert _budget.free_memory("device") == 10
+        assert _bytes.free_memory("device") == 10
     assert len(reads) == 3
 
 
-# --- entries before sums ---
+# --- entries are read before sums are evaluated ---
 
 
 @pytest.mark.parametrize("wanted", [Diagonal(0), Blocks((5,))])
-def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(wanted):
+def test_the_diagonal_of_a_matrix_product_multiplies_no_matrices(wanted):
     X = jnp.asarray(np.random.RandomState(0).randn(60, 30), FLOAT)
     H = hessop.HessianOperator(lambda w: jnp.sum(jnp.logaddexp(0.0, X @ w)), jnp.full(30, 0.1, FLOAT))
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), wanted, None))
+    jaxpr, _ = open_jaxpr(_terms.traced_terms(H._point(), wanted, None))
     assert max((e.outvars[0].aval.size for e in jaxpr.eqns if e.primitive.name == "dot_general"), default=0) <= X.size
-    whole, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
+    whole, _ = open_jaxpr(_terms.traced_terms(H._point(), Matrix(), None))
     assert any(eqn.outvars[0].aval.shape == (30, 30) for eqn in whole.eqns if eqn.primitive.name == "dot_general")
     matrix = H.materialize()
     np.testing.assert_allclose(H.diagonal(), jnp.diagonal(matrix), rtol=1e-5)
@@ -270,23 +270,23 @@ def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
     x = jnp.asarray(np.random.RandomState(1).rand(40, 3), FLOAT)
     fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Diagonal(0), None))
+    jaxpr, _ = open_jaxpr(_terms.traced_terms(H._point(), Diagonal(0), None))
     assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 3 * i.size
     np.testing.assert_allclose(H.diagonal().ravel(), jnp.diagonal(H.materialize()), rtol=1e-4)
 
 
-# --- one kernel for what goes to the same kind of place ---
+# --- one kernel for updates of the same axes ---
 
 
 @pytest.mark.parametrize(("atoms", "joined"), [(40, True), (1100, False)])
 def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
-    """A scatter is a loop of its own:"""
+    """Each scatter is a loop of its own, so small ones are joined."""
     k = np.arange(atoms)
     i, j = np.concatenate([np.stack([k, (k + d) % atoms]) for d in range(1, 15)], axis=1)
     x = jnp.asarray(np.random.RandomState(1).rand(atoms, 3), FLOAT)
     fn = lambda x: jnp.sum(1.0 / (0.1 + jnp.sum((x[i] - x[j]) ** 2, axis=1)) ** 3)
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
+    jaxpr, _ = open_jaxpr(_terms.traced_terms(H._point(), Matrix(), None))
     pairs = sum(eqn.primitive.name == "scatter-add" and eqn.outvars[0].aval.ndim == 4 for eqn in jaxpr.eqns)
     assert pairs == (1 if joined else 3)  # both halves and the diagonal blocks
     if joined:
@@ -298,7 +298,7 @@ def test_bands_are_scattered_together():
     x = jnp.linspace(0.1, 1.0, 50, dtype=FLOAT)
     fn = lambda x: jnp.sum((x[:-1] ** 2 + x[1:] ** 2) ** 2 - 4.0 * x[:-1])
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), Matrix(), None))
+    jaxpr, _ = open_jaxpr(_terms.traced_terms(H._point(), Matrix(), None))
     assert sum(eqn.primitive.name == "scatter-add" for eqn in jaxpr.eqns) == 1
     np.testing.assert_allclose(hessop.HessianOperator(fn, x, route="structure").materialize(), jax.hessian(fn)(x), rtol=1e-5)
 
@@ -329,17 +329,16 @@ def test_methods_are_pickled_with_their_operators():
         np.testing.assert_allclose(bound(x), H.mv(x))
 
 
-def test_an_operator_that_was_donated_takes_no_captured_array_with_it():
+def test_deleting_an_operators_arrays_leaves_captured_arrays_intact():
     data = np.arange(1.0, 4.0)
     fn = lambda x: jnp.sum(data * x**3)
     x = jnp.arange(1.0, 4.0, dtype=FLOAT)
-    made = [hessop.HessianOperator(fn, x + k) for k in range(1)]
-    for leaf in jax.tree.leaves(made[0]):
+    for leaf in jax.tree.leaves(hessop.HessianOperator(fn, x + 0)):
         leaf.delete()
     np.testing.assert_allclose(hessop.HessianOperator(fn, x).mv(x), 6 * data * x * x)
 
 
-def test_a_chunk_that_was_given_is_decided_once():
+def test_the_decision_for_a_given_chunk_is_remembered():
     x = jnp.linspace(0.0, 1.0, 30, dtype=FLOAT)
     H = hessop.HessianOperator(rosenbrock, x)
     call = lambda: H.materialize(chunk=10)
@@ -352,7 +351,7 @@ def test_a_chunk_that_was_given_is_decided_once():
     assert first <= 400  # three chunks
 
 
-def test_progress_and_an_output_run_the_same_executable():
+def test_progress_and_outputs_use_the_same_executable():
     x = jnp.linspace(0.0, 1.0, 31, dtype=FLOAT)
     H = hessop.HessianOperator(rosenbrock, x)
     seen = []

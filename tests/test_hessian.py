@@ -1,4 +1,4 @@
-"""hessop.hessian against jax.hessian: arguments, nesting, dtypes, aux."""
+"""hessop.hessian against jax.hessian: arguments, nesting, dtypes, auxiliary data."""
 
 import equinox as eqx
 import jax
@@ -76,7 +76,7 @@ def test_shapes(shape):
 
 
 @pytest.mark.once
-def test_several_outputs_are_left_to_jax():
+def test_several_outputs_fall_back_to_jax():
     x = jnp.array([0.5, 1.5])
     fn = lambda x: {"a": jnp.outer(x, x), "b": jnp.sum(x**3)}
     same(hessop.hessian(fn)(x), jax.hessian(fn)(x))
@@ -98,7 +98,7 @@ def test_modules_and_methods():
     same(hessop.hessian(net.twice)(x), jax.hessian(net.twice)(x))
 
 
-def test_it_traces_once_a_call_and_a_new_lambda_compiles_nothing(compilations):
+def test_each_call_traces_once_and_a_new_lambda_does_not_recompile(compilations):
     count = 0
 
     def made():
@@ -120,7 +120,7 @@ def test_it_traces_once_a_call_and_a_new_lambda_compiles_nothing(compilations):
 
 def test_errors():
     a, b = arrays()
-    with pytest.raises(TypeError, match=r"holomorphic: not an option of hessop.hessian, expected any of route"):
+    with pytest.raises(TypeError, match=r"holomorphic: not an option of hessop.hessian, expected one of route"):
         hessop.hessian(two, holomorphic=True)
     with pytest.raises(ValueError, match="argnums: got 3, expected a position among the 2"):
         hessop.hessian(two, 3)(a, b)

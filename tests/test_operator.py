@@ -1,4 +1,4 @@
-"""HessianOperator: one trace, no constants, damping, derivatives through it, errors."""
+"""HessianOperator: traced once, nothing baked in as a constant, damping, derivatives, errors."""
 
 import gc
 import re
@@ -18,7 +18,7 @@ from tests.objectives import OBJECTIVES, as_pytree
 
 
 def energy(x, params):
-    """A smooth energy of x with arrays, an integer array and a static int among its parameters."""
+    """A smooth energy whose parameters include arrays, an integer array and a static int."""
     pairs = x[params["index"]] * x[params["index"][::-1]]
     return params["k"] * jnp.sum(x ** params["power"]) + jnp.sum(params["q"] * jnp.cos(pairs))
 
@@ -42,7 +42,7 @@ def point():
 
 
 @pytest.mark.once
-def test_fn_is_traced_once_for_each_operator_and_never_for_its_uses():
+def test_fn_is_traced_once_per_operator_and_never_by_its_methods():
     count = 0
 
     def fn(x, params):
@@ -67,7 +67,7 @@ def test_fn_is_traced_once_for_each_operator_and_never_for_its_uses():
     assert solve._cache_size() == 1
 
 
-def test_new_points_do_not_compile(caplog):
+def test_new_points_do_not_recompile(caplog):
     H = hessop.HessianOperator(energy, point(), (parameters(),))
     step = jax.jit(lambda H, v: H.mv(v))
 
@@ -75,7 +75,7 @@ def test_new_points_do_not_compile(caplog):
         jax.block_until_ready((H.materialize(), H.mv(point()), H.value, H.gradient, step(H, point())))
 
     everything(H)
-    # What is built of python numbers is compiled here, so that only what hessop compiles counts below.
+    # Compile what is built from Python numbers here, so that only hessop's compilations count below.
     other = hessop.HessianOperator(energy, point() * 2, ({**parameters(), "k": 3.0},))
     with jax.log_compiles(), caplog.at_level("WARNING"):
         everything(other)
@@ -83,21 +83,21 @@ def test_new_points_do_not_compile(caplog):
     assert compiled == []
 
 
-def test_what_fn_captured_is_no_constant_of_an_executable():
+def test_captured_arrays_are_not_constants_of_executables():
     data = jnp.asarray(np.random.RandomState(0).standard_normal((300, 300)), jnp.result_type(float))
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.tanh(data @ x) ** 2), data[0])
     text = jax.jit(lambda H, v: H.mv(v)).lower(H, data[1]).as_text()
     constants = [c for c in re.findall(r"stablehlo.constant.*tensor<([0-9x]*)xf", text) if "300x300" in c]
     H.mv(data[1])
     assert len(H._captured) == 1
-    # Under an outer jit what fn captured is that jit's to place; the residuals are not even there.
+    # Under an outer jit, JAX decides where captured arrays go; residuals are not constants in any case.
     assert len(constants) <= 1
     (jitted,) = [e for key, e in H._point().program.memo.items() if key[0] == "mv"]
     lowered = jitted.lower(H._point().source, None, [data[1]]).as_text()
     assert "300x300" not in "".join(re.findall(r"stablehlo.constant[^\n]*", lowered))
 
 
-def test_nothing_that_is_remembered_holds_the_function_or_what_it_captured():
+def test_caches_hold_neither_the_function_nor_its_captured_arrays():
     def made():
         big = jnp.ones(1000, jnp.result_type(float))
 
@@ -116,7 +116,7 @@ def test_nothing_that_is_remembered_holds_the_function_or_what_it_captured():
     assert held() is None
 
 
-def test_an_operator_made_outside_of_a_jit_that_uses_it():
+def test_an_operator_made_outside_the_jit_that_uses_it():
     x = point()
     fn = lambda x: jnp.sum(x[1:] ** 2 * x[:-1])
     H, matrix = hessop.HessianOperator(fn, x), jax.hessian(fn)(x)
@@ -150,7 +150,7 @@ def test_bound_methods_and_modules():
     model = Model()
     programs = {hessop.HessianOperator(model.loss, point() + k).program for k in range(3)}
     assert len(programs) == 1
-    assert model.count == 3  # once for each operator, as it is then
+    assert model.count == 3  # once per operator
 
     class Module(eqx.Module):
         weight: jax.Array
@@ -162,7 +162,7 @@ def test_bound_methods_and_modules():
     module = Module(jnp.asarray(2.0), jnp.sin)
     H = hessop.HessianOperator(module, point())
     assert jnp.allclose(H.diagonal(), -4 * jnp.sin(2 * point()))
-    # The module's arrays are leaves of the operator: derivatives reach them.
+    # The module's arrays are leaves of the operator, so it can be differentiated with respect to them.
     grads = eqx.filter_grad(lambda m: hessop.HessianOperator(m, point()).trace())(module)
     w, x = 2.0, point()
     expected = jnp.sum(-2 * w * jnp.sin(w * x) - w**2 * x * jnp.cos(w * x))
@@ -253,7 +253,7 @@ def test_damping_and_tags():
     assert lx.is_diagonal(U.damped(1.0))
 
 
-def test_args_come_back_and_static_ones_are_static():
+def test_args_are_restored_and_static_ones_are_static():
     params = parameters()
     H = hessop.HessianOperator(energy, point(), (params,))
     assert jax.tree.structure(H.args[0]) == jax.tree.structure(params)
@@ -282,7 +282,7 @@ def test_self_pairs_option_reaches_the_program():
     assert "not finite" in text
 
 
-def test_a_gradient_that_is_not_finite_says_which_leaf():
+def test_the_warning_about_the_gradient_names_the_leaf():
     x = {"a": jnp.ones(3), "b": jnp.zeros(2)}
     fn = lambda x: jnp.sum(x["a"] ** 2) + jnp.sum(jnp.sqrt(x["b"]))
     with pytest.warns(RuntimeWarning, match=r"2 of 2 entries of the gradient.*x\['b'\]"):
@@ -322,13 +322,13 @@ def test_to_scipy():
     np.testing.assert_allclose(A.T @ V, matrix @ V, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(A.rmatvec(V[:, 1]), matrix @ V[:, 1], rtol=rtol, atol=rtol)
     for product in (A @ V, A @ V[:, 0]):
-        product -= 1  # scipy writes into what it is given
+        product -= 1  # scipy may write into the result
     largest = scipy.sparse.linalg.eigsh(A, 1, which="LA", return_eigenvectors=False)
     np.testing.assert_allclose(largest, np.linalg.eigvalsh(matrix)[-1:], rtol=1e-4)
 
 
 class TestErrors:
-    """The text of every error: what came, what was expected, how to mend it."""
+    """The text of every error: the value received, what was expected, and the fix."""
 
     def raises(self, error, match, call):
         with pytest.raises(error, match=match):
@@ -342,7 +342,7 @@ class TestErrors:
         self.raises(TypeError, r"x: got list|x\[0\]: got int.*dtype=float", lambda: H(f, [1, 2]))
         self.raises(
             TypeError,
-            r"x\['a'\]: got dtype int32.*belongs in args",
+            r"x\['a'\]: got dtype int32.*not differentiated to args",
             lambda: H(f, {"a": jnp.arange(3, dtype="int32")}),
         )
         self.raises(TypeError, r"x: got dtype complex64", lambda: H(f, jnp.ones(2, jnp.complex64)))
@@ -350,8 +350,8 @@ class TestErrors:
         self.raises(ValueError, r"x: got \(\), a pytree without arrays", lambda: H(f, ()))
         self.raises(TypeError, r"args: got ArrayImpl, expected a tuple", lambda: H(f, x, x))
         self.raises(TypeError, r"args: args\[0\] is set.*hashable", lambda: H(f, x, ({1, 2},)))
-        self.raises(ValueError, r"tags: got 'psd', expected tags of lineax", lambda: H(f, x, tags="psd"))
-        self.raises(ValueError, r"tags: got \['psd'\], expected tags of lineax", lambda: H(f, x, tags=(["psd"],)))
+        self.raises(ValueError, r"tags: got 'psd', expected lineax tags", lambda: H(f, x, tags="psd"))
+        self.raises(ValueError, r"tags: got \['psd'\], expected lineax tags", lambda: H(f, x, tags=(["psd"],)))
         self.raises(ValueError, r"route: got 'fast', expected one of 'auto'", lambda: H(f, x, route="fast"))
         self.raises(
             ValueError,
@@ -465,12 +465,12 @@ class TestErrors:
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route="structure")
         self.raises(
             hessop.MemoryBudgetError,
-            r"memory: 10 B is too little for 4 rows of 4 float.* The smallest budget that is sure to do is memory=\d+",
+            r"memory: 10 B is too little for 4 rows of 4 float.* The smallest budget that is sure to work is memory=\d+",
             lambda: H.materialize(memory=10),
         )
 
     @pytest.mark.parametrize("route", ["structure", "columns"])
-    def test_progress_before_the_work(self, route, monkeypatch):
+    def test_progress_is_checked_before_computing(self, route, monkeypatch):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**2), point(), route=route)
         for place in (
             "hessop._routes.chunks._rows_of",

@@ -1,4 +1,4 @@
-"""`materialize(out=...)`: nothing of the user's is lost, whatever fails; what cannot be written is refused before any work."""
+"""`materialize(out=...)`: no failure loses the user's data; outputs that cannot be written are refused before computing."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def whole(H):
 
 @pytest.fixture
 def older(tmp_path):
-    """A file that was there before."""
+    """An existing file."""
     path = tmp_path / "H.npy"
     np.save(path, np.arange(5.0))
     return path
@@ -49,14 +49,14 @@ def older(tmp_path):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """What is refused is refused before any work."""
+    """Fails the test if anything is computed."""
     for place in (
         "hessop._routes.entries.choose_route",
         "hessop._routes.chunks._rows_of",
         "hessop._routes.entries.all_rows",
         "hessop._routes.entries.structure_rows",
     ):
-        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it worked"))
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it computed"))
 
 
 def close(found, whole):
@@ -72,25 +72,25 @@ def assert_untouched(path):
 
 
 @pytest.mark.parametrize("route", ["columns", "structure"])
-def test_an_older_file_is_replaced_and_the_new_one_is_mapped(older, whole, route):
+def test_an_existing_file_is_replaced_and_the_new_one_is_mapped(older, whole, route):
     mapped = operator(route).materialize(out=older)
     assert isinstance(mapped, np.memmap)
     assert mapped.dtype == FLOAT
     close(np.load(older), whole)
-    mapped[3, 4] = 7  # it is the file, not a copy
+    mapped[3, 4] = 7  # writes to the file, not to a copy
     mapped.flush()
     assert np.load(older, mmap_mode="r")[3, 4] == 7
     assert os.listdir(older.parent) == ["H.npy"]
 
 
 @pytest.mark.parametrize("route", ["columns", "structure"])
-def test_a_refused_budget_leaves_the_file(older, route):
+def test_an_insufficient_budget_leaves_the_file(older, route):
     with pytest.raises(hessop.MemoryBudgetError):
         operator(route).materialize(out=older, memory=10)
     assert_untouched(older)
 
 
-def test_a_refused_budget_makes_no_file(tmp_path, H):
+def test_an_insufficient_budget_creates_no_file(tmp_path, H):
     with pytest.raises(hessop.MemoryBudgetError):
         H.materialize(out=tmp_path / "H.npy", memory=10)
     assert os.listdir(tmp_path) == []
@@ -98,9 +98,9 @@ def test_a_refused_budget_makes_no_file(tmp_path, H):
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("route", ["columns", "structure"])
-def test_what_interrupts_the_work_leaves_the_file(older, kind, route):
+def test_an_interruption_leaves_the_file(older, kind, route):
     def interrupt(progress):
-        assert len(os.listdir(older.parent)) == 2  # the new one is being written
+        assert len(os.listdir(older.parent)) == 2  # the temporary file too
         raise kind("mine")
 
     with pytest.raises(kind, match=r"^mine$"):
@@ -130,7 +130,7 @@ def test_a_failure_at_the_end_leaves_the_file(older, H, monkeypatch, name):
     assert_untouched(older)
 
 
-def test_the_file_is_on_disk_before_it_replaces_the_older_one(older, H, whole, monkeypatch):
+def test_the_file_is_flushed_before_it_replaces_the_existing_one(older, H, whole, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or fsync(descriptor))
@@ -138,7 +138,7 @@ def test_the_file_is_on_disk_before_it_replaces_the_older_one(older, H, whole, m
     def complete(source, target):
         calls.append("replace")
         close(np.load(source), whole)
-        assert os.path.dirname(source) == os.path.dirname(target)  # or it would not be atomic
+        assert os.path.dirname(source) == os.path.dirname(target)  # otherwise the replacement would not be atomic
         assert re.fullmatch(r"\.H\.npy\.\w{8}\.part", os.path.basename(source))
         replace(source, target)
 
@@ -148,13 +148,13 @@ def test_the_file_is_on_disk_before_it_replaces_the_older_one(older, H, whole, m
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced")
-def test_an_array_that_maps_the_older_file_keeps_it(older, H):
+def test_a_memmap_of_the_replaced_file_is_unchanged(older, H):
     mapped = np.load(older, mmap_mode="r")
     H.materialize(out=older)
     np.testing.assert_array_equal(mapped, np.arange(5.0))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege")
 @pytest.mark.parametrize("dangling", [False, True])
 def test_a_link_stays_a_link(tmp_path, H, whole, dangling):
     (tmp_path / "data").mkdir()
@@ -170,7 +170,7 @@ def test_a_link_stays_a_link(tmp_path, H, whole, dangling):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_permissions_are_kept_and_those_of_new_files_follow_the_umask(older, H):
+def test_permissions_are_kept_and_new_files_follow_the_umask(older, H):
     older.chmod(0o640)
     H.materialize(out=older)
     assert stat.S_IMODE(older.stat().st_mode) == 0o640
@@ -190,14 +190,14 @@ def test_paths_of_any_kind(tmp_path, H, whole, monkeypatch):
         close(np.load(path), whole)
 
 
-def test_a_directory_that_changes_meanwhile(tmp_path, H, whole, monkeypatch):
+def test_changing_the_working_directory_meanwhile(tmp_path, H, whole, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     H.materialize(out="H.npy", chunk=5, progress=lambda _: os.chdir(tmp_path / "other"))
     close(np.load(tmp_path / "H.npy"), whole)
 
 
-def test_no_elements_at_all(tmp_path):
+def test_empty_x(tmp_path):
     H = hessop.HessianOperator(lambda x: jnp.sum(x**2), jnp.zeros((0, 3)))
     assert H.materialize(out=tmp_path / "H.npy").shape == (0, 0)
     assert np.load(tmp_path / "H.npy").shape == (0, 0)
@@ -233,7 +233,9 @@ def test_a_read_only_file_is_refused(older, H, no_work):
 def test_a_read_only_directory_is_refused(tmp_path, H, no_work, monkeypatch):
     access = os.access
     closed = str(tmp_path.resolve())
-    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))  # the tests may run as root
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != closed and access(path, mode)
+    )  # tests may run as root, who may write anywhere
     with pytest.raises(PermissionError, match=r"^out: got the path .*directory .* is not writable.*; choose another directory"):
         H.materialize(out=tmp_path / "H.npy")
 
@@ -251,7 +253,7 @@ def test_a_file_of_another_user_in_a_sticky_directory_is_refused(older, H, no_wo
 
 @pytest.fixture
 def small_files():
-    """No file may have more than 500 bytes."""
+    """Limit files to 500 bytes."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
@@ -268,12 +270,12 @@ def test_too_little_space_leaves_the_file(older, H, monkeypatch, small_files, re
     with pytest.raises(OSError, match=message) as caught:
         H.materialize(out=older, chunk=1, progress=computed.append)
     assert caught.value.errno is not None
-    assert bool(computed) != (reserves and hasattr(os, "posix_fallocate"))  # said before the work where that is possible
+    assert bool(computed) != (reserves and hasattr(os, "posix_fallocate"))  # raised before computing, if space can be reserved
     assert_untouched(older)
 
 
 @pytest.mark.parametrize("code", ["EOPNOTSUPP", "EINVAL"])
-def test_file_systems_that_reserve_nothing(older, H, whole, monkeypatch, code):
+def test_file_systems_that_cannot_reserve_space(older, H, whole, monkeypatch, code):
     def refuse(*_):
         raise OSError(getattr(errno, code), code)
 
@@ -288,7 +290,7 @@ def test_file_systems_that_reserve_nothing(older, H, whole, monkeypatch, code):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-def test_the_holes_of_a_memmap_are_filled_before_any_work(tmp_path, H, whole):
+def test_holes_of_a_memmap_are_allocated_before_computing(tmp_path, H, whole):
     path = tmp_path / "mine.npy"
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=FLOAT, shape=(300 * N, N))
     out = mapped[-N:]
@@ -302,7 +304,7 @@ def test_the_holes_of_a_memmap_are_filled_before_any_work(tmp_path, H, whole):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-def test_a_shorter_file_under_the_name_of_a_memmap_stays_as_it_is(tmp_path, H, whole):
+def test_a_shorter_file_with_the_name_of_a_memmap_is_untouched(tmp_path, H, whole):
     path = tmp_path / "mine.dat"
     out = np.memmap(path, FLOAT, "w+", shape=(N, N))
     path.unlink()
@@ -316,7 +318,7 @@ def test_a_shorter_file_under_the_name_of_a_memmap_stays_as_it_is(tmp_path, H, w
 
 
 class Store:
-    """What a zarr array looks like."""
+    """Looks like a zarr array."""
 
     def __init__(self, array, read_only):
         self.array, self.read_only = array, read_only
@@ -380,7 +382,7 @@ def test_refused_arrays(tmp_path, H, no_work):
         H.materialize(out=other)
 
 
-def test_an_array_of_your_own_is_partly_filled_after_a_failure(H, whole):
+def test_an_array_is_partly_filled_after_an_interruption(H, whole):
     out = np.full((N, N), -1, FLOAT)
 
     def interrupt(progress):
@@ -392,10 +394,10 @@ def test_an_array_of_your_own_is_partly_filled_after_a_failure(H, whole):
     assert np.all(out[5:] == -1)
 
 
-# --- the module by itself ---
+# --- the functions of the module ---
 
 
-def test_checking_touches_nothing(tmp_path):
+def test_checking_has_no_side_effects(tmp_path):
     check_output(tmp_path / "H.npy", N, FLOAT)
     open_output(tmp_path / "H.npy", N, FLOAT)  # not entered
     assert os.listdir(tmp_path) == []
@@ -420,7 +422,7 @@ def test_columns_and_rows_in_any_order(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_killed_process_leaves_the_older_file(older):
+def test_a_killed_process_leaves_the_existing_file(older):
     code = f"""
 import os, signal
 from hessop._routes.output import open_output

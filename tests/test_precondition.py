@@ -1,4 +1,4 @@
-"""block_jacobi: the inverse of clamped blocks, positive definite whatever the Hessian is."""
+"""block_jacobi: the inverse of clamped blocks, positive definite for any Hessian."""
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import hessop
 
 
 def saddle(x):
-    """Blocks that are indefinite, and couplings between them."""
+    """A function with indefinite blocks that are coupled."""
     return jnp.sum(x["a"][:, 0] * x["a"][:, 1] ** 2) + jnp.sum(x["a"]) * x["b"] + x["b"] ** 3
 
 
@@ -47,7 +47,7 @@ def test_it_is_the_inverse_of_the_clamped_blocks():
 
 
 @pytest.mark.once
-def test_contract_of_lineax():
+def test_the_contract_of_lineax():
     M = hessop.block_jacobi(hessop.HessianOperator(saddle, point()))
     for op in (M, eqx.filter_jit(lambda op: op)(M), lx.linearise(M), M.T, lx.conj(M)):
         assert lx.is_positive_semidefinite(op)
@@ -79,7 +79,7 @@ def test_under_jit_and_vmap_and_for_a_zero_hessian():
     np.testing.assert_allclose(flat.as_matrix(), np.eye(12))
 
 
-def test_blocks_that_are_not_finite_are_said():
+def test_blocks_that_are_not_finite_raise():
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3))
     with pytest.raises(RuntimeError, match="diagonal blocks of H are not finite"):
         jax.block_until_ready(hessop.block_jacobi(H).blocks)

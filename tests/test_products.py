@@ -1,4 +1,4 @@
-"""How products are computed: the choice, and products from terms against those of jax.hessian."""
+"""Products: how their form is chosen, and products from terms against jax.hessian."""
 
 import functools
 import math
@@ -16,23 +16,23 @@ from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift, reference_hessi
 
 FLOAT = jnp.result_type(float)
 TOLERANCE = 1e-12 if jnp.float64 == FLOAT else 5e-5
-# A matrix; lookups; an outer product.
+# One dense matrix; an outer product.
 QUICK = {"pair_distances": "array", "matrix_factorization": "dict"}
 
 
 def pairs(x, width=1.0):
-    """All pairs of (N, 3): the terms are one matrix."""
+    """A sum over all pairs, whose terms are one matrix."""
     return jnp.sum(jnp.exp(-width * jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
 
 
 def many_body(x):
-    """Embedded atoms: the terms are a sum over atoms of outer products, which vectors meet factor by factor."""
+    """Embedded atoms: the terms are a sum of outer products over atoms, multiplied factor by factor."""
     density = jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)), axis=1)
     return -jnp.sum(jnp.sqrt(density))
 
 
 def chain(x, width=1.0):
-    """Neighbors on a line: the terms have O(n) entries, far fewer than the matrix."""
+    """Neighbours on a line: the terms have O(n) entries, far fewer than the matrix."""
     return jnp.sum(jnp.cos(width * x[1:] * x[:-1]))
 
 
@@ -55,7 +55,7 @@ def close(a, b, scale=1.0):
 
 
 def kept(fn, x, *args, **options):
-    """lineax's linearization that keeps terms."""
+    """A linearization that stores terms."""
     linearized = lx.linearise(hessop.HessianOperator(fn, x, args, route="structure", **options))
     assert linearized.terms is not None
     return linearized
@@ -71,7 +71,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("objective", "kind"), list(cases()))
-def test_all_that_terms_give_equals_jax_hessian(objective, kind):
+def test_everything_from_terms_equals_jax_hessian(objective, kind):
     x = as_pytree(kind, 12, FLOAT, jax.random.key(2))
     expected = np.asarray(jax.jit(lambda v: reference_hessian(objective, v))(jnp.asarray(flat(x))))
     v, V = random_like(x), random_like(x, count=(3,))
@@ -145,7 +145,7 @@ def test_rows_in_chunks_from_terms():
 
 
 @pytest.mark.once
-def test_it_is_an_operator_as_before():
+def test_a_linearization_keeps_the_contract_of_lineax():
     x = points(4)
     H = hessop.HessianOperator(pairs, x, route="structure", tags=lx.positive_semidefinite_tag)
     linearized = lx.linearise(H)
@@ -161,7 +161,7 @@ def test_it_is_an_operator_as_before():
 
 
 @pytest.mark.once
-def test_new_points_do_not_compile(caplog):
+def test_new_points_do_not_recompile(caplog):
     product = jax.jit(lambda op, v: op.mv(v))
 
     def everything(x):
@@ -178,7 +178,7 @@ def test_new_points_do_not_compile(caplog):
 
 
 @pytest.mark.once
-def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, caplog):
+def test_free_memory_crossing_a_power_of_two_does_not_recompile(monkeypatch, caplog):
     def everything(free):
         monkeypatch.setattr("hessop._operator.abstract.free_memory", lambda device: free)
         H = hessop.HessianOperator(pairs, points(4))
@@ -189,13 +189,13 @@ def test_free_memory_that_crosses_a_power_of_two_does_not_compile(monkeypatch, c
     with jax.log_compiles(), caplog.at_level("WARNING"):
         everything(2**33 + 1)
     assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
-    everything(2**36)  # but eight times as much is used
+    everything(2**36)  # eight times as much memory may recompile
 
 
 # --- the choice ---
 
 
-MANY = 10**6  # calls, so that compiling costs nothing
+MANY = 10**6  # calls: the time to compile does not matter
 
 
 def linearized(fn, x, calls=MANY, **options):
@@ -203,39 +203,39 @@ def linearized(fn, x, calls=MANY, **options):
 
 
 @pytest.mark.once
-def test_terms_are_kept_where_they_pay():
+def test_terms_are_stored_where_they_pay_off():
     assert linearized(pairs, points(30)).terms is not None
     assert linearized(pairs, points(30), route="columns").terms is None
-    # One product from the point costs less than making terms first.
+    # For a single product, making terms costs more than it saves.
     point = hessop.HessianOperator(pairs, points(30))._point()
     assert choose_product(point, route="auto", budget=10**9, count=1, calls=1).program is point.program
-    # Nor is compiling them, for a few particles and a hundred calls.
+    # For few particles and a hundred calls, so does compiling them.
     assert linearized(pairs, points(30), calls=100).terms is None
-    # A matrix that costs n^3 to make is not paid back by sqrt(n) products of n^2.
+    # sqrt(n) products at O(n^2) do not repay a matrix that takes O(n^3) to make.
     data = jnp.asarray(np.random.RandomState(0).standard_normal((200, 90)), FLOAT)
     logistic = lambda x: jnp.sum(jax.nn.softplus(data @ x))
     assert linearized(logistic, data[0]).terms is None
     assert linearized(logistic, data[0], route="structure").terms is not None
 
 
-def test_terms_are_not_kept_where_their_rounding_shows():
+def test_terms_are_not_stored_where_their_rounding_matters():
     x = points(100)
     single = linearized(pairs, x.astype(jnp.float32))
     assert single.terms is None
-    # All particles move together: a matrix of sums would give its rounding, thousands of times that of the result.
+    # A translation: the exact product is zero, but with a matrix of sums it would be the rounding of its entries.
     np.testing.assert_array_equal(single.mv(jnp.ones((100, 3), jnp.float32)), 0)
     assert (linearized(pairs, x).terms is None) == (jnp.float32 == FLOAT)
 
 
 def kinds_of_mm(H):
-    """Whether products of many vectors ran by tiles of terms, or as so many products."""
+    """Whether `mm` evaluated terms tile by tile, or vmapped single products."""
     keys = [key[0] for key in H._point().program.memo if isinstance(key[0], tuple | str)]
     return {"tiles" if isinstance(key, tuple) else "vmap" for key in keys if key == "mm" or key[0] == "mm"}
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("n", [20, pytest.param(60, marks=pytest.mark.slow)])
-def test_many_products_at_once_are_made_from_terms(n):
+def test_many_products_at_once_are_computed_from_terms(n):
     x = points(n)
     H = hessop.HessianOperator(lambda x: many_body(x) + pairs(x), x, calls=MANY)
     V = random_like(x, count=(50,))
@@ -251,31 +251,31 @@ def test_many_products_at_once_are_made_from_terms(n):
 FEATURES = np.random.RandomState(0).rand(2, 100, 450)
 
 
-def dear_product(x):
-    """A matrix of all pairs that is dear to make again: with "auto" its residuals are stored."""
+def expensive_product(x):
+    """N x N residuals that are expensive to recompute, so that route="auto" stores them."""
     features, weights = jnp.asarray(FEATURES, FLOAT)
     return jnp.sum(jnp.tanh(jnp.sin(x[:, None] * features[:, 0][None]) @ weights / 100) ** 2)
 
 
 @pytest.mark.slow
-def test_the_tiles_route_keeps_nothing_but_the_point():
+def test_the_tiles_route_stores_only_the_point():
     x = points(450)[:, 0]
     v = random_like(x)
-    dense = np.asarray(jax.hessian(dear_product)(x))
+    dense = np.asarray(jax.hessian(expensive_product)(x))
     for route in ("auto", "tiles"):
-        H = hessop.HessianOperator(dear_product, x, route=route)
+        H = hessop.HessianOperator(expensive_product, x, route=route)
         linearized = lx.linearise(H)
         assert linearized.stored == (route == "auto")
         for product in (H.mv(v), linearized.mv(v), H.mm(v[None])[0], linearized.mm(v[None])[0]):
             close(product, dense @ v, 1e3)
         close(H.materialize(), dense, 1e3)
-        said = "by tiles" if route == "tiles" else "with residuals made for it"
-        assert f"one at a time: {said}" in str(H.plan())
-    assert "route='tiles' keeps nothing else" in str(hessop.HessianOperator(dear_product, x, route="tiles").plan())
+        expected = "tile by tile" if route == "tiles" else "from residuals computed for it"
+        assert f"one at a time: {expected}" in str(H.plan())
+    assert "route='tiles' stores nothing else" in str(hessop.HessianOperator(expensive_product, x, route="tiles").plan())
 
 
 @pytest.mark.once
-def test_a_small_budget_keeps_no_terms():
+def test_a_small_budget_stores_no_terms():
     x = points(60)
     memory = 25_000 * x.dtype.itemsize  # the matrix has 32,400 numbers
     plain = linearized(pairs, x, memory=memory)
@@ -285,7 +285,7 @@ def test_a_small_budget_keeps_no_terms():
         linearized(pairs, x, memory=memory, route="structure")
 
 
-def test_terms_of_few_entries_are_never_made_a_matrix():
+def test_sparse_terms_are_never_made_dense():
     x = points(400).ravel()
     terms = kept(chain, x).terms
     assert terms.nnz() < 6 * x.size
@@ -294,14 +294,14 @@ def test_terms_of_few_entries_are_never_made_a_matrix():
 
 
 @pytest.mark.once
-def test_the_plan_says_how():
+def test_the_plan_says_how_products_are_computed():
     text = lambda fn, x, **options: str(hessop.HessianOperator(fn, x, **{"calls": MANY, **options}).plan())
-    assert "of lineax.linearise: from terms" in text(pairs, points(30))
+    assert "after lineax.linearise: from terms" in text(pairs, points(30))
     assert "from residuals: terms take" in text(pairs, points(30), calls=1)
     assert "route='columns' makes no terms" in text(pairs, points(30), route="columns")
 
 
-def test_what_has_no_terms_or_no_elements():
+def test_affine_functions_and_empty_x():
     x = points(2)
     affine = linearized(lambda x: jnp.sum(3.0 * x), x, route="structure")
     close(affine.mv(x), np.zeros((2, 3)))

@@ -1,4 +1,4 @@
-"""The Hessian program: linearise first, split, what it stores, when it reverses."""
+"""The Hessian program: linearised before anything else, what it stores, and when it takes reverse over reverse."""
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ X = as_pytree("array", 9, jnp.result_type(float), jax.random.key(0))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_it_is_flat_and_linear(objective):
+def test_the_program_is_flat_and_linear(objective):
     program = program_of(objective.fn, X)
     assert program.mode == ("rev_over_rev" if objective.reverse_only else "fwd_over_rev")
     for eqn in (*program.primal.eqns, *program.linear.eqns):
@@ -42,7 +42,7 @@ def test_it_is_flat_and_linear(objective):
     np.testing.assert_allclose(one + 2 * two, sum_, rtol=0, atol=200 * jnp.finfo(X.dtype).eps * scale)
 
 
-def test_value_and_gradient_come_from_it():
+def test_value_and_gradient_come_from_the_program():
     objective = next(o for o in OBJECTIVES if o.name == "attention")
     H = hessop.HessianOperator(objective.fn, X)
     value, gradient = jax.jit(jax.value_and_grad(objective.fn))(X)
@@ -50,8 +50,8 @@ def test_value_and_gradient_come_from_it():
     np.testing.assert_allclose(H.gradient, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_an_inconsistent_custom_jvp_is_obeyed():
-    """The rule, not the function, is what jax.hessian differentiates; inlining would lose it."""
+def test_an_inconsistent_custom_jvp_is_respected():
+    """jax.hessian differentiates the rule, not the function; inlining would lose the rule."""
 
     @jax.custom_jvp
     def f(x):
@@ -133,8 +133,8 @@ def test_custom_vjp_under_scan_reverses():
     )
 
 
-def test_a_rule_that_holds_values_of_its_function():
-    """Such a rule dies with the trace that it was made in; jax.hessian never makes one."""
+def test_a_rule_that_closes_over_intermediates():
+    """Such a rule is valid only during the trace that created it."""
 
     def fn(x):
         A = jnp.outer(jnp.arange(9, dtype=x.dtype), jnp.ones(9, x.dtype))
@@ -149,7 +149,7 @@ def test_a_rule_that_holds_values_of_its_function():
     np.testing.assert_allclose(hessop.hessian(fn)(X), jax.jit(jax.hessian(fn))(X), rtol=1e-4, atol=1e-5)
 
 
-def test_while_loops_say_what_jax_says():
+def test_while_loops_raise_the_error_of_jax():
     def fn(x):
         y = jax.lax.while_loop(lambda s: jnp.sum(s) < 10.0, lambda s: s * 2, jnp.abs(x) + 1)
         return jnp.sum(y)

@@ -1,4 +1,4 @@
-"""JAX's switches, copies and pickles: an operator is the same under all of them."""
+"""JAX's settings, copies and pickles: an operator behaves the same under all of them."""
 
 import copy
 import pickle
@@ -75,7 +75,7 @@ def test_transfer_guard(route):
         H = hessop.HessianOperator(energy, X, (A,), route=route)
         found = [H.value, H.gradient, H.mv(A), None, H.materialize(), H.materialize(chunk=4), H.diagonal(), H.block_diagonal(2)]
         jax.block_until_ready(found)
-        # Numbers and numpy arrays of the user's are meant to go to the device.
+        # The user's numbers and numpy arrays are transferred explicitly.
         G = hessop.HessianOperator(lambda x, a, s: energy(x, a) * s + jnp.sum(table * x), np.asarray(X), (np.asarray(A), 1.0))
         jax.block_until_ready(G.materialize())
         lx.linearise(H).mv(A).block_until_ready()
@@ -86,7 +86,7 @@ def test_transfer_guard(route):
 
 @pytest.mark.x64
 @pytest.mark.parametrize("route", ROUTES)
-def test_an_operator_of_float64_where_it_is_off(route):
+def test_a_float64_operator_with_64_bit_types_off(route):
     H = hessop.HessianOperator(energy, X, (A,), route=route)
     expected = everything(H)
     with jax.enable_x64(False), warnings.catch_warnings():
@@ -136,7 +136,7 @@ def test_copies():
         pickle.dumps(L)
 
 
-def test_a_pickle_of_what_is_static():
+def test_pickles_of_static_arguments():
     H = hessop.HessianOperator(_powers, X, (3, "sum", np.int64(2), {"scale": 2.0}))
     other = pickle.loads(pickle.dumps(H))
     assert other.program is H.program
@@ -147,8 +147,8 @@ def _powers(x, power, kind, first, options):
     return getattr(jnp, kind)(x[first:] ** power) * options["scale"]
 
 
-def test_changed_leaves_are_another_program():
-    """Somebody's tree_at: it is the Hessian of the same function at the leaves that are there."""
+def test_leaves_of_other_shapes_have_another_program():
+    """After `tree_at`, the operator is the Hessian of the same function at the new leaves."""
     fn = lambda x: jnp.sum(x**3)
     H = hessop.HessianOperator(fn, X)
     longer = eqx.tree_at(lambda H: H.x, H, jnp.ones(9, FLOAT))

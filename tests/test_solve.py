@@ -1,4 +1,4 @@
-"""lineax solvers on a HessianOperator under jit, vmap and grad, against dense algebra."""
+"""lineax solvers with a HessianOperator under jit, vmap and grad, against dense linear algebra."""
 
 import functools
 
@@ -15,7 +15,7 @@ N = 6
 
 
 def energy(x, params):
-    """Strictly convex for k > 0, with parameters that the solution depends on."""
+    """Strictly convex for k > 0; the solution depends on the parameters."""
     return params["k"] * jnp.sum(jnp.cosh(x)) + 0.5 * jnp.sum((params["A"] @ x) ** 2) + jnp.sum(x[1:] * x[:-1]) * 0.1
 
 
@@ -43,7 +43,7 @@ CASES = {
     "TruncatedCG": (energy, (), hessop.TruncatedCG(1e-13)),
     "Normal(CG)": (indefinite, (), lx.Normal(lx.CG(1e-13, 1e-13, max_steps=500))),
 }
-# The others solve in contract/test_lineax.py, where these are slow; TruncatedCG in krylov/.
+# Covered elsewhere: by tests/contract/test_lineax.py, and TruncatedCG by tests/krylov.
 SLOW = {"BiCGStab", "Auto", "GMRES", "Normal(CG)", "TruncatedCG"}
 
 
@@ -55,7 +55,7 @@ def batched(solve):
 
 
 def derivatives(solve):
-    """The solution's derivatives: reverse with respect to x, params and b; forward with respect to x."""
+    """Derivatives of the solution: reverse mode in x, params and b; forward mode in x."""
     x, params, b = setup()
     weighed = lambda x, params, b: jnp.sum(jnp.sin(solve(x, params, b)))
     forward = lambda x, t: jax.jvp(lambda x: solve(x, params, b), (x,), (t,))[1]
@@ -64,7 +64,7 @@ def derivatives(solve):
 
 @functools.cache
 def by_dense_algebra(fn):
-    """One solution, a batch of them and derivatives, from jax.hessian and LAPACK."""
+    """A solution, a batch of solutions, and derivatives, from jax.hessian and LAPACK."""
 
     def solve(x, params, b):
         return jnp.linalg.solve(jax.hessian(fn)(x, params), b)
@@ -110,7 +110,7 @@ def test_preconditioned_cg_takes_fewer_steps_and_is_differentiable():
 
     h = 1e-5
     slope = (solve(0.1 + h) - solve(0.1 - h)) / (2 * h)
-    # lineax does not differentiate through a preconditioner, and need not: the solution is the same.
+    # lineax does not differentiate the preconditioner, which does not affect the solution.
     np.testing.assert_allclose(jax.jvp(jax.jit(solve_fixed(stiff, x)), (0.1,), (1.0,))[1], slope, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The structure route from the front door: derivatives of what it gives, and the energies of the benchmarks."""
+"""The structure route through the public API: derivatives of its results, chunks, and the energies of the benchmarks."""
 
 import importlib.util
 import pathlib
@@ -22,7 +22,7 @@ def points(n, seed=0):
 
 
 def many_body(x, args):
-    """Pairs with a nonlinear function of each particle's sum, and parameters of both."""
+    """A nonlinear function of each particle's sum over pairs, with parameters in both."""
     squares = jnp.sum((x["r"][:, None] - x["r"][None]) ** 2, axis=-1)
     density = jnp.sum(jnp.exp(-args["width"] * squares), axis=1)
     return -jnp.sum(args["charge"] * jnp.sqrt(density)) * x["scale"]
@@ -34,7 +34,7 @@ def pair(x, args):
 
 
 def fallback(x, args):
-    """A scan in the middle of it, which has no rule."""
+    """A scan in the middle, which has no rule."""
     y = jnp.sin(x["r"]) * args["width"]
     last, rows = lax.scan(lambda s, row: (0.9 * s + jnp.sum(row * row), s * row), x["scale"], y)
     return last + jnp.sum(jnp.cos(rows) * args["charge"][:, None])
@@ -46,7 +46,7 @@ V = jax.tree.map(lambda a: jnp.asarray(np.random.RandomState(a.ndim).standard_no
 
 
 def ours(fn, x, args):
-    """Trace, quadratic form, weighed matrix: numbers made of the terms."""
+    """Numbers computed from the terms: trace, quadratic form, sums over the matrix and its blocks."""
     H = hessop.HessianOperator(fn, x, (args,), route="structure")
     linearized = H.linearise()
     assert linearized.terms is not None
@@ -87,12 +87,12 @@ def test_vmap_over_points_and_args(fn):
         np.testing.assert_allclose(a, b, rtol=0, atol=100 * TOLERANCE * max(1.0, float(jnp.max(jnp.abs(b)))))
 
 
-# --- some rows at a time ---
+# --- chunks of rows ---
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 13, 50])
-def test_rows_at_a_time_equal_the_whole(chunk):
+def test_chunks_equal_the_whole_matrix(chunk):
     H = hessop.HessianOperator(many_body, X, (ARGS,), route="structure").damped(0.25)
     whole = np.asarray(H.materialize())
     scale = max(1.0, np.abs(whole).max())
@@ -108,7 +108,7 @@ def test_rows_at_a_time_equal_the_whole(chunk):
 
 
 @pytest.mark.slow
-def test_a_matrix_beyond_the_budget_is_written_rows_at_a_time():
+def test_a_matrix_beyond_the_budget_is_written_in_chunks():
     def fn(x):
         return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
 
@@ -146,7 +146,7 @@ ENERGIES = _benchmarks()
 )
 def test_energies_of_the_benchmarks_equal_jax_hessian(name):
     x = points(6, 3)[:, 0] if name == "logistic" else points(6, 3)
-    # The energy as it was posted is NaN for jax.hessian: the same with its self pairs masked is what it means.
+    # jax.hessian of the energy from the issue is NaN, so the reference masks its self pairs.
     reference = ENERGIES["safe_sqrt" if name == "issue_787" else name]
     with jax.numpy_dtype_promotion("standard"):
         expected = np.asarray(jax.jit(jax.hessian(reference))(x))
@@ -155,8 +155,8 @@ def test_energies_of_the_benchmarks_equal_jax_hessian(name):
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=TOLERANCE * max(1.0, np.abs(expected).max()))
 
 
-def test_blocks_under_jit_where_all_pairs_do_not_fit():
-    """Nothing is compiled inside of a trace to ask what it takes: the estimate counts what is stored, which is no pairs."""
+def test_blocks_under_jit_when_all_pairs_do_not_fit():
+    """Inside a trace nothing is compiled to measure memory; the estimate must know that pair values are not stored."""
 
     def energy(x):
         return jnp.sum(1.0 / (1.0 + jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))

@@ -1,4 +1,4 @@
-"""`tiled`: the same function, under every transformation, without its large intermediates."""
+"""`tiled`: the same function under every transformation, without its large intermediates."""
 
 import sys
 
@@ -75,7 +75,7 @@ def test_custom_rules_are_respected():
 
     @odd.defjvp
     def _(primals, tangents):
-        return odd(primals[0]), 3.0 * tangents[0]  # not the derivative, on purpose
+        return odd(primals[0]), 3.0 * tangents[0]  # deliberately not the derivative
 
     def fn(x):
         return jnp.sum(odd(x[:, None] - 2.0 * x[None, :]))
@@ -84,7 +84,7 @@ def test_custom_rules_are_respected():
     same(jax.grad(hessop.tiled(fn))(x), jax.grad(fn)(x))
 
 
-def test_closures_and_tracing_once():
+def test_closures_and_single_traces():
     traces = []
 
     def fn(x):
@@ -125,7 +125,7 @@ def test_errors():
         hessop.tiled(energy, memory="much")
 
 
-# --- small sizes, where each value of two long axes is virtual ---
+# --- small sizes, at which every value with two long axes is virtual ---
 
 SMALL = 11
 A = jnp.asarray(np.random.RandomState(1).randn(SMALL))
@@ -146,7 +146,7 @@ def small_energy(y):
 
 
 def along_ones(fn):
-    """A product with the Hessian as a derivative forward of a pullback."""
+    """A Hessian-vector product as the forward derivative of a pullback."""
     gradient = lambda y: jax.vjp(fn, y)[1](jnp.ones((), y.dtype))[0]
     return lambda y: jax.jvp(gradient, (y,), (jnp.ones_like(y),))
 
@@ -166,7 +166,7 @@ def along_ones(fn):
     ],
 )
 def test_transformations(transform):
-    # Op by op: fused by XLA of jaxlib 0.10.2, forward over forward of this function is wrong in float32, by as much as 2.5.
+    # The reference runs op by op: compiled by jaxlib 0.10.2, forward over forward is wrong by up to 2.5 in float32.
     same(jax.jit(transform(small(small_energy)))(Y), transform(small_energy)(Y))
 
 
@@ -231,7 +231,7 @@ def check_ruled(fn):
     same(jax.jit(lambda: found(tiled))(), jax.jit(lambda: found(fn))())
 
 
-def test_custom_jvp_with_arrays_of_its_own():
+def test_custom_jvp_that_captures_arrays():
     weights = jnp.linspace(1, 2, SMALL)
 
     @jax.custom_jvp
@@ -240,19 +240,19 @@ def test_custom_jvp_with_arrays_of_its_own():
 
     @ruled.defjvp
     def _(primals, tangents):
-        return ruled(*primals), 7.0 * weights[:, None] * ruled(*primals) * tangents[0]  # not the derivative, on purpose
+        return ruled(*primals), 7.0 * weights[:, None] * ruled(*primals) * tangents[0]  # deliberately not the derivative
 
     check_ruled(lambda a: jnp.sum(ruled(pair(a) + a[:, None])))
 
 
-def test_custom_vjp_with_arrays_of_its_own():
+def test_custom_vjp_that_captures_arrays():
     weights = jnp.linspace(1, 2, SMALL)
 
     @jax.custom_vjp
     def ruled(d):
         return jnp.abs(d)
 
-    # Neither the value nor the derivative, on purpose.
+    # Deliberately neither the value nor the derivative.
     ruled.defvjp(lambda d: (2 * jnp.abs(d), d), lambda d, ct: (5.0 * d * ct * weights[None],))
     fn = lambda a: jnp.sum(ruled(pair(a) + a[:, None]))
     check_ruled(fn)
@@ -324,7 +324,7 @@ def test_random_keys():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dtypes_stay(dtype):
+def test_dtypes_are_kept(dtype):
     y = Y.astype(dtype)
     fn = lambda y: jnp.sum(jnp.exp(-jnp.sum(pair(y) ** 2, axis=-1)))
     for got, want in zip(jax.jit(jax.value_and_grad(small(fn)))(y), jax.jit(jax.value_and_grad(fn))(y), strict=True):
@@ -345,7 +345,7 @@ def test_float32_sums_are_accurate_to_a_few_units_in_the_last_place(options):
     assert error(hessop.tiled(fn, **options)) < max(error(jax.jit(fn)), 3 * unit)
 
 
-def test_a_budget_bounds_what_is_stored():
+def test_a_budget_bounds_memory():
     x = jax.ShapeDtypeStruct((1500, 3), jnp.float32)
 
     def temporaries(fn):
@@ -354,7 +354,7 @@ def test_a_budget_bounds_what_is_stored():
     assert temporaries(hessop.tiled(small_energy, memory="500kB")) < temporaries(small_energy) / 20
 
 
-def test_traced_once_for_each_shape_and_under_transformations():
+def test_traced_once_per_shape_and_under_transformations():
     traces = []
 
     def fn(a, scale):
@@ -379,7 +379,7 @@ def test_explain_names_lines_through_library_functions():
     assert f"{__file__}:" in text
 
 
-def test_shapes_without_values():
+def test_eval_shape():
     assert jax.eval_shape(hessop.tiled(energy), jax.ShapeDtypeStruct((100000, 3), jnp.float32)).shape == ()
 
 
@@ -394,7 +394,7 @@ def test_unhashable_arguments_are_named():
 
 @pytest.mark.once
 def test_the_hessian_of_a_tiled_function_is_planned_from_the_function():
-    # Inside of a tiled call it saw no terms and counted no memory: 1.9 GB for the blocks of 300 particles.
+    # A tiled call hides terms and memory: without this, the blocks of 300 particles took 1.9 GB.
     def energy(x):
         return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None, :]) ** 2, axis=-1)))
 
@@ -407,12 +407,12 @@ def test_the_hessian_of_a_tiled_function_is_planned_from_the_function():
 
 @pytest.mark.parametrize("tile", [1, 7])
 def test_many_tiles_lose_no_digits(tile):
-    """Sums of a tile that are exact, and that would be rounded to the same side whenever one is added."""
+    """Sums over a tile are exact here, but adding them up naively would round in the same direction each time."""
     x = jnp.zeros(3000, jnp.float32)
     entry = 1 + 2.0**-8
     energy = lambda x: jnp.sum(jnp.cos(x[:, None] - x[None, :]) * jnp.float32(entry))
     np.testing.assert_allclose(float(jax.jit(hessop.tiled(energy, tile=tile))(x)), entry * x.size**2, rtol=1e-7)
-    # Where a sum is not finite it is what JAX says it is.
+    # A sum that is not finite equals that of JAX.
     for bad in (jnp.inf, jnp.nan):
         worse = lambda x, bad=bad: jnp.sum(jnp.where(x[:, None] == x[None, :], x[:, None] + 1, x[None, :] * bad), axis=1)
         y = x.at[5].set(-1.0)
@@ -421,8 +421,8 @@ def test_many_tiles_lose_no_digits(tile):
 
 @pytest.mark.once
 @pytest.mark.parametrize("n", [600, 4000])
-def test_float32_row_sums_are_as_exact_as_those_of_xla(n):
-    """Sums along rows are products with ones, whose error grew with the row: 2.3 times that of XLA's own sums at 2483."""
+def test_float32_row_sums_are_as_accurate_as_those_of_xla(n):
+    """Sums along rows are products with ones. Unchunked, their error grows with the row: 2.3 times that of XLA at 2483."""
     x = jnp.asarray(np.random.RandomState(0).rand(n, 3), jnp.float32)
 
     def energy(x):
@@ -433,13 +433,13 @@ def test_float32_row_sums_are_as_exact_as_those_of_xla(n):
     error = lambda gradient: np.sqrt(np.mean((np.asarray(jax.jit(gradient)(x), np.float64) - exact) ** 2))
     of_xla = error(jax.grad(energy))
     assert error(jax.grad(hessop.tiled(energy))) < 1.1 * of_xla
-    # Made together with the value, the rows were not summed in chunks.
+    # The gradient is evaluated without the value, because together the rows are not summed in chunks.
     assert error(lambda x: hessop.HessianOperator(energy, x).raw_gradient()) < 1.1 * of_xla
 
 
 @pytest.mark.once
 def test_a_long_unrolled_loop():
-    """Each value of a chain is made of the one before: more of them than Python has frames."""
+    """A chain of more values than Python has stack frames."""
 
     def energy(a):
         p = pair(a)
@@ -454,8 +454,8 @@ def test_a_long_unrolled_loop():
 
 @pytest.mark.parametrize("quantity", ["value", "gradient", "product"])
 @pytest.mark.parametrize("name", ["pairs", "net"])
-def test_where_nothing_is_large_the_compiled_program_is_that_of_jax(name, quantity):
-    """Never slower than jit: as many instructions, and as many floating-point operations."""
+def test_without_large_values_the_executable_is_that_of_jax(name, quantity):
+    """Never slower than jit: the same number of instructions and of floating-point operations."""
     x = jnp.asarray(np.random.RandomState(0).rand(10, 3), jnp.float32)
     energy = {
         "pairs": lambda x: jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1))),

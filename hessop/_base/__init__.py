@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, pytrees as flat vectors, bytes, progress, settings of JAX."""
+"""Foundations: errors, arguments, pytrees as flat vectors, bytes, progress, JAX's settings."""

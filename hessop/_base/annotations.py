@@ -1,8 +1,8 @@
 """Annotations of the public arguments that hessop checks itself.
 
-A type checker sees what is expected. At run time they are `Any`, so that a checker of annotations (the tests use one) does
-not get in before the error that names the argument and says how to mend it. The alias for a class of hessop stands beside
-that class. Must never hold code.
+Type checkers see the expected types. At run time they are `Any`: a run-time type checker (the tests use one) would otherwise
+raise before hessop's own error, which names the argument and the fix. The alias for a hessop class is defined next to that
+class. Must never contain code.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
-"""What a user passes, sorted: arrays that may change freely, and everything else, which is part of the function.
+"""Sort what a user passes into arrays, which may change freely, and everything else, which is part of the function.
 
-Arrays and floats, numpy's too, are dynamic (a new value never recompiles); ints, bools (numpy's too), strings and functions
-are static, so that they can be shapes, exponents and flags, as they can under `jax.hessian`.
-Depends on JAX. Must never know Hessians.
+Arrays and floats (numpy's too) are dynamic: a new value never recompiles. Ints, bools (numpy's too), strings and functions are
+static, so they can be shapes, exponents and flags, as under `jax.hessian`. Depends on JAX. Must never know Hessians.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from hessop._base.layout import leaf_name
 
 
 class _Dynamic(enum.Enum):
-    """Stands for an array among the static leaves; an enumeration, so that a copy of it is itself."""
+    """Placeholder for an array among the static leaves; an enumeration, so that copying it gives the same object."""
 
     array = "*"
 
@@ -30,7 +29,7 @@ Hold = Literal["nothing", "numpy", "all"]
 
 
 class _Held:
-    """A number or array that the function is given as it is; equal to itself only."""
+    """A number or array that is passed to the function unchanged; equal only to itself."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -38,12 +37,12 @@ class _Held:
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """The part of `args` that is not arrays; calling it with the arrays gives `args` back.
+    """The static part of `args`; calling it with the arrays gives `args` back.
 
     Attributes:
-        tree: of args.
-        leaves: with a placeholder for each array.
-        types: of the leaves: True and 1 are not the same.
+        tree: the pytree structure of args.
+        leaves: the static leaves, with a placeholder for each array.
+        types: the types of the leaves, because True == 1.
     """
 
     tree: Any
@@ -64,8 +63,8 @@ def split_args(args: Sequence[Any], *, hold: Hold = "nothing") -> tuple[tuple[Ar
 
     Args:
         args: pytrees.
-        hold: what of that which has a value now is none of the arrays, but given to the function: numbers and arrays of
-            numpy, or those of JAX too, as numpy's (in a trace JAX makes tracers of its own).
+        hold: which concrete values are passed to the function unchanged rather than as inputs: none, Python's and numpy's,
+            or also JAX's, converted to numpy (JAX would turn its own arrays into tracers inside a trace).
 
     Raises:
         TypeError: a leaf is neither an array nor hashable.
@@ -105,23 +104,23 @@ def _is_dynamic(leaf: Any) -> bool:
 
 
 def as_own_array(value: Any) -> Array:
-    """A number or array as an array of JAX that does not change with the memory that it came from."""
+    """A number or array as a JAX array that does not share memory with it."""
     if isinstance(value, Array):
         return value
-    # By device_put, which a transfer guard knows to be meant; of a copy, since JAX may keep numpy's memory.
+    # device_put is an explicit transfer, which transfer guards allow. JAX may alias numpy's memory, hence the copy.
     return jax.device_put(np.array(value) if isinstance(value, np.ndarray) else value)
 
 
 def check_x(x: Any, name: str = "x") -> Any:
-    """`x`, an argument of this name, as a pytree of strongly typed real floating arrays.
+    """`x` as a pytree of strongly typed real floating arrays; `name` is the argument's name, for errors.
 
     Raises:
-        TypeError: a leaf is something else.
-        ValueError: there is no leaf.
+        TypeError: a leaf is not a real floating array.
+        ValueError: there are no leaves.
     """
     leaves, tree = jax.tree_util.tree_flatten(x)
     avals = [getattr(leaf, "aval", None) for leaf in leaves]
-    # Each time that an operator is made: so nothing of Python's is called for a leaf.
+    # This runs whenever an operator is made, so the common case calls no Python function for each leaf.
     strong = [isinstance(a, ShapedArray) and a.dtype.kind == "f" and not a.weak_type for a in avals]
     if strong and all(strong):
         return x
@@ -133,7 +132,7 @@ def check_x(x: Any, name: str = "x") -> Any:
 
 
 def is_floating(dtype: Any) -> bool:
-    """Whether a dtype is real and floating; some of JAX's own are, of which numpy does not know it."""
+    """Whether a dtype is real and floating; numpy does not know that bfloat16 and the like are."""
     return dtype.kind == "f" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
@@ -155,32 +154,32 @@ def _strong(array: Array) -> Array:
     return lax.convert_element_type(array, array.dtype)
 
 
-_strong_in_one_call = jax.jit(_strong)  # it takes a tenth of the calls of Python
+_strong_in_one_call = jax.jit(_strong)  # a tenth of the Python calls
 
 
 def _how_to_split(x: Any, name: str) -> str:
-    """What to do where a leaf is not differentiated."""
+    """How to fix a leaf that cannot be differentiated."""
     fix = "expected a real floating array"
     libraries = {base.__module__.partition(".")[0] for base in type(x).__mro__}
     if "flax" in libraries:
         return (
-            f"{fix}; of a module of flax.nnx take the parameters, graph, params, rest = nnx.split({name}, nnx.Param, ...), and "
-            f"differentiate lambda params: loss(nnx.merge(graph, params, rest))"
+            f"{fix}; for a flax.nnx module, split off the parameters, graph, params, rest = nnx.split({name}, nnx.Param, ...), "
+            f"and differentiate lambda params: loss(nnx.merge(graph, params, rest))"
         )
     if "equinox" in libraries:
         return (
-            f"{fix}; of an equinox module take the arrays, params, static = eqx.partition({name}, eqx.is_inexact_array), and "
-            f"differentiate lambda params: loss(eqx.combine(params, static))"
+            f"{fix}; for an equinox module, split off the arrays, params, static = eqx.partition({name}, eqx.is_inexact_array),"
+            f" and differentiate lambda params: loss(eqx.combine(params, static))"
         )
     if isinstance(x, list | tuple) and all(isinstance(v, int | float) for v in x):
-        fix += f" (a list of numbers is a pytree of scalars; jnp.asarray({name}, dtype=float) is a vector)"
-    return f"{fix}; what is not differentiated belongs in args"
+        fix += f" (a list of numbers is a pytree of scalars; for a vector, pass jnp.asarray({name}, dtype=float))"
+    return f"{fix}; move anything that is not differentiated to args"
 
 
 def alike(leaves: Sequence[Any], avals: Sequence[Any]) -> bool:
     """Whether leaves are arrays of these shapes and dtypes.
 
-    What it takes is a comparison of addresses for each leaf, mostly: JAX has one abstract value for all arrays of a kind.
+    JAX mostly shares one abstract value among arrays of the same shape and dtype, so comparing identities is usually enough.
     """
     if len(leaves) != len(avals):
         return False
@@ -193,17 +192,23 @@ def alike(leaves: Sequence[Any], avals: Sequence[Any]) -> bool:
 
 
 def check_vector(vector: Any, structure: Any, name: str, extra: str | None = None) -> list[Any]:
-    """The leaves of a vector that must look like x; with `extra`, each has one more leading axis of that meaning.
+    """The leaves of a vector that must look like x.
+
+    Args:
+        vector: the user's argument.
+        structure: x, or its shapes and dtypes.
+        name: the argument's name, for errors.
+        extra: the name of one more leading axis that each leaf has, or None.
 
     Raises:
-        ValueError: the tree, a shape or a dtype differs.
-        TypeError: a leaf is no array.
+        ValueError: the pytree, a shape or a dtype differs.
+        TypeError: a leaf is not an array.
     """
     expected, tree = jax.tree_util.tree_flatten_with_path(structure)
     if jax.tree.structure(vector) != tree:
         why = ""
         if len(expected) > 1 and all(like.shape == () for _, like in expected):
-            why = "; x is a pytree of scalars: jnp.asarray(x) is a vector, if that is what was meant"
+            why = "; x is a pytree of scalars; if you meant a vector, pass jnp.asarray(x)"
         raise ValueError(f"{name}: got the pytree {jax.tree.structure(vector)}, expected that of x, {tree}{why}")
     named = list(zip(jax.tree.leaves(vector), expected, strict=True))
     leaves = [as_array(leaf, leaf_name(path, name), "an array") for leaf, (path, _) in named]
@@ -225,8 +230,13 @@ def check_vector(vector: Any, structure: Any, name: str, extra: str | None = Non
 def as_array(value: Any, name: str, what: str) -> Array:
     """`value` as an array.
 
+    Args:
+        value: the user's argument.
+        name: its name, for errors.
+        what: what was expected, for errors.
+
     Raises:
-        TypeError: it is nothing like one; `what` was expected.
+        TypeError: it cannot be converted.
     """
     if isinstance(value, Array):
         return value
@@ -237,10 +247,10 @@ def as_array(value: Any, name: str, what: str) -> Array:
 
 
 def check_scalar(value: Any, name: str) -> Array:
-    """A real scalar as an array.
+    """`value` as a real scalar array.
 
     Raises:
-        TypeError, ValueError: it is something else.
+        TypeError, ValueError: it is not one.
     """
     array = as_array(value, name, "a real scalar")
     if array.shape != () or jnp.iscomplexobj(array):
@@ -249,10 +259,10 @@ def check_scalar(value: Any, name: str) -> Array:
 
 
 def check_calls(value: Any) -> float:
-    """A number of calls.
+    """`calls`, checked, as a float.
 
     Raises:
-        TypeError, ValueError: it is no positive number.
+        TypeError, ValueError: it is not a positive number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"calls: got {value!r} of type {type(value).__name__}, expected a positive number of calls")
@@ -262,10 +272,10 @@ def check_calls(value: Any) -> float:
 
 
 def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function that holds no arrays, and what must be put in front of its args.
+    """`fn` as a function that holds no arrays, and the arguments to insert before its args.
 
-    A callable pytree (an equinox module, a `jax.tree_util.Partial`) carries arrays: they become args like any others, so
-    that new parameters neither recompile nor lose their derivatives.
+    A callable pytree (an equinox module, a `jax.tree_util.Partial`) carries arrays. It becomes the first of the args, so that
+    new parameters do not recompile and can be differentiated.
 
     Raises:
         TypeError: `fn` is not callable, or neither a pytree nor hashable.
@@ -284,5 +294,5 @@ def as_leaf(fn: Function) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def call_module(x: Any, module: Callable[..., Any], *args: Any) -> Any:
-    """Call a pytree that is a function."""
+    """Call a callable pytree."""
     return module(x, *args)

@@ -1,4 +1,4 @@
-"""Bytes: what a user asked for, and what a device or machine has free.
+"""Bytes: parse a budget, ask what a device or machine has free.
 
 Depends on JAX and the standard library. Must never know Hessians, programs or routes.
 """
@@ -25,16 +25,16 @@ _UNITS = {
     "GI": 2**30,
     "TI": 2**40,
 }
-# What is left alone of the free memory when the user names no budget: other processes, fragmentation, the compiler.
+# The share of free memory that is left alone if the user sets no budget: for other processes, fragmentation, the compiler.
 _MARGIN = 0.2
 
 
 def parse_memory(memory: Memory, name: str = "memory") -> int:
-    """A budget as bytes.
+    """A budget in bytes.
 
     Args:
-        memory: bytes, or text like "4GB" (1000^3), "512 MiB" (2^20).
-        name: the argument's name, for the error.
+        memory: bytes, or text like "4GB" (1000^3) or "512 MiB" (2^20).
+        name: the argument's name, for errors.
 
     Returns:
         Bytes, a positive integer.
@@ -51,7 +51,7 @@ def parse_memory(memory: Memory, name: str = "memory") -> int:
             raise ValueError(f"{name}: got {memory!r}, {expected}")
         memory = float(match[1]) * _UNITS[match[2].upper()]
     elif isinstance(memory, float) and not memory.is_integer():
-        raise ValueError(f"{name}: got {memory!r}, which is no whole number of bytes, {expected}")
+        raise ValueError(f"{name}: got {memory!r}, which is not a whole number of bytes, {expected}")
     if not 1 <= memory < float("inf"):
         raise ValueError(f"{name}: got {memory!r}, {expected}")
     return int(memory)
@@ -65,16 +65,16 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
-# What a device had free, and when it was asked: reading it takes longer than to compute a small Hessian.
+# When each device was last asked, and what it had free: asking takes longer than computing a small Hessian.
 _FREE: dict[Any, tuple[float, int]] = {}
-_SECONDS = 1.0
+_FREE_KEPT_SECONDS = 1.0
 
 
 def free_memory(device: Any = None) -> int:
-    """Bytes that a device, or on CPU this process, may still take, less a margin; as they were within the last second."""
+    """Free bytes of a device, or of the host for a CPU, less a margin; at most one second old."""
     now = time.monotonic()
     known = _FREE.get(device)
-    if known is None or now - known[0] > _SECONDS:
+    if known is None or now - known[0] > _FREE_KEPT_SECONDS:
         known = _FREE[device] = (now, _free_memory_now(device))
     return known[1]
 
@@ -88,7 +88,7 @@ def _free_memory_now(device: Any) -> int:
 
 
 def _free_host_memory() -> int:
-    """Free memory of the machine, or of the container where that is less."""
+    """Free memory of the machine, or of the container if that is less."""
     free = []
     try:
         _, _, after = _text("/proc/meminfo").partition("MemAvailable:")
@@ -107,7 +107,7 @@ def _text(path: str) -> str:
 
 
 def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[int]:
-    """What each control group above this process (v2 and v1) leaves free."""
+    """Free memory of each control group (v1 and v2) that contains this process."""
     free = []
     for limit, current in _cgroup_files(root, own):
         try:
@@ -121,7 +121,7 @@ def _free_cgroup_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgr
 
 @functools.cache
 def _cgroup_files(root: str, own: str) -> tuple[tuple[str, str], ...]:
-    """The files of limit and usage of each control group above this process, of those that have them."""
+    """The limit and usage files of each control group that contains this process and has a limit."""
     try:
         lines = pathlib.Path(own).read_text().splitlines()
     except OSError:
@@ -142,5 +142,5 @@ def _cgroup_files(root: str, own: str) -> tuple[tuple[str, str], ...]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime error of JAX says that an allocation failed."""
+    """Whether a JAX runtime error reports a failed allocation."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

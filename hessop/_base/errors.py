@@ -1,20 +1,20 @@
 """The exceptions that hessop raises, and nothing else.
 
-Static mistakes (a wrong shape, an unknown option) are plain `ValueError` and `TypeError`; these are for what a caller may
-want to catch by name.
+Static mistakes (a wrong shape, an unknown option) raise plain `ValueError` and `TypeError`; these classes are for errors that a
+caller may want to catch by name.
 """
 
 
 class HessopError(Exception):
-    """Root of the exceptions that hessop defines."""
+    """Base class of hessop's exceptions."""
 
 
 class MemoryBudgetError(HessopError, MemoryError):
-    """A computation does not fit its memory budget; raised before any of it runs.
+    """A computation does not fit the memory budget; raised before any of it runs.
 
     Attributes:
-        needed: the smallest budget in bytes that would do, or None where it is not known.
-        budget: the budget in bytes that was given.
+        needed: the smallest sufficient budget in bytes, or None if unknown.
+        budget: the given budget in bytes.
     """
 
     def __init__(self, message: str, *, needed: int | None = None, budget: int | None = None):
@@ -24,4 +24,4 @@ class MemoryBudgetError(HessopError, MemoryError):
 
 
 class VerificationError(HessopError, AssertionError):
-    """A numerical check of a Hessian failed; the message says which and by how much."""
+    """A numerical check of a Hessian failed; the message says which check, and by how much."""

@@ -1,7 +1,7 @@
-"""Pytrees of arrays as flat vectors and back, for one vector or many, without an identity matrix.
+"""Convert pytrees of arrays to flat vectors and back, one or many at a time, without an identity matrix.
 
-The order is that of `jax.flatten_util.ravel_pytree`: leaves in tree order, each in row-major order. Leaves may have
-different dtypes; a vector has the dtype that all of them promote to, and each leaf keeps its own on the way back.
+The order is that of `jax.flatten_util.ravel_pytree`: leaves in tree order, each in row-major order. Leaves may have different
+dtypes; the flat vector has the dtype that they promote to, and unraveling restores each leaf's own.
 Depends on JAX only. Must never know functions, Hessians or budgets.
 """
 
@@ -15,7 +15,7 @@ from jax import Array, lax
 
 
 class Layout:
-    """Where each leaf of a pytree lies in the flat vector of all of them.
+    """Where each leaf of a pytree lies in the flat vector.
 
     Attributes:
         shapes: shape of each leaf.
@@ -32,7 +32,7 @@ class Layout:
         self.sizes = tuple(math.prod(shape) for shape in self.shapes)
         self.offsets = tuple(sum(self.sizes[:k]) for k in range(len(self.sizes)))
         self.n = sum(self.sizes)
-        # The user's "strict" promotion is about the user's arithmetic; a matrix has one dtype.
+        # The user's "strict" promotion governs the user's arithmetic; a matrix needs one dtype.
         with jax.numpy_dtype_promotion("standard"):
             self.dtype = jnp.result_type(*self.dtypes)
 
@@ -52,7 +52,7 @@ class Layout:
         ]
 
     def basis(self, index: Array) -> list[Array]:
-        """Leaves [k, *shape] of the basis vectors e_index, index [k], from comparisons with a ramp (no eye(n))."""
+        """Leaves [k, *shape] of the basis vectors e_i for i in index [k], by comparison with an iota (no eye(n))."""
         leaves = []
         for start, size, shape, dtype in zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=True):
             ramp = start + lax.iota(index.dtype, size)
@@ -86,5 +86,5 @@ class TreeLayout:
 
 
 def leaf_name(path: Any, root: str) -> str:
-    """A leaf as the user would write it: x['charge'][0]."""
+    """The name of a leaf as a user would write it: x['charge'][0]."""
     return root + jax.tree_util.keystr(path)

@@ -1,6 +1,6 @@
-"""Progress of a host loop: a tqdm bar or the user's function; silent unless asked.
+"""Progress of a host loop: a tqdm bar or the user's function; silent by default.
 
-Depends on the standard library; tqdm is imported only when a bar is wanted. Must never know what is being computed.
+Depends on the standard library; tqdm is imported only to show a bar. Must never know what is being computed.
 """
 
 import contextlib
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 
 class Progress(NamedTuple):
-    """How far a computation is.
+    """The progress of a computation.
 
     Attributes:
-        done: rows finished.
-        total: rows in all.
-        chunk: rows at a time.
+        done: number of finished rows.
+        total: total number of rows.
+        chunk: number of rows computed at a time.
     """
 
     done: int
@@ -22,7 +22,7 @@ class Progress(NamedTuple):
     chunk: int
 
 
-if TYPE_CHECKING:  # at run time as in `hessop._base.annotations`
+if TYPE_CHECKING:  # at run time `Any`, as in `hessop._base.annotations`
     ProgressOption: TypeAlias = bool | Callable[[Progress], None]
 else:
     ProgressOption = Any
@@ -30,12 +30,12 @@ else:
 
 @contextlib.contextmanager
 def progress_bar(progress: ProgressOption, total: int, dtype: Any) -> Iterator[Callable[[Progress], None]]:
-    """A function to report to; its bar is closed whatever happens."""
+    """A function that reports progress; the bar, if any, is closed on exit."""
     if callable(progress):
         yield progress
         return
     if not isinstance(progress, bool):
-        raise TypeError(f"progress: got {progress!r}, expected True, False or a function of a hessop Progress")
+        raise TypeError(f"progress: got {progress!r}, expected True, False or a function that takes a hessop.Progress")
     if not progress:
         yield lambda _: None
         return

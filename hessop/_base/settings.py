@@ -1,7 +1,7 @@
-"""JAX's settings while hessop works: those that its programs were made with, whatever they are around the call.
+"""JAX's settings inside hessop's calls: those that a program was traced with, whatever is set around the call.
 
-A program that was traced with 64-bit types is run with them; and nothing of hessop's runs outside of `jit`, where its loops
-would be Python's. Depends on JAX. Must never know programs.
+A program traced with 64-bit types runs with them, and hessop always runs jitted, even under `jax.disable_jit`.
+Depends on JAX. Must never know programs.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def are_set(x64: bool) -> bool:
 
 
 def settings(x64: bool | None = None) -> AbstractContextManager[Any]:
-    """A context with jit on, and with 64-bit types as given (None: as they are). It costs nothing where they are so already."""
+    """A context with jit enabled, and 64-bit types as given (None: unchanged); free if nothing has to change."""
     wrong_x64 = x64 is not None and x64 != x64_is_on()
     without_jit = bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]
     if not (wrong_x64 or without_jit):
@@ -41,6 +41,6 @@ _TOP_LEVEL = get_opaque_trace_state()
 
 
 def is_staging() -> bool:
-    """Whether JAX stages what is computed, also of arrays that are there, as it does inside `jit`."""
-    # An operation tells, but takes longer than a look at the state, which is that of an import, mostly at top level.
+    """Whether JAX stages every operation, even on concrete arrays, as it does inside `jit`."""
+    # Only an operation can tell for certain, but comparing trace states is faster, and settles the usual case.
     return get_opaque_trace_state() != _TOP_LEVEL and isinstance(jax.device_put(0), Tracer)

@@ -1,11 +1,9 @@
-"""What every Hessian operator does, once it can say where it is: products, entries and the forms that lineax asks for.
+"""What all Hessian operators share: products, entries and lineax's forms, at the point that a subclass provides.
 
-Depends on the routes, budgets and layouts. Must never know how a program is found or traced: that is for
-the operators in `hessop._operator.hessian`.
+Depends on the routes, budgets and layouts. Must never know how a program is found or traced: `hessop._operator.hessian` does.
 """
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +18,7 @@ from hessop._base.arguments import alike, check_vector
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
+from hessop._operator.arguments import block_sizes, check_chunk, default_blocks
 from hessop._operator.lineax import copied, matrix_operator
 from hessop._operator.method import method
 from hessop._program.finite import warn
@@ -32,8 +31,8 @@ from hessop._routes.tiles import recomputed_product
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
 
 _NOT_A_MATRIX = (
-    "H is an operator of lineax, not an array; H.mv(v) is its product with one vector, H.mm(V) with several, and "
-    "H.materialize() is the dense matrix"
+    "H is a lineax operator, not an array; use H.mv(v) for the product with one vector, H.mm(V) for several, and "
+    "H.materialize() for the dense matrix"
 )
 
 
@@ -47,7 +46,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
     route: eqx.AbstractVar[RouteName]
     calls: eqx.AbstractVar[float]
 
-    # Equinox looks at each attribute that is read, to make a pytree of each method; ours are some already.
+    # Equinox intercepts attribute access to turn methods into pytrees; ours are pytrees already.
     __getattribute__ = object.__getattribute__
 
     # --- lineax's abstract methods ---
@@ -83,7 +82,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """Shapes and dtypes of x."""
         return self.in_structure()
 
-    # --- what people try first ---
+    # --- numpy's notation, which operators do not support ---
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, lx.AbstractLinearOperator):
@@ -96,20 +95,20 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"np.asarray(H): {_NOT_A_MATRIX}")
 
-    # numpy leaves operators between its arrays and H to H.
+    # So that numpy leaves v @ H to `__rmatmul__`.
     __array_ufunc__ = None
 
     # --- products and entries ---
 
     @method
     def mm(self, vectors: Any) -> Any:
-        """H V: k products at once, sharing one linearization.
+        """H V: k products at once, which share one linearization.
 
         Args:
-            vectors: pytree like x whose leaves have a leading axis k.
+            vectors: pytree like x, whose leaves have a leading axis k.
 
         Returns:
-            A pytree of the same structure, shapes and dtypes.
+            A pytree of the same structure, shapes and dtypes as `vectors`.
 
         Raises:
             ValueError: `vectors` differs from x in more than the leading axis.
@@ -138,24 +137,24 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """The dense Hessian [n, n] in ravel order, within a memory budget.
 
         Args:
-            chunk: rows at a time; by default the most that fit the budget.
-            memory: budget in bytes or as "4GB" for arguments, result and temporaries together.
-            out: filled instead of a new array: a numpy array or memmap, a zarr array, anything that takes
-                `out[a:b] = rows`; or a path ending in .npy. A path is written to a temporary file beside it, which
-                replaces an older file only when complete: until then, the disk holds both. If the computation fails or
-                is interrupted, the older file is untouched and the temporary file is removed; an array of your own is
-                then partly filled.
+            chunk: number of rows at a time; by default the most that fit the budget.
+            memory: budget in bytes, or text like "4GB", for arguments, result and temporaries together.
+            out: filled instead of a new array: a numpy array or memmap, a zarr array, anything that supports
+                `out[a:b] = rows`; or a path ending in .npy. For a path, a temporary file is written next to it, which
+                replaces an older file only when complete; until then, the disk holds both. If the computation fails or
+                is interrupted, the older file is untouched and the temporary file is removed. An array is partly filled
+                in that case.
             progress: True for a bar, or a function that is called with a `Progress` after each chunk.
 
         Returns:
             An array, or `out`; for a path, a writable `numpy.memmap` of the file.
 
         Raises:
-            MemoryBudgetError: it does not fit; raised before anything is computed, with the smallest budget that would do.
+            MemoryBudgetError: it does not fit; raised before anything is computed, with the smallest sufficient budget.
             ValueError, TypeError: an argument is of the wrong kind.
-            OSError: the file at `out` cannot be written, or the disk is full; mostly raised before anything is computed.
+            OSError: the file at `out` cannot be written, or the disk is full; usually raised before anything is computed.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, hessop
             >>> H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
             >>> print(H.materialize(memory="1MB"))
@@ -170,7 +169,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
 
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
-        """The dense Hessian in the blocks that `jax.hessian` gives, row by row."""
+        """The dense Hessian as the blocks of `jax.hessian`, row by row."""
         shapes = self.program.layout.shapes
         if len(shapes) == 1 and len(shapes[0]) == 1:
             return [self._entries(MATRIX, "rows", chunk, memory, progress=progress)]
@@ -181,8 +180,14 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """The exact diagonal, a pytree like x.
 
         Args:
-            chunk: rows at a time; by default the most that fit the budget.
-            memory: budget in bytes or as "4GB".
+            chunk: number of rows at a time; by default the most that fit the budget.
+            memory: budget in bytes, or text like "4GB".
+
+        Returns:
+            A pytree like x.
+
+        Raises:
+            MemoryBudgetError: it does not fit; raised before anything is computed.
         """
         return self._like_x(self._entries(DIAGONAL, "leaves", chunk, memory))
 
@@ -191,22 +196,23 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """The exact diagonal blocks.
 
         Args:
-            block: number of consecutive elements of a leaf in a block, an int or a pytree of ints like x; by default
-                what follows a leaf's leading axis, so that x of shape (N, 3) has N blocks of 3 x 3.
-            chunk: rows at a time; by default the most that fit the budget.
-            memory: budget in bytes or as "4GB".
+            block: block size, as a number of consecutive elements of a leaf: an int, or a pytree of ints like x. By default
+                each index of a leaf's leading axis is a block, so that x of shape (N, 3) has N blocks of 3 x 3.
+            chunk: number of rows at a time; by default the most that fit the budget.
+            memory: budget in bytes, or text like "4GB".
 
         Returns:
             A pytree like x of arrays [size // block, block, block].
 
         Raises:
             ValueError: a block does not divide its leaf.
+            MemoryBudgetError: it does not fit; raised before anything is computed.
         """
         return self._blocks(block, chunk, memory)
 
     @method
     def raw_block_diagonal(self, block: Any = None) -> Any:
-        """The exact diagonal blocks, without a look at whether they are finite."""
+        """The exact diagonal blocks, without a check that they are finite."""
         return self._blocks(block, None, None, quiet=True)
 
     @method
@@ -214,16 +220,19 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """The exact trace, a scalar.
 
         Args:
-            chunk: rows at a time; by default the most that fit the budget.
-            memory: budget in bytes or as "4GB".
+            chunk: number of rows at a time; by default the most that fit the budget.
+            memory: budget in bytes, or text like "4GB".
+
+        Raises:
+            MemoryBudgetError: it does not fit; raised before anything is computed.
         """
         return self._entries(DIAGONAL, "sum", chunk, memory)
 
-    # --- what lineax's functions call ---
+    # --- called by lineax's functions ---
 
     @method
     def materialise(self) -> lx.AbstractLinearOperator:
-        """The dense matrix as an operator of lineax's own."""
+        """The dense matrix as one of lineax's own operators."""
         return matrix_operator(self.materialize(), self.in_structure(), self.tags)
 
     @method
@@ -235,24 +244,24 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
         """Diagonal [n], lower and upper diagonal [n - 1]."""
         beside = self._entries(Diagonal(1), "vector")[:-1]
-        # Columns of an asymmetric matrix are read (see `Diagonal`): the entry to the right of the diagonal is below it.
+        # `Diagonal(1)` reads below the diagonal if the matrix may be asymmetric, because then it reads columns.
         above = self._entries(Diagonal(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
 
     def __deepcopy__(self, memo: Any) -> "AbstractHessian":
         return copied(self)
 
-    # --- inner ---
+    # --- internal ---
 
     def _point(self) -> Point:
         raise NotImplementedError
 
     def _problem_of_point(self) -> str | None:
-        """What is not finite before the Hessian is looked at; None where all is, or where nothing is known."""
+        """What is not finite in the value or the gradient; None if both are finite, or unknown."""
         raise NotImplementedError
 
     def _tree(self) -> Any:
-        """The container of the leaves of x."""
+        """The pytree structure of x."""
         raise NotImplementedError
 
     def _layout(self) -> Layout:
@@ -262,7 +271,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return self._tree().unflatten(leaves)
 
     def _run(self, name: Hashable, function: Callable[..., Any], *extra: Any) -> Any:
-        """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
+        """`function(program, stored, source, shift, *extra)` at this point, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.stored
         jitted = program.memo.once((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
@@ -279,12 +288,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
         progress: ProgressOption = False,
         quiet: bool = False,
     ) -> Any:
-        """What `wanted` takes of each row in a form, by the cheapest route; outside of a trace what is not finite is said."""
+        """What is wanted of each row, in a form, by the cheapest route; warns if it is not finite, unless `quiet` or traced."""
         point = self._point()
         chunk = check_chunk(chunk)
         self._check_symmetry()
         if self.route == "structure" and wanted != MATRIX:
-            chunk = None  # the terms give these at once
+            chunk = None  # terms give these all at once
         budget = self.memory if memory is None else parse_memory(memory)
         traced = point.traced
         compile = budget is not None or not traced
@@ -297,11 +306,11 @@ class AbstractHessian(lx.AbstractLinearOperator):
         return self._like_x(self._entries(Blocks(sizes), "leaves", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
-        # By tiles also what is expensive to make again.
+        # route="tiles" recomputes even where recomputing is expensive.
         return self._run("mv", _product, leaves) if self.route != "tiles" else self._run("tiled mv", _tiled_product, leaves)
 
     def _check_symmetry(self) -> None:
-        """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""
+        """Warn, once for each program, if the function's derivative rules make the matrix asymmetric."""
         program = self.program
         if not program.foreign_rule or "symmetry" in program.memo:
             return
@@ -317,9 +326,9 @@ class AbstractHessian(lx.AbstractLinearOperator):
         if error > ROUNDING * eps * size:
             warn(
                 f"asymmetric: u.Hv and v.Hu differ by {error:.1e}, {error / (eps * size):.0f} units of rounding: a derivative "
-                f"rule is not the derivative of its function (a custom_vjp or custom_jvp, or JAX's own of a scatter-max or "
-                f"scatter-min that clips indices). The matrix is that of jax.hessian, but solvers and eigensolvers that rely "
-                f"on symmetry may go wrong; hessop.check_hessian tells more"
+                f"rule is not the derivative of its function (a custom_vjp or custom_jvp, or JAX's own rule for a scatter-max "
+                f"or scatter-min that clips indices). The matrix equals that of jax.hessian, but solvers and eigensolvers that "
+                f"rely on symmetry may fail; hessop.check_hessian tells more"
             )
 
 
@@ -329,7 +338,7 @@ ROUNDING = 200
 
 @jax.jit
 def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
-    """|u.Hv - v.Hu|, and the size of what rounding is relative to."""
+    """|u.Hv - v.Hu|, and the magnitude that rounding is relative to."""
     layout = Layout(vectors[0])
     (u, v), (Hu, Hv) = ([layout.ravel(leaves) for leaves in pair] for pair in (vectors, products))
     norm = jnp.linalg.norm
@@ -360,47 +369,7 @@ def _products(program: Any, stored: bool, source: Any, shift: Array | None, leav
     return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
-def check_chunk(chunk: Chunk) -> int | None:
-    """A chunk as given, or None.
-
-    Raises:
-        ValueError, TypeError: it is not a positive int.
-    """
-    if chunk is None:
-        return None
-    if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
-    if chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
-    return chunk
-
-
-def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
-    """The block size of each leaf.
-
-    Raises:
-        ValueError: a block is not a positive int that divides its leaf, or the pytree is not that of x.
-    """
-    leaves, tree = jax.tree.flatten(structure)
-    layout = Layout(leaves)
-    if isinstance(block, int):
-        sizes = [block] * len(leaves)
-    elif jax.tree.structure(block) == tree:
-        sizes = jax.tree.leaves(block)
-    else:
-        raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
-    for size, leaf in zip(sizes, layout.sizes, strict=True):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
-            raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
-    return tuple(sizes)
-
-
-if TYPE_CHECKING:  # at run time as in `hessop._base.annotations`
+if TYPE_CHECKING:  # at run time `Any`, as in `hessop._base.annotations`
     Hessian: TypeAlias = AbstractHessian
 else:
     Hessian = Any
-
-
-def default_blocks(layout: Layout) -> tuple[int, ...]:
-    """What follows the leading axis of each leaf is a block."""
-    return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)

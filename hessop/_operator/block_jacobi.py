@@ -1,4 +1,4 @@
-"""The block-diagonal (block Jacobi) preconditioner of a Hessian, as a lineax operator that is positive semidefinite.
+"""The block Jacobi preconditioner of a Hessian, as a lineax operator tagged positive semidefinite.
 
 Depends on the operator's `block_diagonal` and on lineax. Must never know how blocks are computed.
 """
@@ -21,11 +21,12 @@ from hessop._operator.lineax import copied, matrix_operator, register
 
 @register
 class BlockJacobi(lx.AbstractLinearOperator):
-    """A block-diagonal operator on vectors like x; `block_jacobi` makes it.
+    """A block-diagonal operator on vectors like x, made by `block_jacobi`.
 
     Attributes:
-        blocks: for each leaf of x an array [size // k, k, k] of symmetric positive definite blocks.
-        tags: tags of lineax; holds `lineax.positive_semidefinite_tag`.
+        blocks: for each leaf of x, an array [size // k, k, k] of symmetric positive definite blocks.
+        structure: shapes and dtypes of the leaves of x, and their pytree.
+        tags: lineax tags, including `lineax.positive_semidefinite_tag`.
     """
 
     blocks: tuple[Array, ...]
@@ -42,7 +43,7 @@ class BlockJacobi(lx.AbstractLinearOperator):
         self.tags = frozenset(tags)
 
     def mv(self, vector: Any) -> Any:
-        """Each block times its part of the vector.
+        """Multiply each block by its part of the vector.
 
         Args:
             vector: pytree like x.
@@ -87,7 +88,7 @@ class BlockJacobi(lx.AbstractLinearOperator):
         return self
 
     def materialise(self) -> lx.AbstractLinearOperator:
-        """The dense matrix as an operator of lineax's own."""
+        """The dense matrix as one of lineax's own operators."""
         return matrix_operator(self.as_matrix(), self.in_structure(), self.tags)
 
     def __deepcopy__(self, memo: Any) -> "BlockJacobi":
@@ -112,27 +113,27 @@ class BlockJacobi(lx.AbstractLinearOperator):
 def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) -> BlockJacobi:
     """The inverse of the diagonal blocks of a Hessian, made positive definite: a preconditioner for lineax solvers.
 
-    Each block is symmetrized and its eigenvalues are replaced by max(|eigenvalue|, floor * largest), where largest is the
-    largest |eigenvalue| of all blocks: where the Hessian is indefinite or singular the preconditioner still is positive
-    definite, as CG requires, and nearly flat directions are not amplified without bound.
+    Each block is symmetrized, and its eigenvalues are replaced by max(|eigenvalue|, floor * largest), where largest is the
+    largest |eigenvalue| of all blocks. So the preconditioner is positive definite, as CG requires, even if the Hessian is
+    indefinite or singular, and it does not amplify nearly flat directions without bound.
 
-    lineax's CG takes an operator for singular where p.Ap < 100 n eps r.Mr, which depends on the scale of M. In float32 with
-    thousands of unknowns scale it up, `lx.TaggedLinearOperator(M * scale, lx.positive_semidefinite_tag)` with scale about the
-    size of H, which changes nothing else.
+    lineax's CG treats an operator as singular if p.Ap < 100 n eps r.Mr, which depends on the scale of M. In float32 with
+    thousands of unknowns, scale M up: `lx.TaggedLinearOperator(M * scale, lx.positive_semidefinite_tag)`, with a scale of about
+    the size of H. Nothing else changes.
 
     Args:
         H: the Hessian, damped or not.
-        block: block size, as in `HessianOperator.block_diagonal`.
+        block: the block size, as in `HessianOperator.block_diagonal`.
         floor: the smallest eigenvalue kept, relative to the largest; by default the square root of the dtype's epsilon.
 
     Returns:
         An operator that applies the inverse, tagged positive semidefinite.
 
     Raises:
-        TypeError, ValueError: `H` is not a Hessian of hessop, or `floor` is not positive.
-        RuntimeError: a block is not finite (checked when it runs, under jit too).
+        TypeError, ValueError: `H` is not a hessop Hessian, or `floor` is not positive.
+        RuntimeError: a block is not finite (checked at run time, also under jit).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum(jnp.cosh(x)), jnp.ones(4), tags=lx.positive_semidefinite_tag)
         >>> options = {"preconditioner": hessop.block_jacobi(H)}
@@ -151,13 +152,13 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
     blocks = eqx.error_if(
         blocks,
         ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(b)) for b in blocks])),
-        "block_jacobi: the diagonal blocks of H are not finite at this point; H.plan() says what to look at",
+        "block_jacobi: the diagonal blocks of H are not finite at this point; print(H.plan()) describes the cause",
     )
     return BlockJacobi(_inverses(blocks, smallest), H.in_structure())
 
 
 def quiet_block_jacobi(H: Hessian) -> BlockJacobi:
-    """`block_jacobi(H)` that holds NaN where the blocks are not finite, for a solver that knows how to go on."""
+    """`block_jacobi(H)` that holds NaN where blocks are not finite, for solvers that handle it."""
     return BlockJacobi(_inverses(_blocks(H, None), None), H.in_structure())
 
 
@@ -171,10 +172,10 @@ def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
     """The inverse of each block, its eigenvalues clamped.
 
     Args:
-        blocks: for each leaf of x the blocks [size // k, k, k].
+        blocks: for each leaf of x, the blocks [size // k, k, k].
         smallest: the smallest eigenvalue kept, relative to the largest, or None for the default.
     """
-    # LAPACK knows no half precision.
+    # LAPACK does not support half precision.
     wide = [b.astype(jnp.float32) if jnp.finfo(b.dtype).bits < 32 else b for b in blocks]
     spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
     largest = jnp.max(

@@ -1,6 +1,6 @@
-"""`hessian`, the drop-in for `jax.hessian`: sorts the arguments, asks the operator, nests the result as JAX does.
+"""`hessian`, the drop-in replacement for `jax.hessian`: sort the arguments, call the operator, nest the result as JAX does.
 
-Depends on the operator. Must never know a route.
+Depends on the operator. Must never know routes.
 """
 
 import functools
@@ -22,23 +22,23 @@ _MATERIALIZE_OPTIONS = ("chunk", "progress")
 
 
 def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options: Any) -> Callable[..., Any]:
-    """The dense Hessian of a function, as `jax.hessian` gives it, in less time and memory.
+    """Drop-in replacement for `jax.hessian`: the same dense Hessian, in less time and memory.
 
     Args:
-        fn: function that returns a real scalar (or, with `has_aux`, a pair of one and anything). Functions with several
-            outputs are handed to `jax.hessian`.
-        argnums: which positional arguments to differentiate with respect to.
+        fn: function that returns a real scalar or, with `has_aux`, a pair of a real scalar and anything. Functions with other
+            outputs are passed to `jax.hessian`.
+        argnums: the positional arguments to differentiate with respect to.
         has_aux: whether `fn` returns a pair (value, auxiliary data).
         **options: `memory`, `chunk`, `progress`, `route`, `self_pairs`, `calls`: see `HessianOperator` and its `materialize`.
 
     Returns:
-        A function with the arguments of `fn` that returns the Hessian nested as `jax.hessian` nests it (or, with
-        `has_aux`, a pair of that and the auxiliary data).
+        A function with the arguments of `fn` that returns the Hessian, nested as by `jax.hessian`, or, with `has_aux`, a pair
+        of the Hessian and the auxiliary data.
 
     Raises:
-        TypeError, ValueError: an option is unknown or an argument is of the wrong kind.
+        TypeError, ValueError: an option is unknown, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> print(hessop.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])))
         [[0. 4.]
@@ -47,7 +47,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
     unknown = [name for name in options if name not in (*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS)]
     if unknown:
         expected = ", ".join((*_OPERATOR_OPTIONS, *_MATERIALIZE_OPTIONS))
-        raise TypeError(f"{unknown[0]}: not an option of hessop.hessian, expected any of {expected}")
+        raise TypeError(f"{unknown[0]}: not an option of hessop.hessian, expected one of {expected}")
     for_operator = {name: options[name] for name in _OPERATOR_OPTIONS if name in options}
     for_matrix = {name: options[name] for name in _MATERIALIZE_OPTIONS if name in options}
     leaf, module = as_leaf(untiled(fn))
@@ -70,7 +70,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
 
 
 def _positions(argnums: Any, count: int) -> tuple[int, ...]:
-    """The positions that argnums names, counted from the front."""
+    """`argnums` as a tuple of nonnegative positions."""
     if type(argnums) is int and 0 <= argnums < count:
         return (argnums,)
     given = (argnums,) if hasattr(argnums, "__index__") else argnums
@@ -86,7 +86,7 @@ def _positions(argnums: Any, count: int) -> tuple[int, ...]:
 
 
 def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs: Any, module: Any) -> Any:
-    """Fn with its arguments in their places again."""
+    """Call fn with its arguments back in their original positions."""
     positions, single, count, is_module, has_aux = how
     others = iter(rest)
     chosen = dict(zip(positions, (x,) if single else x, strict=True))
@@ -100,7 +100,7 @@ def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs
 
 
 def _nested(blocks: list[Array], H: HessianOperator) -> Any:
-    """The blocks in the containers of x."""
+    """The blocks, nested in two levels of the pytree of x."""
     tree, each = jax.tree.structure(H.x), iter(blocks)
     count = tree.num_leaves
     return tree.unflatten([tree.unflatten([next(each) for _ in range(count)]) for _ in range(count)])

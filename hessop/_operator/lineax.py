@@ -1,9 +1,9 @@
 """The thirteen functions that lineax dispatches on the type of an operator, registered for ours.
 
-Every operator of hessop is real, square and symmetric; the registrations follow from that, from its tags and from four
-methods that it has for the purpose (`linearise`, `materialise`, `lineax_diagonal`, `lineax_tridiagonal`). lineax asks the
-`is_*` functions while it constructs an instance, so a class registers itself before its first one.
-Depends on lineax. Must never know how any entry is computed.
+Every operator in hessop is real, square and symmetric. The registrations follow from that, from its tags and from four methods
+(`linearise`, `materialise`, `lineax_diagonal`, `lineax_tridiagonal`). lineax calls the `is_*` functions while it constructs an
+instance, so a class must be registered before its first instance.
+Depends on lineax. Must never know how entries are computed.
 """
 
 from collections.abc import Hashable
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import Array
+from jax.core import Tracer
 
 from hessop._base.layout import Layout
 from hessop._routes.wanted import blocks_of
@@ -28,7 +29,7 @@ def register(cls: type) -> type:
     lx.is_symmetric.register(cls)(lambda op: True)
     lx.is_diagonal.register(cls)(_is_diagonal)
     lx.is_tridiagonal.register(cls)(lambda op: _is_diagonal(op) or lx.tridiagonal_tag in op.tags)
-    # A symmetric matrix that is triangular is diagonal.
+    # A symmetric triangular matrix is diagonal.
     lx.is_lower_triangular.register(cls)(_is_diagonal)
     lx.is_upper_triangular.register(cls)(_is_diagonal)
     lx.has_unit_diagonal.register(cls)(lambda op: lx.unit_diagonal_tag in op.tags)
@@ -69,24 +70,34 @@ def tags_named(names: tuple[str, ...]) -> frozenset[object]:
 
 
 def copied(operator: Any) -> Any:
-    """The same operator with arrays of its own, for `copy.deepcopy`; what is static is shared."""
+    """The same operator with copies of its arrays, for `copy.deepcopy`; static fields are shared."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), operator)
 
 
 def check_tags(tags: Any) -> frozenset[object]:
-    """Tags as a frozenset that holds the symmetric tag.
+    """Tags as a frozenset, with the symmetric tag added.
 
     Raises:
-        ValueError: something in `tags` is not a tag of lineax.
+        ValueError: an element of `tags` is not a lineax tag.
     """
     given = tuple(tags) if isinstance(tags, tuple | list | set | frozenset) else (tags,)
     unknown = [tag for tag in given if not isinstance(tag, Hashable) or tag not in KNOWN_TAGS]
     if unknown:
         raise ValueError(
-            f"tags: got {unknown[0]!r}, expected tags of lineax such as lineax.positive_semidefinite_tag (a Hessian is "
-            f"symmetric without being told)"
+            f"tags: got {unknown[0]!r}, expected lineax tags such as lineax.positive_semidefinite_tag (a Hessian is always "
+            f"tagged symmetric)"
         )
     return frozenset(given) | {lx.symmetric_tag}
+
+
+def damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
+    """The tags of H + lam I: see `HessianOperator.damped`."""
+    kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
+    negative = not isinstance(lam, Tracer) and float(lam) < 0
+    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
+    if lx.negative_semidefinite_tag in tags and nonpositive:
+        return kept | {lx.negative_semidefinite_tag}
+    return kept if negative else kept | {lx.positive_semidefinite_tag}
 
 
 def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:
@@ -98,7 +109,7 @@ def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> l
 
 
 def nested_blocks(matrix: Array, structure: Any) -> Any:
-    """(n, n) -> tree of trees of blocks, as `jax.hessian` nests them: block [i][j] has shape_i + shape_j and dtype i."""
+    """(n, n) -> pytree of pytrees of blocks, nested as by `jax.hessian`: block [i][j] has shape_i + shape_j and dtype i."""
     leaves, tree = jax.tree.flatten(structure)
     layout = Layout(leaves)
     blocks = iter(blocks_of(matrix, layout))

@@ -1,9 +1,9 @@
-"""Methods of operators: bound, they are pytrees, as those of equinox's modules are, and cost next to nothing to read.
+"""Methods of operators. Bound methods are pytrees, like those of equinox modules, but are much cheaper to access.
 
-Equinox makes a module of a method each time that it is read, which takes longer than to dispatch the product that is asked for.
-A method runs under the settings of JAX that the program of its operator was made with.
+Equinox creates a module each time a method is accessed, which takes longer than dispatching a product. Methods run under the
+JAX settings that the operator's program was traced with.
 
-Depends on JAX and on the settings. Must never know what a method does.
+Depends on JAX and the settings. Must never know what a method does.
 """
 
 import functools
@@ -19,7 +19,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Bound:
-    """A method and its operator, which is the only child of this pytree."""
+    """A method bound to an operator, which is the only child of this pytree."""
 
     def __init__(self, function: Callable[..., Any], operator: Any):
         self.__func__, self.__self__, self.__doc__ = function, operator, function.__doc__
@@ -54,7 +54,7 @@ jax.tree_util.register_pytree_node(
 
 
 class _Method:
-    """A function as an attribute of a class."""
+    """The descriptor that binds a function to operators."""
 
     def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function)
@@ -68,5 +68,5 @@ class _Method:
 
 
 def method(function: _F) -> _F:
-    """A function in the body of an operator's class as a method of it."""
+    """Decorator for the methods of operator classes."""
     return cast(_F, _Method(function))

@@ -1,7 +1,7 @@
-"""What a program remembers: traces, jitted functions and decisions, so that none of them is made twice.
+"""What a program remembers: traces, jitted functions and decisions, so that each is made once.
 
-A key begins with the name of the thing, and then lists everything besides the program that the thing depends on: what is wanted
-of a row, the route, a chunk size, a limit in bytes, devices. Shapes and dtypes are facts of the program and are left out.
+A key is a name followed by everything else, besides the program, that the value depends on: what is wanted of each row, the
+route, the chunk size, a limit in bytes, the devices. The program fixes shapes and dtypes, so keys omit them.
 
 Depends on nothing. Must never know what it holds.
 """
@@ -20,39 +20,39 @@ class _Decision(NamedTuple):
 
 
 class Memo(dict[Hashable, Any]):
-    """Things by their keys."""
+    """Values by key."""
 
     def __repr__(self) -> str:
         return f"Memo({len(self)} entries)"
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What `make()` returned when `key` was first asked for."""
+        """The value of `key`, made by `make()` the first time."""
         known = self.get(key, _UNKNOWN)
-        # Another thread may have been faster; both must use the same from now on.
+        # Another thread may have been faster; both must use the same value.
         return self.setdefault(key, make()) if known is _UNKNOWN else known
 
     def decision(
         self,
-        asked: Hashable,
+        question: Hashable,
         budget_bytes: int,
         decide: Callable[[], _T],
         *,
         needs_bytes: Callable[[_T], int] = lambda made: 0,
         where: Callable[[_T], tuple[Any, ...] | None] = lambda made: None,
     ) -> _T:
-        """What `decide()` returned for the same question, as long as it holds.
+        """The decision for `question`: the remembered one while it is valid, otherwise a new one from `decide()`.
 
-        Free memory changes from call to call: a decision holds while it fits the budget and the budget is within a factor
+        Free memory changes from call to call. A decision is valid while it fits the budget and the budget is within a factor
         of two of the one that it was made for.
 
         Args:
-            asked: the question, with a budget that the user named.
-            budget_bytes: the budget now.
+            question: what is decided, including the user's budget if there is one.
+            budget_bytes: the current budget.
             decide: makes the decision.
-            needs_bytes: what a decision needs.
-            where: the devices on which arrays must lie for a decision to hold; None for any.
+            needs_bytes: the memory that a decision needs.
+            where: the placement of arrays that a decision is valid for; None for any.
         """
-        key = ("decision", asked)
+        key = ("decision", question)
         known = self.get(key)
         if known is not None:
             near = known.budget_bytes <= 2 * budget_bytes and budget_bytes <= 2 * known.budget_bytes

@@ -1,4 +1,4 @@
-"""Where a Hessian is evaluated: a program, and its inputs or the arrays that it kept of them.
+"""Where a Hessian is evaluated: a program, and either its inputs or the arrays that it stored.
 
 Depends on programs and layouts. Must never know operators or routes.
 """
@@ -22,10 +22,10 @@ class Point(NamedTuple):
 
     Attributes:
         program: the program.
-        source: the inputs of the program at the point, [*own, *captured, *x, *args], or what the program kept of them: the
-            residuals, or the arrays of the terms.
-        stored: whether `source` is what was kept. If not, `program` is a `HessianProgram`.
-        shift: a multiple of the identity that is added; None for none.
+        source: the inputs of the program at the point, [*own, *captured, *x, *args], or the arrays that the program stored
+            there: residuals, or the arrays of the terms.
+        stored: whether `source` holds the stored arrays. If not, `program` is a `HessianProgram`.
+        shift: the multiple of the identity that is added; None if none is.
     """
 
     program: AbstractProgram
@@ -35,29 +35,29 @@ class Point(NamedTuple):
 
     @property
     def layout(self) -> Layout:
-        """Where each leaf lies in a flat vector."""
+        """Where each leaf of x lies in the flat vector."""
         return self.program.layout
 
     @property
     def function(self) -> HessianProgram:
-        """The program of the function; the point is given by its inputs."""
+        """The program of the function, for a point whose `source` is its inputs."""
         assert isinstance(self.program, HessianProgram)
         assert not self.stored
         return self.program
 
     @property
     def residual_equations(self) -> Sequence[Any]:
-        """The equations that compute the residuals from `source`; none if those are stored."""
+        """The equations that compute the residuals from `source`; none if these are stored."""
         return () if self.stored else self.function.primal.eqns
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the arrays that the point holds, without the shift."""
+        """Bytes of `source`."""
         return sum(a.size * a.dtype.itemsize for a in self.source)
 
     @property
     def traced(self) -> bool:
-        """Whether what is computed of the arrays is a tracer, so that no host loop is possible."""
+        """Whether results will be tracers, so that no loop on the host is possible."""
         return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)}) or is_staging()
 
     @property
@@ -72,19 +72,19 @@ def shifted_product(
     shift: Array | None,
     tangents: Sequence[Array],
 ) -> list[Array]:
-    """(H + shift I) t, leaf by leaf."""
+    """The leaves of (H + shift I) t."""
     return shifted(program.product(residuals, tangents), shift, tangents)
 
 
 def shifted(products: list[Array], shift: Array | None, tangents: Sequence[Array]) -> list[Array]:
-    """H t + shift t, leaf by leaf."""
+    """The leaves of H t + shift t, given those of H t."""
     if shift is None:
         return products
     return [p + shift.astype(p.dtype) * t for p, t in zip(products, tangents, strict=True)]
 
 
 def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
-    """Shapes of the residuals, or of the primals."""
+    """Shapes of the stored arrays, or of the program's inputs."""
     if stored:
         return [shape_of(a) for a in point.program.kept_avals]
     assert not point.stored
@@ -92,7 +92,7 @@ def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
 
 
 def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
-    """Shapes with where the arrays are, for the compiler: what lies nowhere in particular goes where the others are."""
+    """Shapes and shardings for the compiler; an array that is not committed to a device goes where the others are."""
 
     def placed(a: Array) -> jax.ShapeDtypeStruct:
         shape = shape_of(a)
@@ -104,5 +104,5 @@ def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
 
 
 def placement(arrays: Sequence[Array]) -> tuple[Hashable, ...]:
-    """What tells executables for arrays on other devices apart."""
+    """A key that differs for executables compiled for arrays on other devices."""
     return tuple(a.sharding if not isinstance(a, Tracer) and getattr(a, "committed", False) else None for a in arrays)

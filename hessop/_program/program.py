@@ -1,14 +1,14 @@
 """The Hessian program: a traced function as one flat jaxpr that is linear in the tangent.
 
-`HessianProgram.primal` maps (constants, x, args) to the value, the gradient and the residuals; `HessianProgram.linear`
-maps (residuals, t) to H(x) t. Every route (columns, structure, tiles) consumes this and nothing else of the function.
-Linearising FIRST means that JAX has applied every differentiation rule (custom_jvp, custom_vjp, remat, double where)
-before any equation is looked at, so that no rule can be ignored here by inlining.
+`HessianProgram.primal` maps (captured arrays, x, args) to the value, the gradient and the residuals; `HessianProgram.linear`
+maps (residuals, t) to H(x) t. Every route (columns, structure, tiles) uses this and nothing else of the function. JAX
+linearises FIRST, so it has applied every differentiation rule (custom_jvp, custom_vjp, remat, double where) before hessop
+looks at any equation, and inlining cannot bypass a rule.
 
-A program is found by what the trace of the function says (`fingerprint`), not by the function: a function that says
-something else now has another program, and a new lambda that says the same has the one that is there.
+A program is looked up by the contents of the function's trace (`fingerprint`), not by the function object. If a captured
+global changes, the trace finds another program; a new lambda with the same trace finds the same program.
 
-Depends on JAX, on traces and on the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
+Depends on JAX, traces and the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
 """
 
 import abc
@@ -49,26 +49,26 @@ from hessop._selfpairs.rewrite import SelfPair, rewrite
 
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
 
-# Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
-# residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
+# Masks, broadcasts and index ramps: they cost nothing inside a fusion, and their results may be larger than their operands.
+# The linear part recomputes such residuals, because reading a stored one would cost more.
 _FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class AbstractProgram(abc.ABC):
-    """What computes products with a Hessian at fixed shapes: arrays kept of a point, and a map from them that is linear in t.
+    """Computes products with a Hessian at fixed shapes: arrays stored at a point, and a map that is linear in the tangent t.
 
-    It holds no array of the user's: all functions that say the same share it.
+    It holds none of the user's arrays, so all functions with the same trace share it.
 
     Attributes:
-        linear: (kept arrays, tangent leaves) -> H t leaves; linear in the tangent.
+        linear: (stored arrays, tangent leaves) -> H t leaves; linear in the tangent.
         x_avals: shape and dtype of each leaf of x.
-        mode: how the program differentiates; "rev_over_rev" only where a custom_vjp has no JVP rule.
+        mode: how the program differentiates; "rev_over_rev" only if a custom_vjp has no JVP rule.
         self_pairs: the places where self pairs reach a singular primitive.
-        rewritten: whether self pairs were made the constants they are.
-        foreign_rule: whether a derivative rule takes part that may be wrong, so that the matrix may be asymmetric.
-        x64: whether 64-bit types were on when it was traced.
-        memo: what was made for this program.
+        rewritten: whether self pairs are treated as constants.
+        foreign_rule: whether it uses a derivative rule that may be wrong, so that the matrix may be asymmetric.
+        x64: whether 64-bit types were enabled when it was traced.
+        memo: traces, executables and decisions that belong to this program.
     """
 
     linear: Equations
@@ -85,12 +85,12 @@ class AbstractProgram(abc.ABC):
 
     @functools.cached_property
     def layout(self) -> Layout:
-        """Where each leaf of x lies in a flat vector."""
+        """Where each leaf of x lies in the flat vector."""
         return Layout(self.x_avals)
 
     @functools.cached_property
     def kept_avals(self) -> tuple[Any, ...]:
-        """Abstract values of the arrays kept of a point."""
+        """Abstract values of the arrays stored at a point."""
         return tuple(v.aval for v in self.linear.invars[: len(self.linear.invars) - len(self.x_avals)])
 
     @functools.cached_property
@@ -100,31 +100,31 @@ class AbstractProgram(abc.ABC):
 
     @abc.abstractmethod
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
-        """Value, gradient leaves and the arrays to keep at `primals` = [*own, *captured, *x, *args]."""
+        """Value, gradient leaves and the arrays to store at `primals` = [*own, *captured, *x, *args]."""
 
     @abc.abstractmethod
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
-        """The arrays to keep of a point, alone."""
+        """Only the arrays to store at `primals`."""
 
     @abc.abstractmethod
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H t, leaf by leaf, from the arrays kept."""
+        """The leaves of H t, from the stored arrays."""
 
     @abc.abstractmethod
     def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H T for k tangents at once: leaves with a leading axis k."""
+        """H T for k tangents at once; leaves have a leading axis k."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class HessianProgram(AbstractProgram):
-    """A function at fixed shapes, linearised once; what it keeps of a point is the residuals.
+    """A function at fixed shapes, linearised once; it stores residuals.
 
     Attributes:
-        own: arrays that derivative rules made; the first inputs of `primal`.
+        own: arrays created by derivative rules; the first inputs of `primal`.
         primal: (own and captured arrays, x leaves, args leaves) -> (value, gradient leaves, residuals).
-        energy: (captured arrays, x leaves, args leaves) -> [the value], to be differentiated once more; None where custom
-            derivative rules take part, or only reverse over reverse is possible.
-        x_at: where the leaves of x begin among the inputs of `primal`.
+        energy: (captured arrays, x leaves, args leaves) -> [value], for routes that differentiate it themselves; None if
+            there are custom derivative rules or only reverse over reverse is possible.
+        x_at: index of the first leaf of x among the inputs of `primal`.
     """
 
     own: tuple[Any, ...]
@@ -134,7 +134,7 @@ class HessianProgram(AbstractProgram):
 
     @functools.cached_property
     def input_avals(self) -> tuple[Any, ...]:
-        """Abstract values of what `primal` takes."""
+        """Abstract values of the inputs of `primal`."""
         return tuple(v.aval for v in self.primal.invars)
 
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
@@ -144,16 +144,16 @@ class HessianProgram(AbstractProgram):
         return value, rest[:k], rest[k:]
 
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
-        """What the linear part needs of the point."""
+        """The residuals alone."""
         return self.linearize(primals)[2]
 
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H t, leaf by leaf, from the residuals."""
-        # An output may be a literal: fn is affine in that leaf.
+        """The leaves of H t, from the residuals."""
+        # An output is a literal if fn is affine in that leaf.
         return [jnp.asarray(out) for out in evaluate(self.linear, [*residuals, *tangents])]
 
     def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H T for k tangents at once: leaves with a leading axis k."""
+        """H T for k tangents at once; leaves have a leading axis k."""
         return jax.vmap(lambda *t: self.product(residuals, t))(*tangents)
 
 
@@ -162,10 +162,10 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
 
     Args:
         trace: the function at x and args.
-        self_pairs: what to do with i == i pairs.
+        self_pairs: how to treat i == i pairs.
 
     Returns:
-        The program, and the arrays that its inputs begin with besides its own: what the function captured.
+        The program, and the captured arrays, which follow `own` among the inputs of `primal`.
     """
     opened = constants_as_inputs(trace.jaxpr)
     fixed, n_x = trace.captured, len(trace.x_leaves)
@@ -179,13 +179,13 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
     except jax.errors.UnexpectedTracerError:
         leaked = True
     if leaked:
-        # A custom derivative rule of fn holds values that fn computes, which die with its first trace: trace fn again where
-        # it is differentiated. It cannot be rewritten then.
+        # A custom derivative rule holds values that fn computes, which are invalid after the first trace. So fn is traced
+        # again while it is differentiated, and cannot be rewritten.
         rewritten, fixed, inputs, wrt = None, (), [*trace.x_leaves, *trace.arrays], range(n_x)
         mode, found = _linearized(lambda *v: trace.flat(v[:n_x], v[n_x:]), inputs, wrt, trace.name)
     flat, made = found
     primal, linear = _partition(flat, n_x)
-    # What rules make is the same at each trace, unless they read what may change.
+    # Rules create the same arrays at each trace, unless they read state that may change.
     own = () if trace.reading.opaque else made
     plain = mode == "fwd_over_rev" and not trace.reading.foreign and not leaked
     program = HessianProgram(
@@ -207,10 +207,10 @@ def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProg
 def _linearized(
     energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range, name: str
 ) -> tuple[Mode, tuple[Equations, tuple[Any, ...]]]:
-    """The joint program in the first mode that is possible.
+    """The joint program in the first mode that works.
 
     Raises:
-        TypeError: there is none: the function has no second derivative.
+        TypeError: neither mode works, so the function has no second derivative.
     """
     try:
         return "fwd_over_rev", _joint(energy, inputs, wrt, "fwd_over_rev")
@@ -222,8 +222,8 @@ def _linearized(
         raise
     except Exception as error:
         raise TypeError(
-            f"fn: {name} has no second derivative that JAX can take. Forward over reverse: {_first_line(forward)}. Reverse "
-            f"over reverse: {_first_line(error)}. A custom_vjp, or a loop with a reverse rule of its own, stands in the way: "
+            f"fn: {name} has no second derivative that JAX can compute. Forward over reverse: {_first_line(forward)}. Reverse "
+            f"over reverse: {_first_line(error)}. The cause is a custom_vjp, or a loop with its own reverse rule: "
             f"use a custom_jvp or plain JAX there (diffrax: adjoint=diffrax.DirectAdjoint(); equinox: "
             f"while_loop(..., kind='bounded'))"
         ) from error
@@ -240,7 +240,7 @@ def _first_line(error: Exception) -> str:
 def _joint(
     energy: Callable[..., Sequence[Array]], inputs: Sequence[Any], wrt: range, mode: Mode
 ) -> tuple[Equations, tuple[Any, ...]]:
-    """(inputs, t) -> (value, gradient, H t) as flat equations, and what was captured, which are the first inputs.
+    """(inputs, t) -> (value, gradient, H t) as flat equations, and the captured arrays, which are the first inputs.
 
     Raises:
         _NoForward: forward over reverse is impossible.
@@ -257,7 +257,7 @@ def _joint(
             grads, product, value = jax.linearize(gradient, *x, has_aux=True)
         else:
             grads, vjp, value = jax.vjp(gradient, *x, has_aux=True)
-            # The derivative of the gradient along t, as in the other mode, and not its transpose.
+            # Transposed twice: the derivative of the gradient along t, as in the other mode.
             transposed = jax.linear_transpose(lambda *t: vjp(t), *x)
             product = lambda *t: transposed(t)
         return value, list(grads), list(product(*tangents))
@@ -265,7 +265,7 @@ def _joint(
     try:
         traced = jax.make_jaxpr(joint)(list(inputs), [inputs[k] for k in wrt])
     except (TypeError, RuntimeError) as error:
-        # Some versions and nestings of JAX, and equinox, refuse here what others leave in the jaxpr as a `custom_lin`.
+        # Some versions and nestings of JAX, and equinox, raise here; others leave a `custom_lin` in the jaxpr.
         if mode == "fwd_over_rev" and "custom_vjp" in str(error):
             raise _NoForward(str(error)) from error
         raise
@@ -276,7 +276,7 @@ def _joint(
 
 
 def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
-    """Split into what does not depend on the tangent and what is linear in it."""
+    """Split into the equations that do not depend on the tangent and those that are linear in it."""
     tangents = flat.invars[len(flat.invars) - n_x :]
     primal_in = flat.invars[: len(flat.invars) - n_x]
     eqns = needed_equations(flat, flat.outvars)
@@ -302,14 +302,14 @@ def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
 
 
 def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
-    """The primal equations that the linear part repeats rather than stores the results of, in order."""
+    """The primal equations, in order, that the linear part repeats instead of reading stored results."""
     maker = {v: eqn for eqn in primal for v in eqn.outvars}
     small: dict[Any, int] = {}
 
     def size(v: Any) -> int:
         return 0 if isinstance(v, jex.Literal) else v.aval.size
 
-    for eqn in primal:  # elements that would have to be stored to make each free result again
+    for eqn in primal:  # elements to store so that a free result can be recomputed
         if eqn.primitive.name in _FREE and not eqn.effects:
             small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in variables(eqn.invars))
 
@@ -324,9 +324,9 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     return [eqn for eqn in primal if any(v in chosen for v in eqn.outvars)]
 
 
-# All programs that are alive, by what the trace says. What keeps one alive: an operator; the function that it was first traced
-# from (or the object of a bound method), of whose programs the last are kept; or being among the last that were used, so that
-# a lambda made again finds the program of the one before. Nothing in a program refers to the function.
+# All live programs by the contents of their traces. A program is kept alive by an operator, by the function that it was first
+# traced from (or the object of a bound method), which keeps its most recent programs, or by being among the last that were
+# used, so that a lambda in a loop finds the program of the iteration before. A program never refers to the function.
 _PROGRAMS: "weakref.WeakValueDictionary[Hashable, HessianProgram]" = weakref.WeakValueDictionary()
 _OF_FUNCTION: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
 _RECENT: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
@@ -334,8 +334,8 @@ _LOCK = threading.Lock()
 
 
 def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
-    """The program of a traced function and what it captured; a program that is there, if it says the same."""
-    # What an opaque rule reads of its surroundings shows only in what it makes: the differentiated program is the key.
+    """The program of a traced function, an existing one if the trace is the same, and the captured arrays."""
+    # An opaque rule may read outside state, which shows only in its result: the key is that of the differentiated program.
     made = linearized_program(trace, self_pairs) if trace.reading.opaque else None
     said = (trace.reading,) if made is None else (read(made[0].primal), read(made[0].linear))
     fixed = trace.captured if made is None else made[1]
@@ -347,12 +347,12 @@ def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tu
         program, fixed = made or linearized_program(trace, self_pairs)
         captured = set(map(id, trace.captured))
         if any(isinstance(c, Tracer) and id(c) not in captured for c in (*program.own, *fixed)):
-            return program, fixed  # a rule holds values of an outer trace, and dies with it
+            return program, fixed  # a rule holds tracers of an outer trace, so the program cannot outlive it
     with _LOCK:
         program = _PROGRAMS.setdefault(key, program)
         _keep(_RECENT, key, program)
-        if not program.foreign_rule:  # such rules may hold the function
-            with contextlib.suppress(TypeError):  # an object without weak references or a hash
+        if not program.foreign_rule:  # such a rule may refer to the function
+            with contextlib.suppress(TypeError):  # no weak references, or no hash
                 _keep(_OF_FUNCTION.setdefault(trace.owner, OrderedDict()), key, program)
     return program, fixed
 

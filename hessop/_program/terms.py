@@ -1,9 +1,9 @@
-"""The terms of a Hessian as a program: made once at a point, after which products read nothing but them.
+"""The terms of a Hessian as a program: computed once at a point, after which products read nothing else.
 
-A `HessianProgram` keeps the residuals of a point. This one keeps the arrays of the terms, in the form whose products cost
-least; whatever runs on a program and what it keeps runs on either.
+A `HessianProgram` stores residuals at a point. A `TermsProgram` stores the arrays of the terms, in the form with the cheapest
+products. Code that runs on a program and its stored arrays runs on either.
 
-Depends on programs and the structure and tiles engines. Must never know operators, budgets or why this form was chosen.
+Depends on programs and the structure and tiles engines. Must never know operators, budgets or why a form was chosen.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._structure import StructuredHessian, TooLarge, propagate
 from hessop._tiles import Options, Tiled, trace_tiled
 
-# Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
-# long before memory matters, and take XLA a third of the time to compile.
+# From a dozen particles on, pair values are recomputed where they are read. Long before memory matters, planes are faster than
+# arrays with an axis of length 3, and take XLA a third of the time to compile.
 TERMS_OPTIONS = Options(threshold_elements=2**8, regroup=True)
 
-# Elements, and arrays, that terms may take to make.
+# The most elements, and the most arrays, that making the terms may take; None for no limit.
 Most = tuple[float | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TermsProgram(AbstractProgram):
-    """A program that keeps the arrays of the terms of a point.
+    """A program that stores the arrays of the terms at a point.
 
     Attributes:
         base: the program of the function, for its value and gradient.
-        form: the terms, with shapes in the place of arrays.
-        make: (own and captured arrays, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
-        summed: whether the terms, before they were given this form, held products that have to be summed.
+        form: the terms, with shapes in place of arrays.
+        make: (own and captured arrays, x leaves, args leaves) -> the arrays, without N x N intermediates.
+        summed: whether the terms, before they were brought into this form, had products that have to be summed.
     """
 
     base: HessianProgram
@@ -53,45 +53,47 @@ class TermsProgram(AbstractProgram):
         return value, gradient, self.residuals(primals)
 
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
-        """The arrays of the terms."""
+        """Only the arrays of the terms."""
         return list(self.make(*primals))
 
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H t, leaf by leaf, from the terms."""
+        """The leaves of H t, from the terms."""
         return self.terms(residuals).mv(tangents)
 
     def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H T for k tangents at once: leaves with a leading axis k."""
+        """H T for k tangents at once; leaves have a leading axis k."""
         return self.terms(residuals).mm(tangents)
 
 
 def terms_program(
-    program: HessianProgram, limit: int | None, room: int, *, sums: bool, most: Most = (None, None)
+    program: HessianProgram, limit_bytes: int | None, room_bytes: int, *, sums: bool, most: Most = (None, None)
 ) -> TermsProgram | None:
     """The terms of `program` as a program, traced once.
 
     Args:
         program: the program of the function.
-        limit: bytes that an equation without a rule may take.
-        room: bytes that a block may have that terms are made where that makes products cheaper.
-        sums: whether terms that have to be summed first may be part of it (see `StructuredHessian.for_products`).
-        most: number of elements and of arrays that the terms may take to make; None for no limit.
+        limit_bytes: bytes that an equation without a rule may take.
+        room_bytes: bytes that a dense block may take, into which terms are merged if that makes products cheaper.
+        sums: whether terms that have to be summed first may be merged too (see `StructuredHessian.for_products`).
+        most: number of elements and of arrays that making the terms may take; None for no limit.
 
     Returns:
-        None where they would take more.
+        The program, or None if the terms would take more.
     """
-    traced = traced_terms(program, limit, most)
+    traced = traced_terms(program, limit_bytes, most)
     if traced is None:
         return None
-    return program.memo.once(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+    return program.memo.once(
+        ("terms program", limit_bytes, room_bytes, sums), lambda: _terms_program(program, traced, room_bytes, sums)
+    )
 
 
-def products_by_tiles(program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)) -> Tiled | None:
+def products_by_tiles(program: HessianProgram, limit_bytes: int | None, count: int, most: Most = (None, None)) -> Tiled | None:
     """(own and captured arrays, x leaves, args leaves, `count` tangents) -> H T, without storing N x N terms.
 
     Arguments and None as for `terms_program`.
     """
-    traced = traced_terms(program, limit, most)
+    traced = traced_terms(program, limit_bytes, most)
     if traced is None:
         return None
 
@@ -108,15 +110,15 @@ def products_by_tiles(program: HessianProgram, limit: int | None, count: int, mo
         shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
         return trace_tiled(products, shapes, TERMS_OPTIONS)
 
-    return program.memo.once(("products by tiles", limit, count), build)
+    return program.memo.once(("products by tiles", limit_bytes, count), build)
 
 
-def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
-    """(jaxpr residuals -> arrays of the terms, the terms with shapes in the place of arrays); None if that takes too much.
+def traced_terms(program: HessianProgram, limit_bytes: int | None, most: Most = (None, None)) -> Any:
+    """(jaxpr from residuals to the arrays of the terms, the terms with shapes in place of arrays); None if too large.
 
-    Tracing stops where it does, which for a network of many layers saves most of it.
+    Tracing stops as soon as the limit is exceeded, which saves most of the time for a network of many layers.
     """
-    key, refused = ("traced terms", limit), ("terms too large", limit)
+    key, refused = ("traced terms", limit_bytes), ("terms too large", limit_bytes)
     known = program.memo.get(key)
     if known is not None:
         return known
@@ -126,7 +128,7 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
     elements, results = most
 
     def terms(*residuals: Array) -> StructuredHessian:
-        limits = {"limit_bytes": limit, "limit_elements": elements, "limit_results": results}
+        limits = {"limit_bytes": limit_bytes, "limit_elements": elements, "limit_results": results}
         return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:
@@ -137,11 +139,11 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
         return None
 
 
-def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) -> TermsProgram:
+def _terms_program(program: HessianProgram, traced: Any, room_bytes: int, sums: bool) -> TermsProgram:
     arrays, whole = traced
 
     def for_products(*values: Array) -> StructuredHessian:
-        return dataclasses.replace(whole, arrays=values).for_products(room, sums=sums)
+        return dataclasses.replace(whole, arrays=values).for_products(room_bytes, sums=sums)
 
     chosen, form = jax.make_jaxpr(for_products, return_shape=True)(*whole.arrays)
 
@@ -165,7 +167,7 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
 
 
 def _product(form: StructuredHessian, x_avals: Sequence[Any]) -> Equations:
-    """(arrays, tangents) -> H t, to be priced."""
+    """(arrays, tangents) -> H t as equations, to estimate its cost."""
     shapes = [shape_of(a) for a in form.arrays]
 
     def product(*values: Array) -> list[Array]:

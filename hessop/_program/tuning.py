@@ -1,24 +1,24 @@
-"""Thresholds of programs: each with its unit, what it decides, and how it was found. Must never hold code."""
+"""Thresholds of programs: each with its unit, what it decides, and how it was found. Must never contain code."""
 
-# An equation that costs nothing inside a fusion is repeated in the linear part, if its result has this many times the elements
-# of what it is computed from. Below that, storing the result reads no more. Chosen.
+# Ratio of elements. The linear part repeats an equation that costs nothing inside a fusion if its result has at least this
+# many times the elements of its operands. Below that, reading a stored result costs no more. Chosen.
 FREE_RATIO = 4
 
-# --- what is kept ---
+# --- caches ---
 
-# Programs that stay alive without an operator or a function that holds them, and programs kept for each function. Chosen: a
-# lambda in a loop finds its program again.
+# Number of programs kept alive without an operator or a function, and number kept for each function. Chosen, so that a lambda
+# in a loop finds its program again.
 PROGRAMS_KEPT = 64
-# Arrays that functions captured from numpy: bytes of those whose copies on the device are kept, and how many. Chosen: such
-# arrays are tables of parameters.
+# Device copies of captured numpy arrays are kept up to this many bytes each, and this many in number. Chosen for tables of
+# parameters.
 COPIED_BYTES = 2**14
 COPIES_KEPT = 256
 
 # --- checks for NaN and infinity ---
 
-# Entries of a result that are all checked. Of a larger one, the diagonal and rows at even distances are, as many entries in
-# all: to read a large matrix takes up to half as long as to compute it (benchmarks/trust.py), and NaN nearly always shows on
-# the diagonal.
+# Number of entries up to which all entries are checked. In a larger result, the diagonal and evenly spaced rows are, this many
+# entries in all: reading a large matrix takes up to half as long as computing it (benchmarks/trust.py), and NaN nearly always
+# shows on the diagonal.
 ENTRIES_CHECKED = 2**20
-# Entries up to which numpy checks on any device: to compile a sum takes longer.
+# Number of entries up to which numpy does the check, on any device, because compiling a sum takes longer.
 ENTRIES_CHECKED_ON_HOST = 2**16

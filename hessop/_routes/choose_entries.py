@@ -1,6 +1,6 @@
-"""Price the routes, choose one, and say why.
+"""Choose the route for entries: estimate the cost of each, take the cheapest that fits, and say why.
 
-Depends on the routes, prices and budgets. Must never know operators or lineax, and never computes an entry.
+Depends on the routes, costs and budgets. Must never know operators or lineax, and never computes an entry.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from hessop._routes.wanted import MATRIX, Wanted
 
 @dataclasses.dataclass(frozen=True)
 class _Candidates:
-    """The routes by which a request can be met within a budget in bytes; None only with a chunk."""
+    """The routes that can fulfil a request within a budget in bytes, which is None only if a chunk is given."""
 
     point: Point
     request: Request
@@ -37,7 +37,7 @@ class _Candidates:
 
     @functools.cached_property
     def columns_cost(self) -> Cost:
-        """What all products cost."""
+        """The cost of n products."""
         point = self.point
         primal, linear = point.residual_equations, point.program.linear.eqns
         return cost((*primal, *linear), work_of(primal) + work_of(linear, batch=point.layout.n))
@@ -46,40 +46,41 @@ class _Candidates:
         """Products with basis vectors.
 
         Raises:
-            MemoryBudgetError: not even one at a time fits.
+            MemoryBudgetError: not even one product at a time fits.
         """
         return self._by_rows("columns", products(self.point.program), reason, None, self.columns_cost.run)
 
-    def terms_by_rows(self, reason: str, limit: int | None) -> Decision:
-        """Some rows of the matrix at a time, from the terms.
+    def terms_by_rows(self, reason: str, limit_bytes: int | None) -> Decision:
+        """Rows of the matrix in chunks, from the terms.
 
         Raises:
-            MemoryBudgetError: not even one at a time fits.
+            MemoryBudgetError: not even one row at a time fits.
         """
-        return self._by_rows("structure", terms_by_rows(limit), reason, limit, math.inf)
+        return self._by_rows("structure", terms_by_rows(limit_bytes), reason, limit_bytes, math.inf)
 
-    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit: int | None, run_seconds: float) -> Decision:
+    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit_bytes: int | None, run_seconds: float) -> Decision:
         wanted, _, chunk, _, host_output, compile, _ = self.request
         limits = {"chunk": chunk, "budget": self.budget, "host_output": host_output, "compile": compile}
         chunking, peak = choose_chunking(maker, self.point, wanted, **limits)
-        return Decision(route, peak, reason, chunking, limit, run_seconds=run_seconds)
+        return Decision(route, peak, reason, chunking, limit_bytes, run_seconds=run_seconds)
 
 
 def choose_route(point: Point, request: Request, budget: int | None) -> Decision:
-    """The cheapest route that fits the budget, in bytes; None only with a chunk.
+    """The cheapest route that fits the budget in bytes, which is None only if a chunk is given.
 
     Raises:
-        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+        MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
     wanted, route, chunk, _, host_output, compile, _ = request
     candidates = _Candidates(point, request, budget)
     if compile and budget is not None:
-        # Terms, a row at a time, need less than what products would store if nothing were fused.
+        # The budget that this error names is enough for either route: terms, a row at a time, need less than products would if
+        # nothing were fused.
         refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
     if route == "columns":
-        return candidates.columns("asked for")
+        return candidates.columns("route='columns' was given")
     if not wanted.has_terms:
-        return candidates.columns("the terms do not give this without the matrix")
+        return candidates.columns("the terms cannot give this without the matrix")
     if chunk is not None:
         why = "a chunk was given"
         return candidates.terms_by_rows(why, None) if route == "structure" else candidates.columns(why)
@@ -88,106 +89,106 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
 
 
 def _cheapest(candidates: _Candidates, budget: int) -> Decision:
-    """Columns, or all terms at once; where these do not fit, the next cheapest."""
+    """Columns or all terms at once, whichever is cheaper; if it does not fit, the next cheapest."""
     point, request, by_columns = candidates.point, candidates.request, candidates.columns_cost
     wanted, route, compile = request.wanted, request.route, request.compile
-    limit = bytes_without_rule(point.program, budget)
+    limit_bytes = bytes_without_rule(point.program, budget)
     forced = route == "structure"
-    # A user who asks for tiles does not ask what compiling them takes.
+    # A user who asks for tiles accepts the time to compile them.
     calls = request.calls if route == "auto" else math.inf
-    structure = structure_price(point, wanted, limit, None if forced else results_worth(by_columns, calls))
+    structure = structure_price(point, wanted, limit_bytes, None if forced else results_worth(by_columns, calls))
     forms = () if structure is None else (structure.whole, structure.tiled)
     if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
         try:
             return candidates.columns(_against(structure, by_columns, request))
-        except MemoryBudgetError:  # terms take longer, but perhaps less memory
-            structure = structure or structure_price(point, wanted, limit)
+        except MemoryBudgetError:  # terms are slower, but may need less memory
+            structure = structure or structure_price(point, wanted, limit_bytes)
             assert structure is not None
-    fits = structure.peak <= budget
+    fits = structure.peak_bytes <= budget
     if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
-        why, run = _why(structure.whole, by_columns, request), structure.whole.run
-        return Decision("structure", Peak(structure.peak, False), why, limit_bytes=limit, run_seconds=run)
-    peak = _tiled_peak(point, wanted, structure, limit, budget, compile)
+        why, run_seconds = _why(structure.whole, by_columns, request), structure.whole.run
+        return Decision("structure", Peak(structure.peak_bytes, False), why, limit_bytes=limit_bytes, run_seconds=run_seconds)
+    peak = _tiled_peak(point, wanted, structure, limit_bytes, budget, compile)
     if peak.fits(budget):
-        return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit, tiled=True)
+        return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit_bytes, tiled=True)
     assert peak.bytes is not None
-    return _smallest(candidates, structure, limit, peak.bytes, budget)
+    return _smallest(candidates, structure, limit_bytes, peak.bytes, budget)
 
 
-def _smallest(candidates: _Candidates, structure: StructurePrice, limit: int, needed: int, budget: int) -> Decision:
-    """What fits where all terms at once, which need `needed` bytes, do not.
+def _smallest(candidates: _Candidates, structure: StructurePrice, limit_bytes: int, needed_bytes: int, budget: int) -> Decision:
+    """What fits if all terms at once, which need `needed_bytes`, do not.
 
     Raises:
-        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+        MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
     point, wanted, route = candidates.point, candidates.request.wanted, candidates.request.route
-    at_once = format_bytes(needed)
+    at_once = format_bytes(needed_bytes)
     if wanted == MATRIX:
         try:
-            some = candidates.terms_by_rows(f"all of it at once needs {at_once}", limit)
-            if route == "structure" or _run_by_rows(point, structure, some.chunking) <= candidates.columns_cost.run:
+            some = candidates.terms_by_rows(f"all rows at once need {at_once}", limit_bytes)
+            if route == "structure" or _seconds_by_rows(point, structure, some.chunking) <= candidates.columns_cost.run:
                 return some
         except MemoryBudgetError as error:
-            needed = min(needed, error.needed or needed)
+            needed_bytes = min(needed_bytes, error.needed or needed_bytes)
     try:
         if route != "structure":
             return candidates.columns(f"structure needs {at_once}")
     except MemoryBudgetError as error:
-        if error.needed is None or error.needed <= needed:
+        if error.needed is None or error.needed <= needed_bytes:
             raise
-    raise _too_little(route, wanted, needed, budget)
+    raise _too_little(route, wanted, needed_bytes, budget)
 
 
 def _why(form: Cost, columns: Cost, request: Request) -> str:
-    """Why terms are chosen."""
+    """Why terms won."""
     if request.route == "structure":
-        return "asked for"
+        return "route='structure' was given"
     return f"structure takes {form}, columns {columns}; {request.calls:g} calls are expected"
 
 
 def _against(structure: StructurePrice | None, columns: Cost, request: Request) -> str:
-    """Why columns are chosen."""
-    of_terms = f"structure {structure.whole}" if structure else "structure more than it could save"
+    """Why columns won."""
+    of_terms = f"structure takes {structure.whole}" if structure else "structure takes longer to prepare than it could save"
     return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
 
 
-def _too_little(route: str, wanted: Wanted, needed: int, budget: int) -> MemoryBudgetError:
-    """The budget holds neither the terms nor, where another route may be taken, the products."""
+def _too_little(route: str, wanted: Wanted, needed_bytes: int, budget: int) -> MemoryBudgetError:
+    """Neither the terms nor, if another route is allowed, the products fit the budget."""
     if route == "structure":
-        what, more = "route='structure', which needs", ", and route='auto' may do with less"
+        what, more = "route='structure', which needs", "; route='auto' may need less"
     else:
-        what = "this: the cheapest way to it, from its terms, needs"
+        what = "this: the cheapest way, from its terms, needs"
         more = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
     return MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed)}; the smallest budget that would do is "
-        f"memory={needed}{more}",
-        needed=needed,
+        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed_bytes)}; the smallest budget that works "
+        f"is memory={needed_bytes}{more}",
+        needed=needed_bytes,
         budget=budget,
     )
 
 
-def _run_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
-    """Seconds that all rows take from terms, some at a time: sums that every row needs are made for each chunk."""
+def _seconds_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
+    """Seconds for all rows from terms, in chunks; sums that every row needs are computed again for each chunk."""
     assert chunking is not None
     chunks = -(-point.layout.n // chunking.chunk)
     return ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.residual_equations, tiled=True)).run
 
 
 def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
-    """What an equation without a rule may take: a power of two, so that nearby budgets share executables.
+    """Bytes that an equation without a rule may take: a power of two, so that nearby budgets share executables.
 
-    What was chosen for a program stays while it is within a factor of two: the memory that is free changes from call to
-    call, and a new point must not compile because it crossed a power of two.
+    A program keeps its first value while that is within a factor of two. Free memory changes from call to call, and a new
+    point must not compile because free memory crossed a power of two.
     """
-    asked = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
-    kept = program.memo.once("bytes without rule", lambda: asked)
-    if not asked // 2 <= kept <= 2 * asked:
-        program.memo["bytes without rule"] = kept = asked
+    nearest = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
+    kept = program.memo.once("bytes without rule", lambda: nearest)
+    if not nearest // 2 <= kept <= 2 * nearest:
+        program.memo["bytes without rule"] = kept = nearest
     return kept
 
 
-def _tiled_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit: int, budget: int, compile: bool) -> Peak:
-    """Memory of terms that are evaluated by tiles, which never need more than whole arrays."""
-    if structure.peak > budget and not compile:
-        return Peak(min(structure.peak, structure_estimate(point, wanted, limit)), False)
-    return peak_of(structure.peak, budget, lambda: structure_bytes(point, wanted, limit))
+def _tiled_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit_bytes: int, budget: int, compile: bool) -> Peak:
+    """Peak memory of terms evaluated tile by tile, which never need more than whole arrays."""
+    if structure.peak_bytes > budget and not compile:
+        return Peak(min(structure.peak_bytes, structure_estimate(point, wanted, limit_bytes)), False)
+    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, wanted, limit_bytes))

@@ -1,7 +1,7 @@
-"""Rows of the Hessian some at a time: how many fit the budget, and the loop that computes them.
+"""Rows of the Hessian in chunks: how many rows at a time fit the budget, and the loop that computes them.
 
-What computes them is given; one executable serves all chunks of a size. Depends on points, what is taken of a row, and
-budgets. Must never know operators, lineax or what the rows are made of.
+A `RowMaker` computes the rows; one executable serves all chunks of the same size. Depends on points, `Wanted` and budgets. Must
+never know operators, lineax or how rows are computed.
 """
 
 import dataclasses
@@ -28,24 +28,26 @@ from hessop._routes.wanted import Wanted
 
 @dataclasses.dataclass(frozen=True)
 class RowMaker:
-    """A way to compute some rows at a time.
+    """A way to compute rows in chunks.
+
+    In the signatures below, source is the `source` of a point: the inputs of its program or, if stored, the stored arrays.
 
     Attributes:
-        name: tells its executables apart.
-        make: (point, wanted, chunk, stored) -> a function that gives what is taken [chunk, width] from (residuals or primals,
-            shift, first row).
-        fixed: point -> bytes that are needed whatever the chunk, an upper estimate.
-        per_row: point -> bytes that each row of a chunk needs, an upper estimate.
-        reads_residuals: whether residuals that are computed once and kept spare work.
-        columns: whether these are columns, and not rows, where the matrix may be asymmetric.
-        at_once: (point, wanted) -> a faster function from (primals, shift) to what is taken of all rows, and (value, gradient);
-            None where there is none.
+        name: distinguishes its executables.
+        make: (point, wanted, chunk, stored) -> a function (source, shift, first row) -> what is wanted of the rows
+            [chunk, width].
+        fixed_bytes: point -> bytes that any chunk needs, an upper estimate.
+        row_bytes: point -> bytes that each row of a chunk needs in addition, an upper estimate.
+        reads_residuals: whether computing residuals once, rather than for each chunk, saves work.
+        columns: whether it computes columns rather than rows, which differ if the matrix is asymmetric.
+        at_once: (point, wanted) -> a faster function (source, shift) -> what is wanted of all rows, and (value, gradient);
+            None if there is none.
     """
 
     name: Hashable
     make: Callable[[Point, Wanted, int, bool], Callable[..., Array]]
-    fixed: Callable[[Point], int]
-    per_row: Callable[[Point], int]
+    fixed_bytes: Callable[[Point], int]
+    row_bytes: Callable[[Point], int]
     reads_residuals: bool
     columns: bool = False
     at_once: Callable[[Point, Wanted], Callable[..., Any]] | None = None
@@ -59,9 +61,9 @@ class Chunking:
     """How the rows will be computed.
 
     Attributes:
-        chunk: rows at a time.
-        stored: whether the residuals are computed once and kept, rather than inside each chunk.
-        maker: what computes them.
+        chunk: number of rows at a time.
+        stored: whether residuals are computed once, rather than for each chunk.
+        maker: what computes the rows.
     """
 
     chunk: int
@@ -81,23 +83,23 @@ def choose_chunking(
 ) -> tuple[Chunking, Peak]:
     """The largest chunk whose executable fits the budget.
 
-    Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is asked
-    for rather than extrapolated. Where even an upper estimate from shapes fits, nothing is compiled to find out.
+    Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is compiled rather
+    than extrapolated, unless an upper estimate from shapes already fits.
 
     Args:
         maker: what computes the rows.
         point: the Hessian.
         wanted: what is wanted of each row.
-        chunk: the user's choice, which is kept.
-        budget: bytes; None with a given chunk means that nothing is checked.
-        host_output: the result is written to the host's arrays, so no (n, width) buffer lies on the device.
+        chunk: the user's choice, which is never changed, or None.
+        budget: bytes; None, with a given chunk, checks nothing.
+        host_output: whether the result is written to an array on the host, so that no (n, width) buffer is on the device.
         compile: whether candidates may be compiled.
 
     Returns:
-        The chunk, and the memory that it takes.
+        The chunk, and its peak memory.
 
     Raises:
-        MemoryBudgetError: nothing fits; with the smallest budget that would do.
+        MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
     n = point.layout.n
     if chunk is not None:
@@ -115,7 +117,7 @@ def choose_chunking(
 
     width = wanted.width(point.layout)
     itemsize = point.layout.dtype.itemsize
-    smallest: int | None = None
+    smallest_bytes: int | None = None
     for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
@@ -124,34 +126,34 @@ def choose_chunking(
             if peak.fits(budget):
                 return Chunking(candidate, stored and _kept(point, maker, candidate), maker), peak
             assert peak.bytes is not None
-            smallest = peak.bytes if smallest is None else min(smallest, peak.bytes)
+            smallest_bytes = peak.bytes if smallest_bytes is None else min(smallest_bytes, peak.bytes)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak.bytes, budget)
-    raise _too_little(point, wanted, budget, chunk, smallest or 0, host_output, measured=True)
+    raise _too_little(point, wanted, budget, chunk, smallest_bytes or 0, host_output, measured=True)
 
 
 def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
-    """Whether residuals are computed once and kept: not where all rows are computed at once, which reads them once."""
+    """Whether residuals are computed once and stored: not if all rows are computed at once, which reads them only once."""
     return point.stored or (maker.reads_residuals and chunk < point.layout.n)
 
 
 def refuse_impossible(
     maker: RowMaker, point: Point, wanted: Wanted, *, chunk: int | None, budget: int, host_output: bool
 ) -> None:
-    """Refuse a budget that does not hold even the arguments and the result, from shapes alone.
+    """Refuse a budget that does not even fit the arguments and the result, from shapes alone.
 
     Raises:
-        MemoryBudgetError: with a budget that is sure to do: an upper estimate, one row at a time.
+        MemoryBudgetError: it holds a budget that is sure to suffice, an upper estimate for one row at a time.
     """
     held = point.source_bytes + _result_bytes(point, wanted, host_output)
     if held > budget:
-        needed = _estimate(point, wanted, host_output, maker)(chunk or 1)
-        raise _too_little(point, wanted, budget, chunk, needed, host_output, measured=False)
+        needed_bytes = _estimate(point, wanted, host_output, maker)(chunk or 1)
+        raise _too_little(point, wanted, budget, chunk, needed_bytes, host_output, measured=False)
 
 
 def _too_little(
-    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed: int, host_output: bool, measured: bool
+    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed_bytes: int, host_output: bool, measured: bool
 ) -> MemoryBudgetError:
     result = _result_bytes(point, wanted, host_output)
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
@@ -159,28 +161,28 @@ def _too_little(
     return MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {wanted.width(point.layout)} "
         f"{point.layout.dtype} entries: the result takes {format_bytes(result)}, and with {at} the computation needs "
-        f"{'' if measured else 'up to '}{format_bytes(needed)} in all. The smallest budget that "
-        f"{'would' if measured else 'is sure to'} do is memory={needed}{hint}",
-        needed=needed,
+        f"{'' if measured else 'up to '}{format_bytes(needed_bytes)} in all. The smallest budget that "
+        f"{'works' if measured else 'is sure to work'} is memory={needed_bytes}{hint}",
+        needed=needed_bytes,
         budget=budget,
     )
 
 
 def _result_bytes(point: Point, wanted: Wanted, host_output: bool) -> int:
-    """Bytes of the result on the device."""
+    """Size in bytes of the result on the device."""
     return 0 if host_output else point.layout.n * wanted.width(point.layout) * point.layout.dtype.itemsize
 
 
 def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
-    """Chunk -> upper estimate in bytes from shapes alone: every intermediate stored, freed after its last use."""
-    fixed, per_row = maker.fixed(point) + _result_bytes(point, wanted, host_output), maker.per_row(point)
+    """Chunk -> upper estimate in bytes from shapes alone: every intermediate is stored, and freed after its last use."""
+    fixed, per_row = maker.fixed_bytes(point) + _result_bytes(point, wanted, host_output), maker.row_bytes(point)
     return lambda chunk: fixed + chunk * per_row
 
 
 def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
-    """The largest power of two of rows worth compiling.
+    """The largest chunk worth compiling, a power of two or n.
 
-    The output alone must fit the budget, and the upper estimate must not be too large: each candidate that turns out not to
+    The output alone must fit the budget, and the upper estimate must not be too large, because each candidate that does not
     fit costs a compilation.
     """
     rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
@@ -190,20 +192,20 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
     return candidate
 
 
-def _next_candidate(chunk: int, peak: int, budget: int) -> int:
-    """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
-    leap = max(1, int(chunk * budget / (2 * peak)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > LEAP_FROM * budget else max(1, chunk // 2)
+def _next_candidate(chunk: int, peak_bytes: int, budget: int) -> int:
+    """A smaller power of two, in one leap if the excess is large, which saves compilations."""
+    leap = max(1, int(chunk * budget / (2 * peak_bytes)))
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak_bytes > LEAP_FROM * budget else max(1, chunk // 2)
 
 
 def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:
-    """(residuals or primals, shift, first row) -> what is taken of `chunk` rows; jitted."""
+    """(source, shift, first row) -> what is wanted of `chunk` rows; jitted."""
     key = ("rows", maker.name, wanted, chunk, stored)
     return point.program.memo.once(key, lambda: jax.jit(maker.make(point, wanted, chunk, stored)))
 
 
 def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
-    """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted."""
+    """(source, shift) -> what is wanted of all rows and, unless residuals are stored, (value, gradient); jitted."""
     program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.stored
 
     def build() -> Any:
@@ -225,7 +227,7 @@ def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
 
 
 def residuals_of(point: Point) -> Any:
-    """Primals -> (residuals, (value, gradient)); jitted."""
+    """Inputs of the program -> (arrays to store, (value, gradient)); jitted."""
     program = point.program
 
     def residuals(primals: Sequence[Array]) -> tuple[list[Array], tuple[Array, Array]]:
@@ -236,7 +238,7 @@ def residuals_of(point: Point) -> Any:
 
 
 def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int | None:
-    """Bytes at the worst moment as the compiler says of the executables that would run; None if it does not tell."""
+    """Peak memory of the executables that would run, as the compiler reports it; None if it does not."""
     program = point.program
     n, width = point.layout.n, wanted.width(point.layout)
     stored = stored and _kept(point, maker, chunk)
@@ -247,7 +249,7 @@ def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host
         before = executable_bytes(compiled) or 0
         held = sum(a.size * a.dtype.itemsize for a in arrays)
         arrays = shapes_of(point, stored)
-        if any(where):  # each of them is where the compiler puts it
+        if any(where):  # each residual is where the compiler places it
             arrays = [
                 jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
                 for a, sharding in zip(arrays, compiled.output_shardings[0], strict=True)
@@ -270,13 +272,13 @@ def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host
 
 
 class Taken(NamedTuple):
-    """What was taken of the rows.
+    """What was computed.
 
     Attributes:
-        rows: [n, width] on the device; None where it was written elsewhere.
-        seen: the value and the gradient [n] at the point, where they were made on the way.
-        finite: whether what was taken is finite, where that is known: of what was written elsewhere, or made on the way.
-        given: the rows in the form that was asked for, where they were made in it.
+        rows: what is wanted of all rows [n, width], on the device; None if written to an output or only `given`.
+        seen: the value and the gradient [n], if they were computed too.
+        finite: whether all entries are finite, if that was checked already.
+        given: the rows in the requested form, if they were computed in it.
     """
 
     rows: Array | None
@@ -289,7 +291,7 @@ class Taken(NamedTuple):
 
 
 def fill_traced(point: Point, wanted: Wanted, chunking: Chunking) -> Array:
-    """All rows [n, width] inside a trace: a loop of static length, so that it can be differentiated in both modes."""
+    """All rows [n, width] inside a trace, by a loop of static length, which can be differentiated in both modes."""
     n, width, chunk = point.layout.n, wanted.width(point.layout), chunking.chunk
     source, stored = point.source, point.stored or chunking.maker.reads_residuals
     if stored and not point.stored:
@@ -306,7 +308,7 @@ def fill_traced(point: Point, wanted: Wanted, chunking: Chunking) -> Array:
 
 
 def _axis(point: Point, wanted: Wanted, maker: RowMaker) -> int:
-    """Along which axis of the result chunks lie: columns of the whole matrix lie beside each other."""
+    """The axis of the result along which chunks are placed: 1 for whole columns, otherwise 0."""
     return 1 if maker.columns and wanted.width(point.layout) == point.layout.n else 0
 
 
@@ -324,18 +326,15 @@ def fill(
 ) -> Taken:
     """All rows [n, width] by a loop on the host.
 
-    One executable computes a chunk, one writes it into the result in place. Where an allocation fails all
-    the same, the chunk is halved, for good, and what is filled stays.
+    One executable computes a chunk, and one writes it into the result in place. If an allocation fails nevertheless, the chunk
+    is halved from there on, and finished rows are kept.
 
     Args:
         point: the Hessian, at concrete arrays.
         wanted: what is wanted of each row.
         chunking: how many rows at a time.
-        out: an `Output`, written to in place of a new device array.
+        out: an `Output` to write to instead of a new array on the device.
         report: called after each chunk.
-
-    Returns:
-        What was taken.
     """
     n, chunk, maker = point.layout.n, chunking.chunk, chunking.maker
     source, seen, finite = point.source, None, None
@@ -344,7 +343,7 @@ def fill(
     axis = _axis(point, wanted, maker)
     matrix, start = None, 0
     while start < n:
-        first = min(start, n - chunk)  # the last chunk is moved up, so that one executable serves all
+        first = min(start, n - chunk)  # the last chunk overlaps the one before it, so that one executable serves all
         at = jax.device_put(np.asarray(first, point.index_dtype))
         try:
             rows = _rows_of(point, wanted, chunk, chunking.stored, maker)(source, point.shift, at)
@@ -374,8 +373,8 @@ def fill(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _begin(rows: Array, start: Array, shape: tuple[int, int], axis: int) -> Array:
-    """The first chunk in a new result, which lies where the chunk does."""
-    # On a mesh with explicit axes the type says where, too; it is the same for the result.
+    """A new result that holds the first chunk, on the same devices."""
+    # On a mesh with explicit axes, the sharding is also part of the type.
     return _placed(jnp.zeros_like(rows, shape=shape, device=jax.typeof(rows).sharding), rows, start, axis)
 
 

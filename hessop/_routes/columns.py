@@ -1,9 +1,9 @@
 """The columns route: entries of the Hessian from products with chunks of basis vectors; always applies, always exact.
 
-The product with e_i is column i. H is symmetric, so that is row i, and nothing is transposed; but where derivative rules of
-somebody's own take part it may not be, and columns are written as columns. What is wanted of each (all of it, its diagonal
-entry, its diagonal block) is taken inside the executable, so that only the matrix itself is ever (n, n).
-Depends on the program, layouts and on how chunks of rows are run. Must never know operators, lineax or the other routes.
+The product with e_i is column i. H is symmetric, so that is also row i, and nothing is transposed. With user-defined derivative
+rules H may be asymmetric; then columns are written as columns. What is wanted of each row (all of it, its diagonal entry, its
+part of a block) is read inside the executable, so that only the matrix itself is ever (n, n).
+Depends on the program, layouts and how chunks of rows are run. Must never know operators, lineax or the other routes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from hessop._routes.wanted import Wanted
 
 
 def _rows(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Callable[..., Array]:
-    """(residuals or primals, shift, first row) -> what is taken of `chunk` rows [chunk, width]."""
+    """(source, shift, first row) -> what is wanted of `chunk` rows [chunk, width]."""
     program, layout, dtype = point.program, point.layout, point.index_dtype
 
     def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
         residuals = source if stored else program.residuals(source)
         index = start + lax.iota(dtype, chunk)
         tangents = layout.basis(index)
-        if chunk == 1:  # no vmap: some custom calls have no batching rule
+        if chunk == 1:  # without vmap: some custom calls have no batching rule
             single = shifted_product(program, residuals, shift, [t[0] for t in tangents])
             found = layout.ravel(single)[None, :]
         else:
@@ -42,7 +42,7 @@ def _rows(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Callable[..
 
 
 def _at_once(point: Point, wanted: Wanted) -> Callable[..., Any]:
-    """(primals, shift) -> what is taken of all rows [n, width], and (value, gradient)."""
+    """(source, shift) -> what is wanted of all rows [n, width], and (value, gradient)."""
     program, layout, dtype, energy = point.function, point.layout, point.index_dtype, point.function.energy
     captured, x_at, x_end = len(program.own), program.x_at, program.x_at + len(program.x_avals)
     assert energy is not None
@@ -71,7 +71,7 @@ def _per_row(point: Point) -> int:
 
 
 def products(program: AbstractProgram) -> RowMaker:
-    """Rows (or columns, where these may differ) by products."""
+    """Rows by products; columns, if H may be asymmetric."""
     twice = isinstance(program, HessianProgram) and program.energy is not None
     at_once = _at_once if twice and program.layout.n > 1 else None
     return RowMaker("products", _rows, _fixed, _per_row, True, columns=program.foreign_rule, at_once=at_once)

@@ -1,6 +1,6 @@
-"""How entries will be computed, and why: the one record that choosing makes, computing follows and a plan shows.
+"""How entries will be computed, and why: one record, which is made by choosing, followed by computing and shown by a plan.
 
-Depends on what is wanted of a row, on chunks and on peaks. Must never know how a decision is made.
+Depends on `Wanted`, chunks and peaks. Must never know how a decision is made.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from hessop._routes.wanted import Wanted
 
 
 class Request(NamedTuple):
-    """What is asked for; decisions are remembered by it.
+    """What the caller asks for; the key under which its decision is remembered.
 
     Attributes:
         wanted: what is wanted of each row.
-        route: the user's choice, or "auto"; "tiles" is that too, as entries are made of terms tile by tile.
-        chunk: the user's choice of rows at a time; means the columns route unless `route` is "structure".
-        memory: the user's budget in bytes.
+        route: the user's choice; "tiles" computes entries from terms, tile by tile.
+        chunk: the user's number of rows at a time, or None; it implies the columns route unless `route` is "structure".
+        memory: the user's budget in bytes, or None.
         host_output: whether the result is written to arrays on the host.
-        compile: whether candidates may be compiled to learn what they take.
-        calls: how often the executable is expected to be called.
+        compile: whether candidates may be compiled to find out how much memory they need.
+        calls: the expected number of calls of the executable.
     """
 
     wanted: Wanted
@@ -41,12 +41,12 @@ class Decision:
 
     Attributes:
         route: "structure" or "columns".
-        peak: memory at the worst moment.
+        peak: peak memory.
         reason: why the other route lost.
         chunking: how many rows at a time, and what computes them; None for all at once from the terms.
-        limit_bytes: what an equation without a rule may take, on the structure route.
-        tiled: whether terms are evaluated by tiles rather than as whole arrays.
-        run_seconds: what a call is expected to take.
+        limit_bytes: bytes that an equation without a rule may take, on the structure route.
+        tiled: whether terms are evaluated tile by tile rather than as whole arrays.
+        run_seconds: the expected run time of a call.
     """
 
     route: str

@@ -1,7 +1,7 @@
-"""Entries of a Hessian: decide how, once for what is asked; compute them; say what of them is not finite.
+"""Entries of a Hessian: decide how to compute them, compute them, and warn about those that are not finite.
 
-A decision is remembered with the program, so that what was asked before is a look-up and a dispatch. Depends on the routes,
-budgets and points. Must never know operators or lineax.
+The program remembers each decision, so a repeated request is a lookup and a dispatch. Depends on the routes, budgets and
+points. Must never know operators or lineax.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
 def decide(point: Point, request: Request) -> Decision:
-    """The route and form in which what is asked for is computed, at the budget that there is.
+    """How a request will be computed: the remembered decision, or a new one within the user's budget or free memory.
 
     Raises:
         MemoryBudgetError: nothing fits.
@@ -39,7 +39,7 @@ def decide(point: Point, request: Request) -> Decision:
         budget = free_memory(device_of(point))
     return point.program.memo.decision(
         (request, not point.stored, point.shift is None),
-        budget or 0,  # nothing is asked for a chunk without a budget
+        budget or 0,  # None means that a given chunk is not checked
         lambda: choose_route(point, request, budget),
         needs_bytes=lambda decision: decision.peak.bytes or 0,
         where=lambda decision: placement(point.source) if decision.peak.measured else None,
@@ -47,7 +47,7 @@ def decide(point: Point, request: Request) -> Decision:
 
 
 def device_of(point: Point) -> Any:
-    """The device of which memory is asked for; None where none is known."""
+    """The device that holds the point, for its free memory; None inside a trace."""
     for a in point.source:
         if isinstance(a, Array) and not isinstance(a, Tracer):
             return next(iter(a.devices()))
@@ -64,14 +64,14 @@ def entries(
     out: Any = None,
     progress: ProgressOption = False,
 ) -> Any:
-    """What is asked for of each row, in a form; or the output, filled.
+    """The requested entries in the given form; or `out`, filled with them.
 
     Args:
         point: the Hessian.
-        request: what is asked for.
-        form: how it is given.
-        problem: says what is not finite at the point, before the Hessian is looked at; None: nothing is said.
-        traced: whether the point is.
+        request: the requested entries, and the user's options.
+        form: the form of the result.
+        problem: describes what is not finite in the value or the gradient; None to skip the check.
+        traced: whether the point is traced.
         out: as for `materialize`.
         progress: as for `materialize`.
 
@@ -82,7 +82,7 @@ def entries(
     opened = contextlib.nullcontext()
     if out is not None:
         check_output(out, layout.n, layout.dtype)
-        opened = open_output(out, layout.n, layout.dtype)  # touches nothing before it is entered
+        opened = open_output(out, layout.n, layout.dtype)  # opens nothing until it is entered
     if layout.n == 0:
         with opened as output:
             pass
@@ -103,7 +103,7 @@ def entries(
             taken = _reported(point, wanted, decision, output, report)
     rows = taken.rows
     if problem is not None:
-        # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
+        # Products give columns. They differ from rows only in where 0 * inf ends up; report it where JAX has it.
         columns = decision.route == "columns" and not point.program.foreign_rule
         rows = _looked_at(point, wanted, taken, decision, columns, problem)
     if output is not None:
@@ -112,14 +112,14 @@ def entries(
 
 
 def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
-    """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
+    """(source, shift) -> all rows at once and (value, gradient), jitted; None if the rows are computed in chunks."""
     if decision.chunking is None:
         return structure_rows(point, wanted, decision.limit_bytes, decision.tiled)
     return all_rows(point, wanted, decision.chunking.maker) if decision.chunking.chunk == point.layout.n else None
 
 
 def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
-    """All rows in their form, in one dispatch; or else in chunks."""
+    """All rows in one dispatch, already in the requested form; or in chunks."""
     rows, layout = _at_once(point, wanted, decision), point.layout
     if rows is None:
         return _in_chunks(point, wanted, decision)
@@ -131,7 +131,7 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
         if form == "rows":
             return found, seen, None, None
         given = formed(found, wanted, form, layout)
-        # A matrix is not made twice.
+        # Return one copy of the matrix, not two.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
     options = short_call_options(decision.run_seconds) if _on_cpu(point) else {}
@@ -140,14 +140,14 @@ def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> T
     try:
         build = lambda: jax.jit(run, compiler_options=options)
         taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
-        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
+        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # an allocation may fail this late
         return taken
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error)
 
 
 def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
-    """Whether numpy copies the blocks of a matrix: on the CPU, unless the user has put an array on a device."""
+    """Whether numpy copies the blocks of a matrix: on the CPU, unless an array is committed to a device."""
     several = wanted == MATRIX and form == "leaves" and len(point.layout.shapes) > 1
     return several and _on_cpu(point) and not any(placement(point.source))
 
@@ -157,7 +157,7 @@ def _on_cpu(point: Point) -> bool:
 
 
 def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, report: Callable[[Progress], None]) -> Taken:
-    """All rows, with progress; into the output, if there is one."""
+    """All rows, with progress reports; written to `output` if there is one."""
     rows, n = _at_once(point, wanted, decision), point.layout.n
     if rows is None:
         return _in_chunks(point, wanted, decision, out=output, report=report)
@@ -176,7 +176,7 @@ def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, rep
 
 
 def _in_chunks(point: Point, wanted: Wanted, decision: Decision, error: Exception | None = None, **how: Any) -> Taken:
-    """Rows in chunks; after an error, if that is of memory, in chunks of half of them."""
+    """Rows in chunks; after running out of memory, in chunks of at most half of the rows. Other errors are raised again."""
     chunking = decision.chunking
     if error is not None and (chunking is None or not is_out_of_memory(error)):
         raise error
@@ -189,11 +189,11 @@ def _in_chunks(point: Point, wanted: Wanted, decision: Decision, error: Exceptio
 def _looked_at(
     point: Point, wanted: Wanted, taken: Taken, decision: Decision, columns: bool, problem: Callable[[], str | None]
 ) -> Array | None:
-    """The rows that were taken; what of the value, the gradient and them is not finite is said."""
+    """The rows, after a warning if the value, the gradient or a row is not finite."""
     rows, seen = taken.rows, taken.seen
     if seen is None and not point.stored:
         seen = _value_and_gradient(point)
-    if rows is None:  # written elsewhere, or given in another form only
+    if rows is None:  # written to the output, or returned only in another form
         finite = bool(taken.finite)
         rows = _computed(point, wanted, decision, "rows").rows if not finite and taken.given is not None else None
     else:
@@ -208,7 +208,7 @@ def _looked_at(
 
 
 def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
-    """Rows in a form, in one dispatch; a large matrix of one leaf is not copied."""
+    """Rows in the requested form, in one dispatch; the matrix of a single leaf is not copied."""
     if form == "rows":
         return rows
     layout = point.layout

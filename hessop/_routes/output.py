@@ -1,7 +1,7 @@
 """Where `materialize(out=...)` writes: the user's array, or a .npy file that replaces an older one only when complete.
 
-`check_output` looks and touches nothing, so it can run before planning; `open_output` opens, once the budget is known to
-hold. Depends on numpy, on JAX to recognise its arrays, and on the text of bytes. Must never know Hessians, budgets or how
+`check_output` has no side effects, so it runs before planning; `open_output` opens the output once the computation is known to
+fit. Depends on numpy, on JAX to recognise its arrays, and on the formatting of bytes. Must never know Hessians, budgets or how
 rows are computed.
 """
 
@@ -22,10 +22,10 @@ from hessop._base.bytes import format_bytes
 
 
 class Output(Protocol):
-    """Takes output[a:b] = rows, output[:, a:b] = columns and output[:] = all, as numpy arrays.
+    """Accepts numpy arrays: output[a:b] = rows, output[:, a:b] = columns, output[:] = matrix.
 
     Attributes:
-        result: what the user gets; for a path only once `open_output` has closed it.
+        result: what the user gets; for a path, set when `open_output` exits.
     """
 
     result: Any
@@ -34,11 +34,11 @@ class Output(Protocol):
 
 
 def check_output(out: Any, n: int, dtype: Any) -> None:
-    """Refuse what cannot hold an (n, n) matrix of a dtype. No side effects.
+    """Refuse an output that cannot hold an (n, n) matrix of this dtype. No side effects.
 
     Raises:
-        ValueError, TypeError: the wrong kind, shape or dtype, or read-only.
-        FileNotFoundError, PermissionError: a path where no file can be made or replaced.
+        ValueError, TypeError: it has the wrong kind, shape or dtype, or is read-only.
+        FileNotFoundError, PermissionError: no file can be created or replaced at the path.
     """
     if _is_path(out):
         _check_path(os.fsdecode(out))
@@ -50,9 +50,9 @@ def check_output(out: Any, n: int, dtype: Any) -> None:
 def open_output(out: Any, n: int, dtype: Any) -> Iterator[Output]:
     """`out`, already checked, as an `Output`.
 
-    A path is written to a temporary file in the same directory, with its space reserved. Leaving normally puts the
-    file in place of an older one; leaving by any exception removes it, and the older one is untouched. An array of the
-    user's is filled in place, so after an exception it is partly filled.
+    For a path, a temporary file is written in the same directory, with its space reserved. On normal exit it replaces an older
+    file; on any exception it is removed, and the older file is untouched. The user's own array is filled in place, so after an
+    exception it is partly filled.
 
     Raises:
         OSError: the disk is full.
@@ -61,10 +61,10 @@ def open_output(out: Any, n: int, dtype: Any) -> Iterator[Output]:
         _reserve_mapped(out)
         yield _Array(out)
         return
-    target = os.path.realpath(os.fsdecode(out))  # through links, which stay links
+    target = os.path.realpath(os.fsdecode(out))  # follows links, so that they stay links
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name[:60]}.{secrets.token_hex(4)}.part")
-    file = open(temporary, "x+b", buffering=0)  # noqa: SIM115  (what fails here has made nothing to remove)
+    file = open(temporary, "x+b", buffering=0)  # noqa: SIM115  (if this fails, there is nothing to remove)
     try:
         with file:
             _copy_permissions(target, temporary)
@@ -77,7 +77,7 @@ def open_output(out: Any, n: int, dtype: Any) -> Iterator[Output]:
             os.unlink(temporary)
         raise
     _sync_directory(folder)
-    # .npy has no name for bfloat16 and its like, and reads them as void.
+    # .npy cannot name bfloat16 and the like, and reads them as void.
     output.result = np.lib.format.open_memmap(target, mode="r+").view(dtype)
 
 
@@ -113,12 +113,12 @@ def _check_path(path: str) -> None:
         raise PermissionError(f"{got}, which exists and is read-only; make it writable (chmod u+w) or choose another path")
     if not _may_replace(there, os.stat(folder)):
         raise PermissionError(
-            f"{got}, which belongs to another user in a directory where only owners replace files; choose another path"
+            f"{got}, which belongs to another user, in a directory where only owners may replace files; choose another path"
         )
 
 
 def _may_replace(file: os.stat_result, folder: os.stat_result) -> bool:
-    """Whether a sticky directory, such as /tmp, lets this user replace a file."""
+    """Whether this user may replace a file, which a sticky directory, such as /tmp, may forbid."""
     return not folder.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid") or os.geteuid() in (0, file.st_uid, folder.st_uid)
 
 
@@ -143,7 +143,7 @@ def _check_array(out: Any, n: int, dtype: Any) -> None:
 def _is_dtype(got: Any, expected: Any) -> bool:
     try:
         return np.dtype(got) == np.dtype(expected)  # the byte order counts
-    except TypeError:  # a dtype of another library's
+    except TypeError:  # another library's dtype
         return False
 
 
@@ -161,9 +161,9 @@ class _Array:
 
 
 class _File:
-    """A .npy file of which every byte is written through its handle.
+    """A .npy file that is written through its handle.
 
-    A memory map would kill the process (SIGBUS) where the disk is full; a write raises.
+    A write to a full disk raises; a write to a memory map would kill the process (SIGBUS).
     """
 
     result: Any
@@ -194,35 +194,35 @@ class _File:
                 self._write(at + k * self._n * item, memoryview(run.view(np.uint8)))
 
     def sync(self) -> None:
-        """All that was written, on the disk; some file systems find out only here that they are full."""
+        """Flush everything to disk; some file systems report only here that they are full."""
         with self._full_disk():
             try:
                 os.fsync(self._file.fileno())
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot be asked for there
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # not supported
                     raise
 
     def _write(self, at: int, data: memoryview) -> None:
         self._file.seek(at)
-        while data:  # one call may write a part only
+        while data:  # one call may write only a part
             data = data[self._file.write(data) :]
 
     @contextlib.contextmanager
     def _full_disk(self) -> Iterator[None]:
-        """Say what an error of the file system is about."""
+        """Add the path and the sizes to an error of the file system."""
         try:
             yield
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(0)  # what is free without this file
+                self._file.truncate(0)  # so that the error reports the free space without this file
             raise _no_space(error, self._path, self._size) from error
 
 
 def _reserve(descriptor: int, offset: int, length: int) -> bool:
-    """Whether the file system has set the space of a file aside; where that is not possible, it has not.
+    """Reserve the space of a file, and return whether that is supported.
 
     Raises:
-        OSError: there is too little.
+        OSError: there is too little space.
     """
     if not hasattr(os, "posix_fallocate"):
         return False
@@ -237,7 +237,7 @@ def _reserve(descriptor: int, offset: int, length: int) -> bool:
 
 def _check_space(path: str, needed: int) -> None:
     disk = shutil.disk_usage(os.path.dirname(path))
-    if disk.free < needed and disk.total > 0:  # some file systems tell nothing
+    if disk.free < needed and disk.total > 0:  # some file systems report nothing
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -251,13 +251,13 @@ def _no_space(error: OSError, path: str, needed: int) -> OSError:
 
 
 def _reserve_mapped(out: Any) -> None:
-    """Fill the holes of the file behind a numpy memmap, as far as `out` reaches.
+    """Allocate the holes of the file behind a numpy memmap, in the range that `out` covers.
 
-    Writing to a hole kills the process where the disk is full. The file is found by its name, so it is left alone if it
-    is not long enough to be the one that is mapped.
+    Writing to a hole kills the process if the disk is full. The file is found by its name, so it is left alone if it is too
+    short to be the mapped one.
 
     Raises:
-        OSError: the disk has too little space for the holes.
+        OSError: there is too little space for the holes.
     """
     whole = out
     while isinstance(whole, np.ndarray) and isinstance(whole.base, np.ndarray):
@@ -284,7 +284,7 @@ def _reserve_mapped(out: Any) -> None:
 
 
 def _copy_permissions(source: str, path: str) -> None:
-    """The mode, and where allowed the owner, of a file that is to be replaced; none: as for any new file."""
+    """Copy the mode and, if allowed, the owner of the file that will be replaced; keep the defaults if there is none."""
     try:
         there = os.stat(source)
     except FileNotFoundError:
@@ -296,7 +296,7 @@ def _copy_permissions(source: str, path: str) -> None:
 
 
 def _sync_directory(folder: str) -> None:
-    """The new name, on the disk; where directories cannot be opened, that is left to the system."""
+    """Flush the new name to disk, on systems that can open directories."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A decision as text: what will happen, before it does, like a database's EXPLAIN.
+"""A decision as text: what will be computed, and how, before it is; like a database's EXPLAIN.
 
 Depends on decisions and on the self-pair rewrite. Must never decide or compute anything.
 """
@@ -13,7 +13,7 @@ from hessop._program.program import Mode
 from hessop._routes.decision import Decision
 from hessop._selfpairs.rewrite import SelfPair
 
-# Terms that are printed; the rest are in `Plan.terms`.
+# Number of terms that are printed; `Plan.terms` holds all.
 _SHOWN = 8
 
 
@@ -26,14 +26,14 @@ class Plan:
         dtype: dtype of the matrix.
         decision: the route, and why the other one lost.
         mode: how the program differentiates.
-        terms: the terms of the Hessian in index notation, the largest first, on the structure route.
-        fallbacks: the primitives that no rule covers, which are run column by column.
-        calls: how often it is expected to be computed at new points, which is what compiling has to pay for.
-        budget: bytes that were allowed.
-        products: how one product is computed; how `lineax.linearise` would compute them, and why.
+        terms: on the structure route, the terms of the Hessian in index notation, the largest first.
+        fallbacks: the primitives without a rule, which are evaluated column by column.
+        calls: the expected number of computations, which have to repay the compilation.
+        budget: the memory budget in bytes.
+        products: how one product is computed; how `lineax.linearise` would compute many, and why.
         self_pairs: where self pairs reach a singular primitive.
-        rewritten: whether self pairs are treated as the constants they are.
-        look: evaluates the function, and says what is wrong with it at this point; see `problem`.
+        rewritten: whether self pairs are treated as constants.
+        look: evaluates the function and describes what is not finite; see `problem`.
     """
 
     n: int
@@ -61,17 +61,17 @@ class Plan:
 
     @property
     def stored(self) -> bool:
-        """Whether the residuals are kept rather than recomputed for each chunk."""
+        """Whether residuals are computed once rather than for each chunk."""
         return self.decision.chunking is None or self.decision.chunking.stored
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment."""
+        """Peak memory in bytes."""
         return self.decision.peak.bytes or 0
 
     @property
     def measured(self) -> bool:
-        """Whether `peak` is the compiler's figure rather than an upper estimate from shapes."""
+        """Whether the compiler reported `peak`; otherwise it is an upper estimate from shapes."""
         return self.decision.peak.measured
 
     @property
@@ -81,12 +81,12 @@ class Plan:
 
     @functools.cached_property
     def problem(self) -> str | None:
-        """What is wrong with the value or the gradient at this point, or None; evaluated when it is first asked for."""
+        """What is not finite in the value or the gradient at this point, or None; evaluated on first access."""
         return self.look()
 
     @property
     def result(self) -> int:
-        """Bytes of the dense matrix."""
+        """Size of the dense matrix in bytes."""
         return self.n * self.n * self.dtype.itemsize
 
     def __repr__(self) -> str:
@@ -103,21 +103,21 @@ class Plan:
             lines += [f"                {term}" for term in self.terms[:_SHOWN]]
             if len(self.terms) > _SHOWN:
                 more = len(self.terms) - _SHOWN
-                lines.append(f"                and {more} more, no larger than these: see `terms` of this plan")
+                lines.append(f"                and {more} more, none larger: see `terms` of this plan")
             if self.chunk is not None:
                 lines.append(f"  rows        {chunks} x {self.chunk}")
         else:
             lines.append(f"  route       columns: {chunks} x {self.chunk} Hessian-vector products")
-            lines.append(f"  residuals   {'stored once' if self.stored else 'computed in each chunk, to fit the budget'}")
+            lines.append(f"  residuals   {'stored once' if self.stored else 'recomputed for each chunk, to fit the budget'}")
         lines.append(f"  because     {self.reason}")
         if self.fallbacks:
-            lines.append(f"  no rule     {', '.join(self.fallbacks)}: run column by column")
+            lines.append(f"  no rule     {', '.join(self.fallbacks)}: evaluated column by column")
         lines.append(
             f"  peak        {format_bytes(self.peak)} of a budget of {format_bytes(self.budget)}, "
-            + ("as the compiler says" if self.measured else "an upper estimate from shapes")
+            + ("as the compiler reports" if self.measured else "an upper estimate from shapes")
         )
         lines.append(f"  products    one at a time: {self.products[0]}")
-        lines.append(f"              of lineax.linearise: {self.products[1]}")
+        lines.append(f"              after lineax.linearise: {self.products[1]}")
         lines += [f"  self pairs  {line}" for line in self_pair_lines(self.self_pairs, self.rewritten)]
         if self.problem is not None:
             lines.append(f"  problem     {self.problem}")
@@ -125,7 +125,7 @@ class Plan:
 
 
 def self_pair_lines(pairs: tuple[SelfPair, ...], rewritten: bool) -> list[str]:
-    """One line per place where self pairs reach a singular primitive."""
-    done = "treated as the constants they are" if rewritten else "left as written: the derivative is not finite there"
+    """One line for each place where self pairs reach a singular primitive."""
+    done = "treated as constants" if rewritten else "left as written: the derivative is not finite there"
     lines = [f"{pair.primitive} at {pair.where}: {done}" for pair in pairs]
-    return lines or (["treated as the constants they are"] if rewritten else [])
+    return lines or (["treated as constants"] if rewritten else [])

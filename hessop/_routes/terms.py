@@ -1,6 +1,6 @@
-"""The structure route: what is wanted of the rows, read off the Hessian's terms.
+"""The structure route: entries of the Hessian, read from its terms.
 
-Depends on the structure engine, the program and what a `Wanted` is. Must never know operators, lineax or how a route is chosen.
+Depends on the structure engine, the program and `Wanted`. Must never know operators, lineax or how a route is chosen.
 """
 
 import dataclasses
@@ -24,51 +24,53 @@ from hessop._tiles import Tiled, trace_tiled
 
 
 def terms_of(
-    point: Point, residuals: Sequence[Array], limit: int | None, results: int | None = None, *, few: bool = False
+    point: Point, residuals: Sequence[Array], limit_bytes: int | None, limit_results: int | None = None, *, few: bool = False
 ) -> StructuredHessian:
-    """The Hessian at `point` as a sum of terms, without the shift; `few` where few of its entries are wanted."""
+    """The Hessian at `point` as a sum of terms, without the shift; `few` if only a few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
     linear, n_x = point.program.linear, len(point.program.x_avals)
-    return propagate(linear, residuals, n_x, limit_bytes=limit, limit_results=results, few_entries=few)
+    return propagate(linear, residuals, n_x, limit_bytes=limit_bytes, limit_results=limit_results, few_entries=few)
 
 
 @dataclasses.dataclass(frozen=True)
 class StructurePrice:
-    """What entries from terms cost, in two forms.
+    """The cost of entries from terms, evaluated in two ways.
 
     Attributes:
-        whole: where XLA is given whole arrays.
-        tiled: where what is as large as all pairs is never stored.
-        peak: bytes that whole arrays take at the worst moment, an upper estimate.
+        whole: as whole arrays.
+        tiled: tile by tile, without N x N intermediates.
+        peak_bytes: peak memory for whole arrays, an upper estimate.
     """
 
     whole: Cost
     tiled: Cost
-    peak: int
+    peak_bytes: int
 
 
-def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> Any:
-    """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
-    memo, refused = point.program.memo, ("terms refused", wanted, limit)
-    if results is not None and results <= memo.get(refused, -1):
+def traced_terms(point: Point, wanted: Wanted, limit_bytes: int | None, limit_results: int | None = None) -> Any:
+    """The jaxpr residuals -> [n, width], traced once for the program; None if that makes more than `limit_results` arrays."""
+    memo, refused = point.program.memo, ("terms refused", wanted, limit_bytes)
+    if limit_results is not None and limit_results <= memo.get(refused, -1):
         return None
 
     def taken(*residuals: Array) -> Array:
         few = wanted != MATRIX
-        return wanted.of_terms(terms_of(point, residuals, limit, results, few=few), point.layout)
+        return wanted.of_terms(terms_of(point, residuals, limit_bytes, limit_results, few=few), point.layout)
 
     try:
         build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return memo.once(("terms", wanted, limit), build)
+        return memo.once(("terms", wanted, limit_bytes), build)
     except TooLarge:
-        memo[refused] = results
+        memo[refused] = limit_results
         return None
 
 
-def structure_price(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> StructurePrice | None:
-    """What the structure route costs; None where it would make more than so many results."""
-    traced = traced_terms(point, wanted, limit, results)
+def structure_price(
+    point: Point, wanted: Wanted, limit_bytes: int | None, limit_results: int | None = None
+) -> StructurePrice | None:
+    """The cost of the structure route; None if making the terms takes more than `limit_results` arrays."""
+    traced = traced_terms(point, wanted, limit_bytes, limit_results)
     if traced is None:
         return None
     jaxpr, _ = open_jaxpr(traced)
@@ -80,25 +82,25 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
     return StructurePrice(whole, tiled, point.source_bytes + peak_bytes(terms, terms.invars))
 
 
-def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:
-    """Arguments, result and temporaries of the whole computation, as the compiler says."""
+def structure_bytes(point: Point, wanted: Wanted, limit_bytes: int | None) -> int | None:
+    """Arguments, result and temporaries of the whole computation, as the compiler reports them."""
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
-    key = ("structure bytes", wanted, point.stored, shift is None, limit, placement(point.source))
-    jitted, shapes = structure_rows(point, wanted, limit, True), placed_shapes(point.source)
+    key = ("structure bytes", wanted, point.stored, shift is None, limit_bytes, placement(point.source))
+    jitted, shapes = structure_rows(point, wanted, limit_bytes, True), placed_shapes(point.source)
     return point.program.memo.once(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
-def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
-    """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
+def structure_estimate(point: Point, wanted: Wanted, limit_bytes: int | None) -> int:
+    """As `structure_bytes`, but estimated from shapes; virtual values are not stored."""
 
     def estimate() -> int:
-        return _tiled(point, wanted, limit).stored_bytes()
+        return _tiled(point, wanted, limit_bytes).stored_bytes()
 
-    return point.program.memo.once(("structure estimate", wanted, point.stored, limit), estimate)
+    return point.program.memo.once(("structure estimate", wanted, point.stored, limit_bytes), estimate)
 
 
-def terms_by_rows(limit: int | None) -> RowMaker:
-    """Some rows of the matrix at a time from the terms, where the whole of it does not fit."""
+def terms_by_rows(limit_bytes: int | None) -> RowMaker:
+    """Rows of the matrix in chunks from the terms, for when the whole matrix does not fit."""
 
     def make(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Any:
         assert wanted == MATRIX
@@ -106,10 +108,10 @@ def terms_by_rows(limit: int | None) -> RowMaker:
         def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
             def taken(start: Array, *source: Array) -> list[Array]:
                 residuals = source if stored else point.program.residuals(source)
-                return [terms_of(point, residuals, limit).rows(start, chunk)]
+                return [terms_of(point, residuals, limit_bytes).rows(start, chunk)]
 
             shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
-            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit))
+            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit_bytes))
             (found,) = tiled(start, *source)
             if shift is None:
                 return found
@@ -118,7 +120,7 @@ def terms_by_rows(limit: int | None) -> RowMaker:
 
         return rows
 
-    return RowMaker(("terms", limit), make, _fixed, _per_row, reads_residuals=False)
+    return RowMaker(("terms", limit_bytes), make, _fixed, _per_row, reads_residuals=False)
 
 
 def _per_row(point: Point) -> int:
@@ -129,20 +131,20 @@ def _fixed(point: Point) -> int:
     return _per_row(point) + point.source_bytes
 
 
-def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Tiled:
+def _tiled(point: Point, wanted: Wanted, limit_bytes: int | None) -> Tiled:
     """As `_whole`, evaluated by tiles."""
     stored = point.stored
 
     def build() -> Tiled:
-        return trace_tiled(_whole(point, wanted, limit), shapes_of(point, stored), TERMS_OPTIONS)
+        return trace_tiled(_whole(point, wanted, limit_bytes), shapes_of(point, stored), TERMS_OPTIONS)
 
-    return point.program.memo.once(("structure by tiles", wanted, stored, limit), build)
+    return point.program.memo.once(("structure by tiles", wanted, stored, limit_bytes), build)
 
 
-def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
-    """(residuals or primals) -> what is taken and, from the primals, value and gradient: they are made on the way."""
+def _whole(point: Point, wanted: Wanted, limit_bytes: int | None) -> Any:
+    """Source -> what is wanted and, unless residuals are stored, value and gradient, which are computed anyway."""
     program, stored = point.program, point.stored
-    terms = jex.jaxpr_as_fun(traced_terms(point, wanted, limit))
+    terms = jex.jaxpr_as_fun(traced_terms(point, wanted, limit_bytes))
 
     def taken(*source: Array) -> Sequence[Array]:
         if stored:
@@ -153,18 +155,16 @@ def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
     return taken
 
 
-def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool) -> Any:
-    """(residuals or primals, shift) -> what is taken of all rows and, from the point, (value, gradient); jitted.
+def structure_rows(point: Point, wanted: Wanted, limit_bytes: int | None, tiled: bool) -> Any:
+    """(source, shift) -> what is wanted of all rows and, unless residuals are stored, (value, gradient); jitted.
 
-    By tiles it stores no pair values.
-
-    The terms read residuals of the size of all pairs. Evaluated together with what makes them, tile by tile and as planes,
-    those are recomputed where they are needed rather than written and read again.
+    The terms read residuals that may be N x N. With `tiled`, these are recomputed where they are needed, tile by tile, rather
+    than written and read again.
     """
     program, layout, stored = point.program, point.layout, point.stored
 
     def build() -> Any:
-        evaluate = _tiled(point, wanted, limit) if tiled else _whole(point, wanted, limit)
+        evaluate = _tiled(point, wanted, limit_bytes) if tiled else _whole(point, wanted, limit_bytes)
 
         def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
             found, *seen = evaluate(*source)
@@ -172,4 +172,4 @@ def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool)
 
         return jax.jit(run)
 
-    return program.memo.once(("structure", wanted, stored, limit, tiled), build)
+    return program.memo.once(("structure", wanted, stored, limit_bytes, tiled), build)

@@ -18,7 +18,7 @@ from hessop._tiles import Choice, Options, Tiled, trace_tiled
 
 
 class TiledFunction:
-    """What `tiled` returns: the function, and what is known of how it runs."""
+    """What `tiled` returns: the function, evaluated tile by tile."""
 
     def __init__(self, fn: Callable[..., Any], options: Options):
         self.fn, self.options = fn, options
@@ -31,11 +31,14 @@ class TiledFunction:
         return self._jitted(arrays, static)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
-        """What is not stored, which loops run, and which equations run whole and why, as text for a person.
+        """Describe what is not stored, which loops run, and which equations are evaluated whole and why.
 
         Args:
             *args: arguments of the function; only their shapes and dtypes matter.
             **kwargs: likewise.
+
+        Returns:
+            Text, one fact per line.
         """
         arrays, static = split_args((args, kwargs))
         return _explained(self._traced(arrays, static)[0])
@@ -59,17 +62,17 @@ class TiledFunction:
 def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunction:
     """The same function without its large intermediates: no N x N array is stored, only tiles of it.
 
-    Values of two long axes or more are never made whole where a rule can make parts of them: a loop over tiles pulls just
-    what a reduction needs, back through the function to its inputs. What no rule covers runs as JAX would run it (see
-    `explain`). Results equal those of `fn` up to the order of sums; a difference that is zero may have the other sign.
+    Values with two or more long axes are never stored whole if a rule can compute parts of them: a loop over tiles traces what
+    each reduction needs back through the function to its inputs. Operations without a rule run as in JAX (see `explain`).
+    Results equal those of `fn` up to the order of sums; a zero difference may have the opposite sign.
 
     The result works under `jax.jit`, `jax.vmap` and differentiation, and its derivatives are tiled too: `jax.grad(tiled(fn))`
-    and `tiled(jax.grad(fn))` both need memory of the order of N times a tile.
+    and `tiled(jax.grad(fn))` both need memory of the order of N times the tile length.
 
     Args:
         fn: a function of arrays or pytrees. Arrays and Python floats are traced; ints, bools and strings are static.
-        memory: bytes that a tile may take, or text like "64MB"; by default a tile stays in a CPU's cache.
-        tile: length of a tile along its axis; by default chosen from `memory`.
+        memory: the memory of a tile, in bytes or text like "64MB"; by default a tile stays in a CPU's cache.
+        tile: the length of a tile along its axis; by default chosen from `memory`.
 
     Returns:
         A function with the same signature, with a method `explain(*args)`.
@@ -77,7 +80,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, hessop
         >>> def energy(x):
         ...     return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
@@ -88,7 +91,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
 
     References:
         B. Charlier, J. Feydy, J. A. Glaunès, F.-D. Collin, G. Durif, "Kernel operations on the GPU, with autodiff, without
-        memory overflows", JMLR 22(74), 2021: the same schedule for formulas written in its language.
+        memory overflows", JMLR 22(74), 2021: the same schedule, for formulas in its own language.
     """
     if not callable(fn):
         raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
@@ -103,9 +106,9 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
 
 
 def untiled(fn: Any) -> Any:
-    """The function that was handed to `tiled`, else `fn` itself.
+    """The function that was passed to `tiled`, or `fn` itself.
 
-    A Hessian is planned from the equations of a function, tiles included; inside of a tiled call it would see none of them.
+    A Hessian is planned from the equations of the function, which a tiled call would hide.
     """
     while isinstance(fn, TiledFunction):
         fn = fn.fn

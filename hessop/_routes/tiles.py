@@ -1,7 +1,7 @@
-"""The tiles route: value, gradient and products without storing what is as large as all pairs.
+"""The tiles route: value, gradient and products without N x N intermediates.
 
-A product reads residuals of the size of all pairs, or recomputes them. On a tile they are made where they are needed, which
-is faster than reading them wherever making them is elementwise work.
+A product either reads residuals, which may be N x N, or recomputes them tile by tile where they are needed. Recomputing is
+faster if it is elementwise work.
 
 Depends on the tiles engine and the program. Must never know operators or lineax.
 """
@@ -25,12 +25,12 @@ def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
 
 
 def gradient(program: HessianProgram, primals: Sequence[Array]) -> list[Array]:
-    """The leaves of the gradient at `primals`. Its sums run in chunks where that of the value, over other axes, is not made."""
+    """The leaves of the gradient at `primals`. Without the value, which sums over other axes, its own sums run in chunks."""
     return _outputs(program, primals, "gradient", slice(1, None))
 
 
 def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """Both from one pass over tiles."""
+    """The value and the leaves of the gradient, from one pass over tiles."""
     value, *gradient = _outputs(program, primals, "value and gradient", slice(None))
     return value, gradient
 
@@ -47,20 +47,20 @@ def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wante
 def recomputed_product(
     program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, expensive: bool = False
 ) -> list[Array]:
-    """H t, leaf by leaf, from the point: residuals are made where they are read.
+    """The leaves of H t from the point; residuals are recomputed where they are read.
 
     Args:
         program: the program.
         primals: the point, [*own, *captured, *x, *args].
-        tangents: t, leaf by leaf.
-        expensive: whether residuals that are expensive to recompute are recomputed, too.
+        tangents: the leaves of t.
+        expensive: whether to recompute residuals even if that is expensive.
     """
     tiled = _tiled_product(program, expensive)
     return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
 
 
 def recomputes(program: HessianProgram, *, expensive: bool = False) -> bool:
-    """Whether products from the point make residuals where they are read, rather than store them."""
+    """Whether products from the point recompute residuals where they are read, rather than store them."""
     return _tiled_product(program, expensive) is not None
 
 
@@ -75,7 +75,7 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
 
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
-    """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
+    """The function, tile by tile, if it has large values and, unless `expensive`, none is expensive to recompute."""
     tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
     assert not tiled.constants
     plan = tiled.schedule()

@@ -1,6 +1,6 @@
 """What is wanted of each row of the Hessian (all of it, one entry, its part of a diagonal block), and in which form.
 
-Depends on layouts and on what can be read from terms. Must never know how rows are computed.
+Depends on layouts and terms. Must never know how rows are computed.
 """
 
 import abc
@@ -18,46 +18,46 @@ from hessop._structure import StructuredHessian
 
 
 class Wanted(abc.ABC):
-    """What is wanted of each row: how it is read from rows, from columns and from terms, and where a shift is added.
+    """What is wanted of each row: how to read it from rows, from columns and from terms, and how to add a shift.
 
-    What is read of n rows is an array [n, width].
+    The entries read from all n rows are an array [n, width].
     """
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def width(self, layout: Layout) -> int:
-        """Number of entries that are kept of a row."""
+        """Number of entries wanted of each row."""
 
     @abc.abstractmethod
     def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
-        """What is wanted of the rows [k, n] that are at `index` [k]."""
+        """The entries wanted of `rows` [k, n], whose row numbers are `index` [k]."""
 
     @property
     def has_terms(self) -> bool:
-        """Whether terms give this without the matrix."""
+        """Whether it can be read from terms without making the matrix."""
         return True
 
     @abc.abstractmethod
     def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
-        """What is wanted of all rows."""
+        """The entries wanted of all rows, from terms."""
 
     @abc.abstractmethod
     def of_columns(self, read: Array, layout: Layout) -> Array:
-        """What is wanted of all rows, where columns were read in their place."""
+        """The entries wanted of all rows, given what was read from all columns instead."""
 
     @abc.abstractmethod
     def leaves(self, read: Array, layout: Layout) -> list[Array]:
-        """What is read of all rows, leaf by leaf."""
+        """The entries of all rows, split by leaf."""
 
     @abc.abstractmethod
     def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
-        """The same of H + shift I."""
+        """The same entries of H + shift I."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix(Wanted):
-    """All of the row."""
+    """The whole row."""
 
     name = "Hessian"
 
@@ -74,7 +74,7 @@ class Matrix(Wanted):
         return read.T
 
     def leaves(self, read: Array, layout: Layout) -> list[Array]:
-        """Blocks of leaves by leaves, as JAX nests them."""
+        """One block for each pair of leaves, in the order of `jax.hessian`."""
         return blocks_of(read, layout)
 
     def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
@@ -84,7 +84,7 @@ class Matrix(Wanted):
 
 @dataclasses.dataclass(frozen=True)
 class Diagonal(Wanted):
-    """The entry `offset` to the right of the diagonal. Of columns it is the one below."""
+    """The entry `offset` to the right of the diagonal; read from columns, `offset` below it."""
 
     offset: int = 0
     name = "diagonal of the Hessian"
@@ -103,7 +103,7 @@ class Diagonal(Wanted):
         return terms.diagonal()[:, None]
 
     def of_columns(self, read: Array, layout: Layout) -> Array:
-        return read  # of columns another offset is asked for
+        return read  # the caller asks for the opposite offset
 
     def leaves(self, read: Array, layout: Layout) -> list[Array]:
         return layout.unravel(read[:, 0])
@@ -114,7 +114,11 @@ class Diagonal(Wanted):
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Wanted):
-    """The part of the row inside its diagonal block; `sizes` holds the block size of each leaf."""
+    """The part of the row inside its diagonal block.
+
+    Attributes:
+        sizes: the block size of each leaf.
+    """
 
     sizes: tuple[int, ...]
     name = "diagonal blocks of the Hessian"
@@ -145,7 +149,7 @@ class Blocks(Wanted):
         return read.at[jnp.arange(layout.n), own].add(shift)
 
     def join(self, blocks: Sequence[Array], layout: Layout) -> Array:
-        """For each leaf [size // k, k, k] -> [n, width], as the rows route takes it."""
+        """For each leaf [size // k, k, k] -> [n, width], as read from rows."""
         width = self.width(layout)
         return jnp.concatenate(
             [
@@ -162,21 +166,21 @@ class Blocks(Wanted):
         ]
 
 
-# One of each, which dictionaries find by identity.
+# Shared instances, which dictionaries find by identity.
 MATRIX, DIAGONAL = Matrix(), Diagonal(0)
-# As it is read [n, width]; leaf by leaf; and, of one entry per row, as a vector [n] or added up.
+# As read, [n, width]; split by leaf; for one entry per row, a vector [n] or its sum.
 Form = Literal["rows", "leaves", "vector", "sum"]
 
 
 def formed(read: Array, wanted: Wanted, form: Form, layout: Layout) -> Any:
-    """What is read of all rows [n, width] in a form."""
+    """The entries of all rows [n, width] in the given form."""
     if form == "leaves":
         return wanted.leaves(read, layout)
     return {"rows": lambda: read, "vector": lambda: read[:, 0], "sum": lambda: jnp.sum(read)}[form]()
 
 
 def blocks_on_host(matrix: Array, layout: Layout) -> list[Array]:
-    """`blocks_of` a matrix in the memory of the CPU: XLA takes 20 ms to compile the copy of each block, numpy none."""
+    """`blocks_of` for a matrix on the CPU, copied by numpy: XLA takes 20 ms to compile the copy of each block."""
     with jax.transfer_guard("allow"):  # nothing leaves the device
         return list(_as_arrays(*blocks_of(np.asarray(matrix), layout)))
 
@@ -187,7 +191,7 @@ def _as_arrays(*blocks: Any) -> tuple[Array, ...]:
 
 
 def blocks_of(matrix: Any, layout: Layout) -> list[Any]:
-    """The blocks of (n, n), row by row: each has shape_i + shape_j and the dtype of leaf i."""
+    """The blocks of (n, n), row by row; block (i, j) has shape_i + shape_j and the dtype of leaf i."""
     if len(layout.shapes) == 1:
         return [matrix.reshape(*layout.shapes[0], *layout.shapes[0])]
     split = np.split if isinstance(matrix, np.ndarray) else jnp.split

@@ -161,10 +161,10 @@ def test_an_impossible_budget_is_refused_without_compiling(route, compilations):
     with compilations() as seen:
         for memory in (1000, "20MB"):
             with pytest.raises(
-                hessop.MemoryBudgetError, match=r"smallest budget that is sure to do is memory=\d+; out="
+                hessop.MemoryBudgetError, match=r"smallest budget that is sure to work is memory=\d+; out="
             ) as caught:
                 H.materialize(memory=memory)
             assert result < caught.value.needed < 100 * result
     assert seen == []
-    # The budget that the message names is enough. A plan needs nothing but shapes.
+    # The budget that the message names is sure to be enough; a plan needs only shapes.
     assert H.plan(caught.value.needed).peak <= caught.value.needed
