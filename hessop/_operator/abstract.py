@@ -136,7 +136,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
             ValueError, TypeError: an argument is of the wrong kind.
             OSError: the file at `out` cannot be written, or the disk is full; mostly raised before anything is computed.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, hessop
             >>> H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
             >>> print(H.materialize(memory="1MB"))

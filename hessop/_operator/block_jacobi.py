@@ -132,7 +132,7 @@ def block_jacobi(H: Hessian, *, block: Any = None, floor: Scalar | None = None) 
         TypeError, ValueError: `H` is not a Hessian of hessop, or `floor` is not positive.
         RuntimeError: a block is not finite (checked when it runs, under jit too).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum(jnp.cosh(x)), jnp.ones(4), tags=lx.positive_semidefinite_tag)
         >>> options = {"preconditioner": hessop.block_jacobi(H)}

@@ -38,7 +38,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
     Raises:
         TypeError, ValueError: an option is unknown or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> print(hessop.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])))
         [[0. 4.]

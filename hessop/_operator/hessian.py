@@ -53,7 +53,7 @@ _ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
 
 @register
 class HessianOperator(AbstractHessian):
-    """The Hessian of `fn` at `x`, matrix-free: a symmetric [`lineax.AbstractLinearOperator`].
+    """The Hessian of `fn` at `x`, matrix-free: a symmetric `lineax.AbstractLinearOperator`.
 
     It is the Hessian of the function as it is when the operator is made: `fn` is traced once, and what it captured (globals,
     attributes, numpy arrays that change in place) is held as it was. Make an operator again to see a change. A function that
@@ -68,7 +68,7 @@ class HessianOperator(AbstractHessian):
         shift: lam of H + lam I, or None.
         tags: what is known of the matrix; holds `lineax.symmetric_tag`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x, a: a * jnp.sum(x[1:] ** 2 * x[:-1]), jnp.array([1.0, 2.0, 3.0]), (0.5,))
         >>> print(H.mv(jnp.array([1.0, 0.0, 0.0])))

@@ -23,7 +23,7 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
     Returns:
         A LinearOperator of shape (n, n) with matvec, rmatvec, matmat and rmatmat (the matrix is its own transpose).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
         >>> print(H.to_scipy() @ jnp.array([1.0, 1.0]))

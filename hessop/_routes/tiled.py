@@ -78,7 +78,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, hessop
         >>> def energy(x):
         ...     return jnp.sum(jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)))
