@@ -97,10 +97,11 @@ def newton_step(H, matrix):
     solution, seconds = twice(lambda: solve(H))
     step = solution.value.reshape(-1)
     foretold = H.gradient.reshape(-1) @ step + step @ (matrix @ step) / 2
+    products = int(solution.stats["num_steps"])
     before, after = float(H.value), float(hessop.HessianOperator(E_fn, H.x + solution.value).value)
     say(
         "Newton step",
-        f"by conjugate gradients in a trust region: {solution.stats['num_steps']} products, {seconds}. The energy goes from "
+        f"by conjugate gradients in a trust region: {products} product{'s' * (products != 1)}; {seconds}. The energy goes from "
         f"{before:.5g} to {after:.5g}, by {after - before:.4g}; the matrix foretold {foretold:.4g}.",
     )
     assert after < before
