@@ -91,18 +91,18 @@ def check(conf, few, matrix, columns=20):
 
 
 def newton_step(H, matrix):
-    """A step that is at most a tenth of the size of the cloud, and what the quadratic model says of it."""
+    """Take a step of at most a tenth of the size of the cloud; compare the change with what the matrix predicts."""
     radius = 0.1 * jnp.linalg.norm(H.x - jnp.mean(H.x, axis=0))
     solve = jax.jit(lambda H: lx.linear_solve(H, -H.gradient, hessop.TruncatedCG(1e-3, radius=radius)))
     solution, seconds = twice(lambda: solve(H))
     step = solution.value.reshape(-1)
-    foretold = H.gradient.reshape(-1) @ step + step @ (matrix @ step) / 2
+    predicted = H.gradient.reshape(-1) @ step + step @ (matrix @ step) / 2
     products = int(solution.stats["num_steps"])
     before, after = float(H.value), float(hessop.HessianOperator(E_fn, H.x + solution.value).value)
     say(
         "Newton step",
         f"by conjugate gradients in a trust region: {products} product{'s' * (products != 1)}; {seconds}. The energy goes from "
-        f"{before:.5g} to {after:.5g}, by {after - before:.4g}; the matrix foretold {foretold:.4g}.",
+        f"{before:.5g} to {after:.5g}, by {after - before:.4g}; the matrix predicted {predicted:.4g}.",
     )
     assert after < before
 
