@@ -16,7 +16,7 @@ import hessop
 from hessop._base import bytes as _budget
 from hessop._equations import cost as _price
 from hessop._equations.flat import open_jaxpr
-from hessop._routes import terms as _structured
+from hessop._routes import entries as _entries, terms as _structured
 from hessop._routes.wanted import Blocks, Diagonal, Matrix
 
 pytestmark = pytest.mark.once
@@ -115,8 +115,56 @@ def test_the_first_matrix_compiles_once(compilations):
         jax.block_until_ready(hessop.hessian(rosenbrock)(other))
     assert not seen
     with compilations() as seen:
-        jax.block_until_ready(hessop.hessian(fn)(weights))
-    assert len(seen) == 1
+        blocks = jax.tree.leaves(hessop.hessian(fn)(weights))
+    jax.block_until_ready(blocks)
+    # Numpy copies the sixteen blocks: a program of XLA would take as long to compile as the matrix does.
+    assert len(blocks) == 16
+    assert [("jit(run)" in line, "jit(_as_arrays)" in line) for line in seen] == [(True, False), (False, True)]
+
+
+def test_short_calls_are_compiled_with_less_effort(monkeypatch):
+    point = hessop.HessianOperator(rosenbrock, jnp.linspace(0.0, 1.0, 6, dtype=FLOAT))._point()
+    level = "xla_backend_optimization_level"
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert [_entries._effort(point, run) for run in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert _entries._effort(point, 1e-6) == {}
+
+
+def test_a_plan_computes_nothing_until_its_problem_is_asked_for(compilations):
+    x = jnp.linspace(0.0, 1.0, 6, dtype=FLOAT)
+    H = hessop.HessianOperator(lambda x: jnp.sum(jnp.sqrt(x) * x[0]), x)
+    with compilations() as seen:
+        plan = H.plan()
+    assert not seen
+    assert plan.problem is not None
+    assert "gradient" in plan.problem
+    assert plan.problem in str(plan)
+    assert H.plan() == plan
+
+
+def test_blocks_that_numpy_copies_are_those_of_jax():
+    points = {
+        "a": jnp.linspace(0.5, 1.0, 6, dtype=FLOAT).reshape(2, 3),
+        "b": jnp.asarray(0.7, FLOAT),
+        "c": jnp.ones((1, 2), FLOAT),
+    }
+    fn = lambda p: jnp.sum(jnp.sin(p["a"]) * p["b"]) ** 2 + jnp.sum(p["c"] ** 3) * p["b"]
+    wanted = jax.hessian(fn)(points)
+    with jax.transfer_guard("disallow"):
+        found = hessop.hessian(fn)(points)
+    jitted = jax.jit(hessop.hessian(fn))(points)
+    committed = hessop.hessian(fn)(jax.device_put(points, jax.devices()[0]))
+    for other in (found, jitted, committed):
+        assert jax.tree.structure(other) == jax.tree.structure(wanted)
+        for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(wanted), strict=True):
+            assert isinstance(ours, jax.Array)
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5 if jnp.float32 == FLOAT else 1e-12, atol=1e-6)
+    # They are arrays of their own: to give one away leaves the others as they are.
+    before = np.asarray(found["a"]["b"])
+    jax.jit(lambda a: a + 1, donate_argnums=0)(found["a"]["a"]).block_until_ready()
+    np.testing.assert_array_equal(found["a"]["b"], before)
 
 
 def test_a_function_whose_rule_jax_remembers_things_in_is_not_compiled_again(compilations):
@@ -194,6 +242,14 @@ def test_free_memory_is_read_once_a_second(monkeypatch):
     assert len(reads) == 3
 
 
+def test_values_that_no_cache_holds_take_longer():
+    eqns = jax.make_jaxpr(lambda x: jnp.sin(x) * 2.0)(jnp.ones(1000, FLOAT)).jaxpr.eqns
+    most = _price._NO_CACHE // (1000 * FLOAT.itemsize)
+    one = _price.work_of(eqns)
+    assert _price.work_of(eqns, batch=most) == most * one
+    assert _price.work_of(eqns, batch=most + 1) == _price._NO_CACHE_RATE * (most + 1) * one
+
+
 # --- entries before sums ---
 
 
@@ -208,6 +264,22 @@ def test_the_diagonal_of_a_product_of_matrices_multiplies_no_matrices(wanted):
     matrix = H.materialize()
     np.testing.assert_allclose(H.diagonal(), jnp.diagonal(matrix), rtol=1e-5)
     np.testing.assert_allclose(H.block_diagonal(5)[2], matrix[10:15, 10:15], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [Diagonal(0), Blocks((3,))])
+def test_many_factors_are_multiplied_two_at_a_time_and_not_to_the_matrix(wanted):
+    r = np.random.RandomState(0)
+    inputs, weights = jnp.asarray(r.randn(8, 90), FLOAT), jnp.asarray(r.randn(3, 8), FLOAT)
+    fn = lambda x: jnp.sum(jnp.tanh(jnp.tanh(inputs @ x) @ weights) ** 2)
+    x = jnp.asarray(0.1 * r.randn(90, 3), FLOAT)
+    H = hessop.HessianOperator(fn, x)
+    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), wanted, None))
+    assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) < 90 * 90
+    matrix = np.asarray(jax.hessian(fn)(x)).reshape(270, 270)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6 * np.max(np.abs(matrix))}
+    structured = hessop.HessianOperator(fn, x, route="structure")
+    np.testing.assert_allclose(structured.diagonal().ravel(), np.diagonal(matrix), **tolerance)
+    np.testing.assert_allclose(structured.block_diagonal(3)[4], matrix[12:15, 12:15], **tolerance)
 
 
 def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
@@ -289,11 +361,11 @@ def test_a_chunk_that_was_given_is_decided_once():
     H = hessop.HessianOperator(rosenbrock, x)
     call = lambda: H.materialize(chunk=10)
     call()
-    decisions = [key for key in H.program.executables if key[0] == "decision"]
-    before = len(H.program.executables)
+    decisions = [key for key in H.program.memo if key[0] == "decision"]
+    before = len(H.program.memo)
     first = min(python_calls(call) for _ in range(3))
     assert len(decisions) == 1
-    assert len(H.program.executables) == before
+    assert len(H.program.memo) == before
     assert first <= 400  # three chunks
 
 
@@ -305,4 +377,4 @@ def test_progress_and_an_output_run_the_same_executable():
     np.testing.assert_array_equal(H.materialize(progress=seen.append), whole)
     assert [state.done for state in seen] == [31]
     np.testing.assert_allclose(H.materialize(out=np.zeros((31, 31), FLOAT)), whole, rtol=1e-6, atol=1e-4)
-    assert not [key for key in H.program.executables if key[0] == "rows"]
+    assert not [key for key in H.program.memo if key[0] == "rows"]

@@ -92,7 +92,7 @@ def test_what_fn_captured_is_no_constant_of_an_executable():
     assert len(H._captured) == 1
     # Under an outer jit what fn captured is that jit's to place; the residuals are not even there.
     assert len(constants) <= 1
-    (jitted,) = [e for key, e in H._point().program.executables.items() if key[0] == "mv"]
+    (jitted,) = [e for key, e in H._point().program.memo.items() if key[0] == "mv"]
     lowered = jitted.lower(H._point().source, None, [data[1]]).as_text()
     assert "300x300" not in "".join(re.findall(r"stablehlo.constant[^\n]*", lowered))
 

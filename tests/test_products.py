@@ -229,7 +229,7 @@ def test_terms_are_not_kept_where_their_rounding_shows():
 
 def kinds_of_mm(H):
     """Whether products of many vectors ran by tiles of terms, or as so many products."""
-    keys = [key[0] for key in H._point().program.executables if isinstance(key[0], tuple | str)]
+    keys = [key[0] for key in H._point().program.memo if isinstance(key[0], tuple | str)]
     return {"tiles" if isinstance(key, tuple) else "vmap" for key in keys if key == "mm" or key[0] == "mm"}
 
 

@@ -118,7 +118,7 @@ def test_a_matrix_beyond_the_budget_is_written_rows_at_a_time():
     seen = []
     out = H.materialize(out=np.zeros((x.size, x.size), FLOAT), memory=memory, progress=seen.append)
     assert len(seen) > 1
-    makers = {key[1] for key in H._point().program.executables if key[0] == "rows"}
+    makers = {key[1] for key in H._point().program.memo if key[0] == "rows"}
     assert {maker[0] for maker in makers} == {"terms"}
     np.testing.assert_allclose(out, H.materialize(), rtol=0, atol=10 * TOLERANCE * np.abs(out).max())
     with pytest.raises(

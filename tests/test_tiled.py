@@ -11,7 +11,7 @@ import hessop
 from hessop._routes.tiled import TiledFunction
 from hessop._tiles import Options
 
-# Large enough that pair values are virtual (SHORT and the default threshold in hessop._tiles).
+# Large enough that pair values are virtual (see hessop/_tiles/tuning.py).
 N = 400
 X64 = jax.config.jax_enable_x64
 RTOL = 1e-11 if X64 else 2e-4
@@ -137,7 +137,7 @@ def pair(a):
 
 
 def small(fn, tile=4):
-    return TiledFunction(fn, Options(threshold=1, tile=tile))
+    return TiledFunction(fn, Options(threshold_elements=1, tile=tile))
 
 
 def small_energy(y):
@@ -373,7 +373,7 @@ def test_traced_once_for_each_shape_and_under_transformations():
 def test_explain_names_lines_through_library_functions():
     text = small(lambda a: jnp.sum(jnp.sort(pair(a), axis=1)[:, 0])).explain(A)
     (line,) = [line for line in text.splitlines() if line.startswith("whole: sort")]
-    assert "because no rule makes parts of it" in line
+    assert "because no rule computes parts of it" in line
     assert f"{__file__}:" in line
     text = small(lambda a: jax.jit(jax.jit(lambda d: jnp.sum(jnp.sort(d))))(pair(a))).explain(A)
     assert f"{__file__}:" in text

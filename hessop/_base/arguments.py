@@ -147,13 +147,15 @@ def _check_leaf(leaf: Any, path: Any, name: str, fix: str) -> Any:
         raise TypeError(f"{leaf_name(path, name)}: got dtype {array.dtype}, {fix}")
     # A Python float or a weakly typed array would promote differently from a vector of the same dtype.
     if array.aval.weak_type:
-        return _strong.__wrapped__(array) if isinstance(array, Tracer) else _strong(array)
+        return _strong(array) if isinstance(array, Tracer) else _strong_in_one_call(array)
     return array
 
 
-@jax.jit  # which costs a tenth of the Python that the conversion alone costs
 def _strong(array: Array) -> Array:
     return lax.convert_element_type(array, array.dtype)
+
+
+_strong_in_one_call = jax.jit(_strong)  # it takes a tenth of the calls of Python
 
 
 def _how_to_split(x: Any, name: str) -> str:

@@ -1,7 +1,7 @@
 """The exceptions that hessop raises, and nothing else.
 
-Static mistakes (a wrong shape, an unknown option) are plain `ValueError` and `TypeError`; these four are for what a
-caller may want to catch by name.
+Static mistakes (a wrong shape, an unknown option) are plain `ValueError` and `TypeError`; these are for what a caller may
+want to catch by name.
 """
 
 
@@ -25,7 +25,3 @@ class MemoryBudgetError(HessopError, MemoryError):
 
 class VerificationError(HessopError, AssertionError):
     """A numerical check of a Hessian failed; the message says which and by how much."""
-
-
-class ResumeError(HessopError, ValueError):
-    """A stored, partly filled result does not belong to the computation that wants to go on with it."""

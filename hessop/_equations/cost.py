@@ -20,6 +20,9 @@ _PRODUCT_RATE = 8
 _READ_RATE = 4
 # An entry that is gathered or scattered takes as long as this many elements of a pass.
 _SCATTER_RATE = 4
+# Where products run at once and a value of all of them has more bytes than this, no cache holds it: each element takes so many
+# times as long. (three_body, bond_order, force_field at their middle sizes: 2.8, 1.6 and 1.7 times, embedded atoms 2 to 4.)
+_NO_CACHE, _NO_CACHE_RATE = 2**25, 3
 # Elements of a pass that stays in a cache in the time of one that does not. Whole functions gain 7 to 20 times of it in
 # benchmarks/products.py; a route is not chosen for more than it surely gains.
 _TILE_RATE = 6
@@ -159,14 +162,15 @@ _WHOLE, _TILED = _Rates(1.0, 1.0), _Rates(LEAST_WORK, LEAST_WORK)
 _FUSED = _Rates(0.05, 2.0)
 
 
-def work_of(eqns: Any, *, tiled: bool = False) -> float:
+def work_of(eqns: Any, *, tiled: bool = False, batch: int = 1) -> float:
     """Elements written by equations, loops counted as often as they run.
 
     Args:
         eqns: equations.
         tiled: elementwise passes run tile by tile, in a cache.
+        batch: how often they run at once, each on values of its own.
     """
-    return sum(_work(eqn, _TILED if tiled else _WHOLE) for eqn in eqns)
+    return batch * sum(_work(eqn, _TILED if tiled else _WHOLE, batch) for eqn in eqns)
 
 
 def reading_work(equations: Equations, inputs: int) -> float:
@@ -179,9 +183,9 @@ def reading_work(equations: Equations, inputs: int) -> float:
     return read + sum(_work(eqn, _FUSED) for eqn in equations.eqns)
 
 
-def _work(eqn: Any, rates: _Rates) -> float:
+def _work(eqn: Any, rates: _Rates, batch: int = 1) -> float:
     name = eqn.primitive.name
-    inner = sum(_work(e, rates) for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns)
+    inner = sum(_work(e, rates, batch) for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns)
     if name == "scan":
         return inner * eqn.params["length"]
     if inner:
@@ -198,7 +202,8 @@ def _work(eqn: Any, rates: _Rates) -> float:
         return _SCATTER_RATE * max(read, written if name == "gather" else 0) + (0 if name == "gather" else written)
     if name.startswith("reduce"):
         return rates.summed * sum(v.aval.size for v in variables(eqn.invars))
-    return rates.written * written
+    large = batch > 1 and batch * sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars) > _NO_CACHE
+    return rates.written * written * (_NO_CACHE_RATE if large else 1)
 
 
 def matrix_product_work(rows: int, depth: int, columns: int) -> float:

@@ -24,6 +24,8 @@ RULED = _names("custom_jvp_call custom_vjp_call")
 VIEWS = _names("reshape squeeze expand_dims")
 # Each entry of the result is one of the operand, and each of the operand is there; `tile` is of JAX 0.12.
 RELABELS = VIEWS | _names("broadcast_in_dim transpose tile")
+# The operand, perhaps in another buffer or on other devices. (`pvary` exists in some versions of JAX only.)
+IDENTITIES = _names("copy copy_p optimization_barrier sharding_constraint device_put pvary")
 # A copy: some entries, in some order, of one operand or of several. XLA makes them inside of the kernel that reads them.
 COPIES = VIEWS | _names("broadcast_in_dim transpose slice iota rev concatenate pad copy copy_p")
 

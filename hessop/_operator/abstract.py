@@ -23,20 +23,24 @@ from hessop._base.progress import ProgressOption
 from hessop._operator.lineax import copied, matrix_operator
 from hessop._operator.method import method
 from hessop._program.finite import warn
-from hessop._program.memo import remembered
 from hessop._program.point import Point, shifted, shifted_product
-from hessop._program.program import HessianProgram
-from hessop._routes.choose_entries import Request
+from hessop._program.program import AbstractProgram
 from hessop._routes.choose_products import choose_products
+from hessop._routes.decision import Request
 from hessop._routes.entries import device_of, entries
 from hessop._routes.tiles import recomputed_product
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
+
+_NOT_A_MATRIX = (
+    "H is an operator of lineax, not an array; H.mv(v) is its product with one vector, H.mm(V) with several, and "
+    "H.materialize() is the dense matrix"
+)
 
 
 class AbstractHessian(lx.AbstractLinearOperator):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
-    program: eqx.AbstractVar[HessianProgram]
+    program: eqx.AbstractVar[AbstractProgram]
     shift: eqx.AbstractVar[Array | None]
     tags: eqx.AbstractVar[frozenset[object]]
     memory: eqx.AbstractVar[int | None]
@@ -79,6 +83,22 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """Shapes and dtypes of x."""
         return self.in_structure()
 
+    # --- what people try first ---
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, lx.AbstractLinearOperator):
+            return super().__matmul__(other)
+        raise TypeError(f"H @ v: {_NOT_A_MATRIX}")
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(f"v @ H: {_NOT_A_MATRIX}")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"np.asarray(H): {_NOT_A_MATRIX}")
+
+    # numpy leaves operators between its arrays and H to H.
+    __array_ufunc__ = None
+
     # --- products and entries ---
 
     @method
@@ -101,11 +121,10 @@ class AbstractHessian(lx.AbstractLinearOperator):
         count = leaves[0].shape[0] if leaves else 0
         how = {"route": self.route, "count": count, "calls": self.calls}
         key = ("products", self.memory, *how.values())
-        found = remembered(point.program, key, budget, lambda: choose_products(point, budget=budget, **how))
+        found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run("mm", _products, leaves))
-        tiled, consts = found
-        return self._like_x(self._run(("mm", tiled), functools.partial(_tiled_products, tiled, consts), leaves))
+        return self._like_x(self._run(("mm", found), functools.partial(_tiled_products, found), leaves))
 
     @method
     def materialize(
@@ -246,7 +265,7 @@ class AbstractHessian(lx.AbstractLinearOperator):
         """`function(program, stored, point's arrays, shift, *extra)`, jitted once for the program."""
         point = self._point()
         program, stored = point.program, point.stored
-        jitted = program.executable((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
+        jitted = program.memo.once((name, stored), lambda: jax.jit(lambda *arrays: function(program, stored, *arrays)))
         return jitted(point.source, point.shift, *extra)
 
     def _entries(
@@ -284,12 +303,12 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def _check_symmetry(self) -> None:
         """Say it, once for a program, where the derivative rules of the function make an asymmetric matrix."""
         program = self.program
-        if not program.foreign_rule or "symmetry" in program.executables:
+        if not program.foreign_rule or "symmetry" in program.memo:
             return
         point = self._point()
         if point.traced:
             return
-        program.executables["symmetry"] = True
+        program.memo["symmetry"] = True
         keys = jax.random.split(jax.random.key(0), 2)
         u, v = (point.layout.unravel(jax.random.normal(key, (point.layout.n,), point.layout.dtype)) for key in keys)
         Hu, Hv = self._product(u), self._product(v)
@@ -330,9 +349,9 @@ def _tiled_product(*of_point: Any) -> list[Array]:
 
 
 def _tiled_products(
-    tiled: Any, consts: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
+    tiled: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
 ) -> list[Array]:
-    return shifted(tiled(*consts, *source, *leaves), shift, leaves)
+    return shifted(tiled(*source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

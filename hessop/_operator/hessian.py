@@ -33,21 +33,24 @@ from hessop._operator.abstract import AbstractHessian
 from hessop._operator.lineax import check_tags, register, tag_names, tags_named
 from hessop._operator.method import method
 from hessop._program.finite import point_problem, warn
-from hessop._program.memo import remembered
 from hessop._program.point import Point, shapes_of
-from hessop._program.program import HessianProgram, program_for
+from hessop._program.program import AbstractProgram, HessianProgram, program_for
 from hessop._program.terms import TermsProgram
-from hessop._program.trace import trace
+from hessop._program.trace import name_of, trace
 from hessop._routes import tiles as _recompute
-from hessop._routes.choose_entries import CALLS_EXPECTED, Plan, Request
-from hessop._routes.choose_products import ProductChoice, choose_product, expected
+from hessop._routes.choose_products import ProductDecision, choose_product, expected
 from hessop._routes.chunks import residuals_of
+from hessop._routes.decision import Request
 from hessop._routes.entries import decide, device_of
+from hessop._routes.plan import Plan
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
+from hessop._routes.tuning import CALLS_EXPECTED
 from hessop._routes.wanted import MATRIX
 from hessop._structure import StructuredHessian
 
+# Characters: a repr on one line, and the longest x that is shown in it.
+_WIDE, _LONG = 10**6, 60
 _ROUTES, _SELF_PAIRS = get_args(RouteName), get_args(SelfPairsName)
 
 
@@ -179,6 +182,14 @@ class HessianOperator(AbstractHessian):
         """The arguments that follow x (a callable pytree given as `fn` is the first of them)."""
         return self._made_of.static(self._arrays)
 
+    def __repr__(self) -> str:
+        x = eqx.tree_pformat(self.x, width=_WIDE)
+        leaves = jax.tree.leaves(self.x)
+        if len(x) > _LONG:
+            x = f"<{len(leaves)} arrays of {sum(np.size(a) for a in leaves)} elements>"
+        shift = "" if self.shift is None else f", shift={eqx.tree_pformat(self.shift)}"
+        return f"HessianOperator({name_of(self.fn)}, x={x}{shift})"
+
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
         leaves, tree = jax.tree_util.tree_flatten(self.x)
@@ -248,36 +259,34 @@ class HessianOperator(AbstractHessian):
 
     @method
     def plan(self, memory: Memory = None) -> Plan:
-        """What `materialize()` would do at this budget; print it.
+        """What `materialize()` would do at this budget; print it. Nothing is computed until then.
 
         Raises:
             MemoryBudgetError: nothing fits.
         """
         point = self._point()
         asked = self.memory if memory is None else parse_memory(memory)
-        choice = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
+        decision = decide(point, Request(MATRIX, self.route, memory=asked, calls=self.calls))
         described, fallbacks = (), ()
-        if choice.route == "structure":
-            terms = jax.eval_shape(lambda *r: terms_of(point, r, choice.limit), *shapes_of(point, stored=True))
-            described, fallbacks = tuple(terms.describe()), terms.fallbacks
+        if decision.route == "structure":
+            terms = jax.eval_shape(lambda *r: terms_of(point, r, decision.limit_bytes), *shapes_of(point, stored=True))
+            sizes = terms.term_sizes()
+            lines = terms.describe()
+            described = tuple(lines[k] for k in sorted(range(len(lines)), key=lambda k: -sizes[k]))
+            fallbacks = terms.fallbacks
         return Plan(
             n=point.layout.n,
             dtype=point.layout.dtype,
-            route=choice.route,
+            decision=decision,
             mode=point.program.mode,
             terms=described,
             fallbacks=fallbacks,
-            chunk=choice.chunking.chunk if choice.chunking else None,
-            stored=choice.chunking.stored if choice.chunking else True,
             calls=self.calls,
             budget=asked or free_memory(device_of(point)),
-            peak=choice.peak or 0,
-            measured=choice.measured,
-            reason=choice.reason,
             products=(self._single_product(point), str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
-            problem=None if point.traced else self.problem(),
+            look=(lambda: None) if point.traced else self.problem,
         )
 
     @method
@@ -332,16 +341,16 @@ class HessianOperator(AbstractHessian):
         options |= {"self_pairs": self.self_pairs, "calls": self.calls}
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
-    def _choose_product(self, point: Point, memory: Memory = None) -> ProductChoice:
+    def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
         asked = self.memory if memory is None else parse_memory(memory)
         budget = asked or free_memory(device_of(point))
         count, compile = expected(point.layout.n), asked is not None or not point.traced
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
         key = ("product", asked, *how.values())
-        return remembered(point.program, key, budget, lambda: choose_product(point, budget=budget, **how))
+        return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _single_product(self, point: Point) -> str:
-        tiled = _recompute.recomputes(point.program, expensive=self.route == "tiles")
+        tiled = _recompute.recomputes(point.function, expensive=self.route == "tiles")
         return "by tiles, which store no residuals" if tiled else "with residuals made for it"
 
     def _gradient(self) -> list[Array]:
@@ -363,7 +372,7 @@ class LinearizedHessian(AbstractHessian):
         tags: what is known of the matrix; holds `lineax.symmetric_tag`.
     """
 
-    program: HessianProgram = eqx.field(static=True, repr=False)
+    program: AbstractProgram = eqx.field(static=True, repr=False)
     source: tuple[Array, ...]
     stored: bool = eqx.field(static=True)
     shift: Array | None
@@ -375,7 +384,7 @@ class LinearizedHessian(AbstractHessian):
 
     def __init__(
         self,
-        program: HessianProgram,
+        program: AbstractProgram,
         source: tuple[Array, ...],
         stored: bool,
         shift: Array | None,
@@ -389,6 +398,11 @@ class LinearizedHessian(AbstractHessian):
         self.tags, self.route, self.memory, self.calls = tags, route, memory, calls
         leaves, tree = jax.tree.flatten(structure)
         self.structure = (tuple(leaves), tree)  # hashable
+
+    def __repr__(self) -> str:
+        layout = self.program.layout
+        kept = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
+        return f"LinearizedHessian({layout.n} x {layout.n} {layout.dtype}, from {kept})"
 
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""

@@ -17,7 +17,7 @@ from jax import Array
 
 from hessop._base.layout import leaf_name
 from hessop._equations.flat import is_user_file
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram
 
 # Up to a million entries are all looked at. Of more, the diagonal and rows at even distances, as many entries in all: reading
 # all of a large matrix takes up to half of the time of making it (benchmarks/trust.py), and what poisons a Hessian nearly
@@ -57,7 +57,7 @@ def all_finite(array: Any) -> bool:
     return bool(np.logical_and.reduce(finite, axis=None))
 
 
-def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
+def point_problem(program: AbstractProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
     """What of x, the value and the gradient is not finite, and what to look at; None where all is."""
     found = []
     paths = jax.tree_util.tree_flatten_with_path(x)[0]
@@ -75,7 +75,7 @@ def point_problem(program: HessianProgram, x: Any, value: Array, gradient: Seque
     return "not finite: " + "; ".join(found) + ". " + cause(program) if found else None
 
 
-def result_problem(program: HessianProgram, taken: Array | None, what: str, point_known: bool) -> str:
+def result_problem(program: AbstractProgram, taken: Array | None, what: str, point_known: bool) -> str:
     """What to say of a result that is not finite (None: it is not on the device) where the value and the gradient are."""
     where = f"entries of the {what}"
     if taken is not None:
@@ -88,7 +88,7 @@ def result_problem(program: HessianProgram, taken: Array | None, what: str, poin
     )
 
 
-def cause(program: HessianProgram) -> str:
+def cause(program: AbstractProgram) -> str:
     """What to look at."""
     if program.self_pairs and not program.rewritten:
         places = "; ".join(f"{pair.primitive} at {pair.where}" for pair in program.self_pairs)

@@ -1,4 +1,4 @@
-"""Where a Hessian is: a program and the arrays that it is evaluated at, or those that it kept of them.
+"""Where a Hessian is evaluated: a program, and its inputs or the arrays that it kept of them.
 
 Depends on programs and layouts. Must never know operators or routes.
 """
@@ -14,7 +14,7 @@ from jax.core import Tracer
 from hessop._base.layout import Layout
 from hessop._base.settings import is_staging
 from hessop._equations.flat import shape_of
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 
 
 class Point(NamedTuple):
@@ -22,12 +22,13 @@ class Point(NamedTuple):
 
     Attributes:
         program: the program.
-        source: the inputs of the program at the point, [*own, *captured, *x, *args], or the residuals computed from them.
-        stored: whether `source` is the residuals.
+        source: the inputs of the program at the point, [*own, *captured, *x, *args], or what the program kept of them: the
+            residuals, or the arrays of the terms.
+        stored: whether `source` is what was kept. If not, `program` is a `HessianProgram`.
         shift: a multiple of the identity that is added; None for none.
     """
 
-    program: HessianProgram
+    program: AbstractProgram
     source: tuple[Array, ...]
     stored: bool
     shift: Array | None
@@ -36,6 +37,23 @@ class Point(NamedTuple):
     def layout(self) -> Layout:
         """Where each leaf lies in a flat vector."""
         return self.program.layout
+
+    @property
+    def function(self) -> HessianProgram:
+        """The program of the function; the point is given by its inputs."""
+        assert isinstance(self.program, HessianProgram)
+        assert not self.stored
+        return self.program
+
+    @property
+    def residual_equations(self) -> Sequence[Any]:
+        """The equations that compute the residuals from `source`; none if those are stored."""
+        return () if self.stored else self.function.primal.eqns
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the arrays that the point holds, without the shift."""
+        return sum(a.size * a.dtype.itemsize for a in self.source)
 
     @property
     def traced(self) -> bool:
@@ -49,7 +67,7 @@ class Point(NamedTuple):
 
 
 def shifted_product(
-    program: HessianProgram,
+    program: AbstractProgram,
     residuals: Sequence[Array],
     shift: Array | None,
     tangents: Sequence[Array],
@@ -68,7 +86,7 @@ def shifted(products: list[Array], shift: Array | None, tangents: Sequence[Array
 def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
     """Shapes of the residuals, or of the primals."""
     if stored:
-        return [shape_of(v.aval) for v in point.program.linear.invars[: point.program.n_residuals]]
+        return [shape_of(a) for a in point.program.kept_avals]
     assert not point.stored
     return [shape_of(a) for a in point.source]
 

@@ -11,6 +11,7 @@ something else now has another program, and a new lambda that says the same has 
 Depends on JAX, on traces and on the self-pair rewrite. Must never know operators, lineax, memory budgets or routes.
 """
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -41,39 +42,35 @@ from hessop._equations.flat import (
 )
 from hessop._equations.primitives import COMPARISONS, LOGIC, VIEWS
 from hessop._program.fingerprint import read
+from hessop._program.memo import Memo
 from hessop._program.trace import Trace, snapshots
+from hessop._program.tuning import FREE_RATIO, PROGRAMS_KEPT
 from hessop._selfpairs.rewrite import SelfPair, rewrite
 
 Mode = Literal["fwd_over_rev", "rev_over_rev"]
-_UNKNOWN = object()
 
 # Equations that cost nothing inside a fusion and whose results are larger than what they are made from. Storing such a
 # residual reads memory to save nothing: the linear part computes it again (masks, broadcasts, index ramps).
 _FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg"}
-_FREE_RATIO = 4
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HessianProgram:
-    """A function at fixed shapes, linearised once. It holds no array of the user's: all functions that say the same share it.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AbstractProgram(abc.ABC):
+    """What computes products with a Hessian at fixed shapes: arrays kept of a point, and a map from them that is linear in t.
+
+    It holds no array of the user's: all functions that say the same share it.
 
     Attributes:
-        own: arrays that derivative rules made; the first inputs of `primal`.
-        primal: (own and captured arrays, x leaves, args leaves) -> (value, gradient leaves, residuals).
-        linear: (residuals, tangent leaves) -> H t leaves; linear in the tangent.
+        linear: (kept arrays, tangent leaves) -> H t leaves; linear in the tangent.
         x_avals: shape and dtype of each leaf of x.
         mode: how the program differentiates; "rev_over_rev" only where a custom_vjp has no JVP rule.
         self_pairs: the places where self pairs reach a singular primitive.
         rewritten: whether self pairs were made the constants they are.
         foreign_rule: whether a derivative rule takes part that may be wrong, so that the matrix may be asymmetric.
         x64: whether 64-bit types were on when it was traced.
-        energy: (captured arrays, x leaves, args leaves) -> [the value], to be differentiated once more; None where derivative
-            rules of somebody's own take part, or only reverse over reverse is possible.
-        x_at: where the leaves of x begin among the inputs of `primal`.
+        memo: what was made for this program.
     """
 
-    own: tuple[Any, ...]
-    primal: Equations
     linear: Equations
     x_avals: tuple[jax.ShapeDtypeStruct, ...]
     mode: Mode
@@ -81,11 +78,9 @@ class HessianProgram:
     rewritten: bool
     foreign_rule: bool
     x64: bool
-    energy: Callable[..., Any] | None
-    x_at: int
-    executables: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
+    memo: Memo = dataclasses.field(default_factory=Memo, repr=False)
 
-    def __deepcopy__(self, memo: Any) -> "HessianProgram":
+    def __deepcopy__(self, memo: Any) -> "AbstractProgram":
         return self
 
     @functools.cached_property
@@ -94,33 +89,59 @@ class HessianProgram:
         return Layout(self.x_avals)
 
     @functools.cached_property
-    def input_avals(self) -> tuple[Any, ...]:
-        """Abstract values of what `primal` takes."""
-        return tuple(v.aval for v in self.primal.invars)
+    def kept_avals(self) -> tuple[Any, ...]:
+        """Abstract values of the arrays kept of a point."""
+        return tuple(v.aval for v in self.linear.invars[: len(self.linear.invars) - len(self.x_avals)])
 
     @functools.cached_property
     def x_input_avals(self) -> tuple[Any, ...]:
         """Abstract values of the leaves of x."""
-        return tuple(v.aval for v in self.linear.invars[self.n_residuals :])
+        return tuple(v.aval for v in self.linear.invars[len(self.kept_avals) :])
 
-    @property
-    def n_residuals(self) -> int:
-        """How many arrays the linear part reads besides the tangent."""
-        return len(self.linear.invars) - len(self.x_avals)
+    @abc.abstractmethod
+    def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
+        """Value, gradient leaves and the arrays to keep at `primals` = [*own, *captured, *x, *args]."""
+
+    @abc.abstractmethod
+    def residuals(self, primals: Sequence[Array]) -> list[Array]:
+        """The arrays to keep of a point, alone."""
+
+    @abc.abstractmethod
+    def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H t, leaf by leaf, from the arrays kept."""
+
+    @abc.abstractmethod
+    def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """H T for k tangents at once: leaves with a leading axis k."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class HessianProgram(AbstractProgram):
+    """A function at fixed shapes, linearised once; what it keeps of a point is the residuals.
+
+    Attributes:
+        own: arrays that derivative rules made; the first inputs of `primal`.
+        primal: (own and captured arrays, x leaves, args leaves) -> (value, gradient leaves, residuals).
+        energy: (captured arrays, x leaves, args leaves) -> [the value], to be differentiated once more; None where custom
+            derivative rules take part, or only reverse over reverse is possible.
+        x_at: where the leaves of x begin among the inputs of `primal`.
+    """
+
+    own: tuple[Any, ...]
+    primal: Equations
+    energy: Callable[..., Any] | None
+    x_at: int
+
+    @functools.cached_property
+    def input_avals(self) -> tuple[Any, ...]:
+        """Abstract values of what `primal` takes."""
+        return tuple(v.aval for v in self.primal.invars)
 
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
         """Value, gradient leaves and residuals at `primals` = [*own, *captured, *x, *args]."""
         value, *rest = (jnp.asarray(out) for out in evaluate(self.primal, primals))
         k = len(self.x_avals)
         return value, rest[:k], rest[k:]
-
-    def value(self, primals: Sequence[Array]) -> Array:
-        """fn(x, *args)."""
-        return self.linearize(primals)[0]
-
-    def gradient(self, primals: Sequence[Array]) -> list[Array]:
-        """Gradient leaves."""
-        return self.linearize(primals)[1]
 
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
         """What the linear part needs of the point."""
@@ -134,12 +155,6 @@ class HessianProgram:
     def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """H T for k tangents at once: leaves with a leading axis k."""
         return jax.vmap(lambda *t: self.product(residuals, t))(*tangents)
-
-    def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """What `build()` returned the first time that `key` was asked for: jitted functions live with their program."""
-        known = self.executables.get(key, _UNKNOWN)
-        # Another thread may have been faster; both must use the same from now on.
-        return self.executables.setdefault(key, build()) if known is _UNKNOWN else known
 
 
 def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
@@ -302,7 +317,7 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     chosen = set()
     while wanted:
         v = wanted.pop()
-        if v in chosen or v not in small or small[v] * _FREE_RATIO > size(v):
+        if v in chosen or v not in small or small[v] * FREE_RATIO > size(v):
             continue
         chosen.add(v)
         wanted.extend(variables(maker[v].invars))
@@ -315,7 +330,6 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
 _PROGRAMS: "weakref.WeakValueDictionary[Hashable, HessianProgram]" = weakref.WeakValueDictionary()
 _OF_FUNCTION: "weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, HessianProgram]]" = weakref.WeakKeyDictionary()
 _RECENT: "OrderedDict[Hashable, HessianProgram]" = OrderedDict()
-_LAST = 64
 _LOCK = threading.Lock()
 
 
@@ -346,5 +360,5 @@ def program_for(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tu
 def _keep(programs: "OrderedDict[Hashable, HessianProgram]", key: Hashable, program: HessianProgram) -> None:
     programs[key] = program
     programs.move_to_end(key)
-    if len(programs) > _LAST:
+    if len(programs) > PROGRAMS_KEPT:
         programs.popitem(last=False)

@@ -1,7 +1,7 @@
 """The terms of a Hessian as a program: made once at a point, after which products read nothing but them.
 
-What a `HessianProgram` keeps of a point is its residuals. Here it is the arrays of the terms, in the form whose products take
-least, so that whatever runs on a program and its residuals runs on terms and need not know it.
+A `HessianProgram` keeps the residuals of a point. This one keeps the arrays of the terms, in the form whose products cost
+least; whatever runs on a program and what it keeps runs on either.
 
 Depends on programs and the structure and tiles engines. Must never know operators, budgets or why this form was chosen.
 """
@@ -15,34 +15,32 @@ from jax import Array
 from jax.extend import core as jex
 
 from hessop._equations.flat import Equations, flatten_jaxpr, needed_equations, shape_of
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._structure import StructuredHessian, TooLarge, propagate
 from hessop._tiles import Options, Tiled, trace_tiled
 
 # Pair values are made where they are read from a dozen particles on: planes are faster than arrays with an axis of length 3
 # long before memory matters, and take XLA a third of the time to compile.
-TERMS_OPTIONS = Options(threshold=2**8, regroup=True)
+TERMS_OPTIONS = Options(threshold_elements=2**8, regroup=True)
 
 # Elements, and arrays, that terms may take to make.
 Most = tuple[float | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class TermsProgram(HessianProgram):
+class TermsProgram(AbstractProgram):
     """A program that keeps the arrays of the terms of a point.
 
     Attributes:
         base: the program of the function, for its value and gradient.
         form: the terms, with shapes in the place of arrays.
         make: (own and captured arrays, x leaves, args leaves) -> the arrays, without what is as large as all pairs in between.
-        made_of: what `make` takes in front of them.
         summed: whether the terms, before they were given this form, held products that have to be summed.
     """
 
     base: HessianProgram
     form: StructuredHessian
     make: Tiled
-    made_of: tuple[Any, ...]
     summed: bool
 
     def terms(self, residuals: Sequence[Array]) -> StructuredHessian:
@@ -56,7 +54,7 @@ class TermsProgram(HessianProgram):
 
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
         """The arrays of the terms."""
-        return list(self.make(*self.made_of, *primals))
+        return list(self.make(*primals))
 
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """H t, leaf by leaf, from the terms."""
@@ -85,21 +83,19 @@ def terms_program(
     traced = traced_terms(program, limit, most)
     if traced is None:
         return None
-    return program.executable(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
+    return program.memo.once(("terms program", limit, room, sums), lambda: _terms_program(program, traced, room, sums))
 
 
-def products_by_tiles(
-    program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)
-) -> tuple[Tiled, tuple[Any, ...]] | None:
-    """(consts, x leaves, args leaves, `count` tangents) -> H T, which stores no terms of the size of all pairs.
+def products_by_tiles(program: HessianProgram, limit: int | None, count: int, most: Most = (None, None)) -> Tiled | None:
+    """(own and captured arrays, x leaves, args leaves, `count` tangents) -> H T, without storing N x N terms.
 
-    Arguments and None as for `terms_program`; with it, what it takes in front.
+    Arguments and None as for `terms_program`.
     """
     traced = traced_terms(program, limit, most)
     if traced is None:
         return None
 
-    def build() -> tuple[Tiled, tuple[Any, ...]]:
+    def build() -> Tiled:
         arrays, form = traced
         count_primals = len(program.primal.invars)
 
@@ -108,11 +104,11 @@ def products_by_tiles(
             terms = dataclasses.replace(form, arrays=tuple(jex.jaxpr_as_fun(arrays)(*residuals)))
             return terms.mm_by_tiles(source[count_primals:])
 
-        shapes = [shape_of(v.aval) for v in program.primal.invars]
+        shapes = [shape_of(a) for a in program.input_avals]
         shapes += [jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for a in program.x_avals]
         return trace_tiled(products, shapes, TERMS_OPTIONS)
 
-    return program.executable(("products by tiles", limit, count), build)
+    return program.memo.once(("products by tiles", limit, count), build)
 
 
 def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None, None)) -> Any:
@@ -121,22 +117,23 @@ def traced_terms(program: HessianProgram, limit: int | None, most: Most = (None,
     Tracing stops where it does, which for a network of many layers saves most of it.
     """
     key, refused = ("traced terms", limit), ("terms too large", limit)
-    if key in program.executables:
-        return program.executables[key]
-    before = program.executables.get(refused)
+    known = program.memo.get(key)
+    if known is not None:
+        return known
+    before = program.memo.get(refused)
     if before is not None and any(a is not None and b is not None and a <= b for a, b in zip(most, before, strict=True)):
         return None
     elements, results = most
 
     def terms(*residuals: Array) -> StructuredHessian:
-        limits = {"limit": limit, "most": elements, "results": results}
+        limits = {"limit_bytes": limit, "limit_elements": elements, "limit_results": results}
         return propagate(program.linear, residuals, len(program.x_avals), **limits, lazy=True)
 
     try:
-        shapes = [shape_of(v.aval) for v in program.linear.invars[: program.n_residuals]]
-        return program.executable(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
+        shapes = [shape_of(a) for a in program.kept_avals]
+        return program.memo.once(key, lambda: jax.make_jaxpr(terms, return_shape=True)(*shapes))
     except TooLarge:
-        program.executables[refused] = most
+        program.memo[refused] = most
         return None
 
 
@@ -151,25 +148,18 @@ def _terms_program(program: HessianProgram, traced: Any, room: int, sums: bool) 
     def from_point(*primals: Array) -> list[Any]:
         return jex.jaxpr_as_fun(chosen)(*jex.jaxpr_as_fun(arrays)(*program.residuals(primals)))
 
-    make, made_of = trace_tiled(from_point, [shape_of(v.aval) for v in program.primal.invars], TERMS_OPTIONS)
-    linear = _product(form, program.x_avals)
-    kept = linear.invars[: len(form.arrays)]
+    make = trace_tiled(from_point, [shape_of(a) for a in program.input_avals], TERMS_OPTIONS)
     return TermsProgram(
-        own=program.own,
-        primal=Equations(kept, (), kept),  # what is there when a product begins
-        linear=linear,
+        linear=_product(form, program.x_avals),
         x_avals=program.x_avals,
         mode=program.mode,
         self_pairs=program.self_pairs,
         rewritten=program.rewritten,
         foreign_rule=program.foreign_rule,
         x64=program.x64,
-        energy=None,
-        x_at=program.x_at,
         base=program,
         form=form,
         make=make,
-        made_of=tuple(made_of),
         summed=whole.has_sums(),
     )
 

@@ -6,8 +6,8 @@ know operators or lineax, and never computes a product.
 """
 
 import dataclasses
+import functools
 import math
-from typing import Any
 
 import jax
 
@@ -16,16 +16,13 @@ from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
 from hessop._equations.flat import peak_bytes
 from hessop._program.point import Point, shapes_of
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._program.terms import TermsProgram, products_by_tiles, terms_program
 from hessop._routes.choose_entries import bytes_without_rule
+from hessop._routes.fits import Peak, peak_of
 from hessop._routes.tiles import recomputes
+from hessop._routes.tuning import BUDGETS_TO_MAKE_TERMS, MARGIN_OF_TERMS
 from hessop._tiles import Tiled
-
-# Terms must win by this factor where residuals are not stored: prices are crude, and a plain product stores nothing then.
-_MARGIN = 1.25
-# Terms whose making takes this many budgets in all are not tried.
-_TURNS = 8
 
 
 def expected(n: int) -> int:
@@ -37,7 +34,7 @@ def expected(n: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProductChoice:
+class ProductDecision:
     """How products are computed, and why.
 
     Attributes:
@@ -46,7 +43,7 @@ class ProductChoice:
         reason: why the other ways lost.
     """
 
-    program: HessianProgram
+    program: AbstractProgram
     stored: bool
     reason: str
 
@@ -55,7 +52,7 @@ class ProductChoice:
         return f"from {kind}: {self.reason}"
 
 
-def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductChoice:
+def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductDecision:
     """The cheapest way to `count` products at each of `calls` points that fits the budget.
 
     Args:
@@ -71,31 +68,33 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
         MemoryBudgetError: route="structure" does not fit.
     """
     if route == "tiles":
-        return ProductChoice(point.program, False, "route='tiles' keeps nothing else")
-    plain = _without_terms(point, budget)
-    plain_cost = _plain_cost(plain, count)
+        return ProductDecision(point.function, False, "route='tiles' keeps nothing else")
+    program, stored = point.function, _stores(point.function, budget)
+    plain_cost = _plain_cost(program, stored, count)
+    plain = functools.partial(ProductDecision, program, stored)
     if route == "columns":
-        return dataclasses.replace(plain, reason="route='columns' makes no terms")
+        return plain("route='columns' makes no terms")
     if point.layout.n == 0:
-        return plain
+        return plain("there are no unknowns")
     # Differences of pairs make nothing of a translation exactly. A matrix does to rounding of its largest entries: in float32
     # conjugate gradients on the energy of JAX issue #787 get stuck at a residual of 2e-3 with it.
-    if route == "auto" and not plain.stored and point.layout.dtype.itemsize < 8:
-        return dataclasses.replace(plain, reason="terms round what differences of pairs hold exactly, which shows in float32")
-    limit = bytes_without_rule(point.program, budget)
+    if route == "auto" and not stored and point.layout.dtype.itemsize < 8:
+        return plain("terms round what differences of pairs hold exactly, which shows in float32")
+    limit = bytes_without_rule(program, budget)
     # What is made fits, at least in turns; and it pays for what compiling it takes.
-    most, results = _TURNS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
+    most, results = BUDGETS_TO_MAKE_TERMS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
     needed = 0
-    for terms, of_terms in _forms(point.program, limit, (most, results) if route == "auto" else (None, None), count):
+    for terms, of_terms in _forms(program, limit, (most, results) if route == "auto" else (None, None), count):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products a call, and {calls:g} calls, are expected"
-        clear = (1 if plain.stored else _MARGIN) * of_terms.run < plain_cost.run
+        clear = (1 if stored else MARGIN_OF_TERMS) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
-            return dataclasses.replace(plain, reason=figures)
-        needed = _peak(point, terms, budget, compile)
-        if needed <= budget:
-            return ProductChoice(terms, True, figures)
+            return plain(figures)
+        peak = _peak(point, terms, budget, compile)
+        if peak.fits(budget):
+            return ProductDecision(terms, True, figures)
+        needed = peak.bytes or 0
     if not needed:
-        return dataclasses.replace(plain, reason="terms would take more to make than they could save")
+        return plain("terms would take more to make than they could save")
     if route == "structure":
         raise MemoryBudgetError(
             f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which need "
@@ -103,27 +102,27 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
             needed=needed,
             budget=budget,
         )
-    return dataclasses.replace(plain, reason=f"terms need {format_bytes(needed)}")
+    return plain(f"terms need {format_bytes(needed)}")
 
 
-def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> tuple[Tiled, tuple[Any, ...]] | None:
+def choose_products(point: Point, *, route: str, budget: int, count: int, calls: float) -> Tiled | None:
     """How `count` products at once are computed from the point: by tiles of the terms, or by `count` products (None).
 
-    Tiles take (what stands beside them, point, vectors).
+    Tiles are called with the point and the vectors.
     """
     if route == "columns" or point.layout.n == 0 or point.stored:
         return None
-    program, limit = point.program, bytes_without_rule(point.program, budget)
+    program, limit = point.function, bytes_without_rule(point.program, budget)
     if route in ("structure", "tiles"):
         return products_by_tiles(program, limit, count)
-    work = count * _work(_without_terms(point, budget))
+    work = count * _work(program, _stores(program, budget))
     plain = cost((*program.primal.eqns, *program.linear.eqns), work)
-    found = products_by_tiles(program, limit, count, (work / (_MARGIN * LEAST_WORK), results_worth(plain, calls)))
+    found = products_by_tiles(program, limit, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
     if found is None:
         return None
-    eqns = found[0].final().eqns
+    eqns = found.final().eqns
     by_tiles = cost(eqns, work_of(eqns, tiled=True))
-    return found if _MARGIN * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
+    return found if MARGIN_OF_TERMS * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
 
 
 def _forms(
@@ -138,50 +137,45 @@ def _forms(
         terms = terms_program(program, limit, room, sums=sums, most=most)
         if terms is None:
             return found
-        make = terms.make.equations.eqns
+        make = terms.make.equations.flat.eqns
         work = work_of(make, tiled=True) + count * _stored_work(terms)
         found.append((terms, cost((*make, *terms.linear.eqns), work)))
     return sorted(found, key=lambda form: form[1].run)
 
 
-def _plain_cost(choice: ProductChoice, count: int) -> Cost:
-    """Of `count` products, and of the residuals where they are stored."""
-    program = choice.program
+def _plain_cost(program: HessianProgram, stored: bool, count: int) -> Cost:
+    """Of `count` products without terms, and of the residuals where they are stored."""
     primal, linear = program.primal.eqns, program.linear.eqns
-    if choice.stored:
+    if stored:
         return cost((*primal, *linear), work_of(primal, tiled=True) + count * _stored_work(program))
-    return cost((*primal, *linear), count * _work(choice))
+    return cost((*primal, *linear), count * _work(program, stored))
 
 
-def _stored_work(program: HessianProgram) -> float:
+def _stored_work(program: AbstractProgram) -> float:
     """Of a product that reads what is stored."""
-    return reading_work(program.linear, program.n_residuals)
+    return reading_work(program.linear, len(program.kept_avals))
 
 
-def _without_terms(point: Point, budget: int) -> ProductChoice:
-    """From residuals or from the point, whichever is cheaper; from the point also where residuals do not fit."""
-    program = point.program
-    stored = ProductChoice(program, True, "")
+def _stores(program: HessianProgram, budget: int) -> bool:
+    """Whether products without terms read residuals: where these fit, and cost less than to recompute them."""
     if not recomputes(program):
-        return stored
-    residuals = program.linear.invars[: program.n_residuals]
-    fits = sum(v.aval.size * v.aval.dtype.itemsize for v in residuals) <= budget
-    recomputed = ProductChoice(program, False, "")
-    return stored if fits and _work(stored) <= _work(recomputed) else recomputed
+        return True
+    fits = sum(a.size * a.dtype.itemsize for a in program.kept_avals) <= budget
+    return fits and _work(program, True) <= _work(program, False)
 
 
-def _work(choice: ProductChoice) -> float:
-    program = choice.program
+def _work(program: HessianProgram, stored: bool) -> float:
+    """Of a product without terms."""
     linear = program.linear.eqns
-    return work_of(linear) if choice.stored else work_of((*program.primal.eqns, *linear), tiled=True)
+    return work_of(linear) if stored else work_of((*program.primal.eqns, *linear), tiled=True)
 
 
-def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> int:
-    """Bytes at the worst moment of making the terms, by the compiler's word where an upper estimate does not fit."""
-    equations = terms.make.equations
-    estimate = peak_bytes(equations, equations.invars)
-    if estimate <= budget or not compile:
-        return estimate
-    lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
-    told = terms.executable("bytes", lambda: executable_bytes(lowered.compile()))
-    return estimate if told is None else told
+def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> Peak:
+    """Memory at the worst moment of making the terms."""
+
+    def told() -> int | None:
+        lowered = jax.jit(terms.residuals).lower(shapes_of(point, stored=False))
+        return terms.memo.once("bytes", lambda: executable_bytes(lowered.compile()))
+
+    equations = terms.make.equations.flat
+    return peak_of(peak_bytes(equations, equations.invars), budget, told if compile else None)

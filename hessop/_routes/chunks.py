@@ -20,6 +20,8 @@ from hessop._base.progress import Progress
 from hessop._equations.flat import shape_of
 from hessop._program.finite import all_finite
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
+from hessop._routes.fits import NOT_ASKED, Peak, peak_of
+from hessop._routes.tuning import LARGEST_OVERESTIMATE, LEAP_FROM
 from hessop._routes.wanted import Wanted
 
 
@@ -58,15 +60,11 @@ class Chunking:
     Attributes:
         chunk: rows at a time.
         stored: whether the residuals are computed once and kept, rather than inside each chunk.
-        peak: bytes of arguments, outputs and temporaries at the worst moment; None where nothing was asked.
-        measured: whether `peak` is the compiler's word, not an upper estimate from shapes.
         maker: what computes them.
     """
 
     chunk: int
     stored: bool
-    peak: int | None
-    measured: bool
     maker: RowMaker
 
 
@@ -79,7 +77,7 @@ def choose_chunking(
     budget: int | None,
     host_output: bool = False,
     compile: bool = True,
-) -> Chunking:
+) -> tuple[Chunking, Peak]:
     """The largest chunk whose executable fits the budget.
 
     Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is asked
@@ -95,7 +93,7 @@ def choose_chunking(
         compile: whether candidates may be compiled.
 
     Returns:
-        The choice.
+        The chunk, and the memory that it takes.
 
     Raises:
         MemoryBudgetError: nothing fits; with the smallest budget that would do.
@@ -104,7 +102,7 @@ def choose_chunking(
     if chunk is not None:
         chunk = max(1, min(chunk, n))
         if budget is None:
-            return Chunking(chunk, _kept(point, maker, chunk), None, False, maker)
+            return Chunking(chunk, _kept(point, maker, chunk), maker), NOT_ASKED
     assert budget is not None
     estimate = _estimate(point, wanted, host_output, maker)
     first = n if chunk is None else chunk
@@ -112,7 +110,7 @@ def choose_chunking(
         while first > 1 and estimate(first) > budget:
             first = max(1, first // 2)
     if estimate(first) <= budget or not compile:
-        return Chunking(first, _kept(point, maker, first), estimate(first), False, maker)
+        return Chunking(first, _kept(point, maker, first), maker), Peak(estimate(first), False)
 
     width = wanted.width(point.layout)
     itemsize = point.layout.dtype.itemsize
@@ -120,13 +118,15 @@ def choose_chunking(
     for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
         while True:
-            peak = _measured_peak(point, wanted, candidate, stored, host_output, maker)
-            smallest = peak if smallest is None else min(smallest, peak)
-            if peak <= budget:
-                return Chunking(candidate, stored and _kept(point, maker, candidate), peak, True, maker)
+            told = functools.partial(_compiled_bytes, point, wanted, candidate, stored, host_output, maker)
+            peak = peak_of(estimate(candidate), budget, told)
+            if peak.fits(budget):
+                return Chunking(candidate, stored and _kept(point, maker, candidate), maker), peak
+            assert peak.bytes is not None
+            smallest = peak.bytes if smallest is None else min(smallest, peak.bytes)
             if candidate == 1 or chunk is not None:
                 break
-            candidate = _next_candidate(candidate, peak, budget)
+            candidate = _next_candidate(candidate, peak.bytes, budget)
     raise _too_little(point, wanted, budget, chunk, smallest or 0, host_output, measured=True)
 
 
@@ -143,7 +143,7 @@ def refuse_impossible(
     Raises:
         MemoryBudgetError: with a budget that is sure to do: an upper estimate, one row at a time.
     """
-    held = sum(a.size * a.dtype.itemsize for a in point.source) + _result_bytes(point, wanted, host_output)
+    held = point.source_bytes + _result_bytes(point, wanted, host_output)
     if held > budget:
         needed = _estimate(point, wanted, host_output, maker)(chunk or 1)
         raise _too_little(point, wanted, budget, chunk, needed, host_output, measured=False)
@@ -179,12 +179,12 @@ def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) 
 def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
     """The largest power of two of rows worth compiling.
 
-    The bare output must fit the budget, and so must an eighth of the upper estimate: XLA seldom fuses away more, and each
-    candidate that turns out too large costs a compilation.
+    The output alone must fit the budget, and the upper estimate must not be too large: each candidate that turns out not to
+    fit costs a compilation.
     """
     rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
     candidate = n if rows == n else 1 << (rows.bit_length() - 1)
-    while candidate > 1 and estimate(candidate) > 8 * budget:
+    while candidate > 1 and estimate(candidate) > LARGEST_OVERESTIMATE * budget:
         candidate = 1 << ((candidate - 1).bit_length() - 1)
     return candidate
 
@@ -192,13 +192,13 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
 def _next_candidate(chunk: int, peak: int, budget: int) -> int:
     """A smaller power of two: where the excess is large, in one leap, which saves compilations."""
     leap = max(1, int(chunk * budget / (2 * peak)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > 4 * budget else max(1, chunk // 2)
+    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak > LEAP_FROM * budget else max(1, chunk // 2)
 
 
 def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:
     """(residuals or primals, shift, first row) -> what is taken of `chunk` rows; jitted."""
     key = ("rows", maker.name, wanted, chunk, stored)
-    return point.program.executable(key, lambda: jax.jit(maker.make(point, wanted, chunk, stored)))
+    return point.program.memo.once(key, lambda: jax.jit(maker.make(point, wanted, chunk, stored)))
 
 
 def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
@@ -220,7 +220,7 @@ def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
 
         return jax.jit(run)
 
-    return program.executable(("all rows", maker.name, wanted, stored), build)
+    return program.memo.once(("all rows", maker.name, wanted, stored), build)
 
 
 def residuals_of(point: Point) -> Any:
@@ -231,18 +231,18 @@ def residuals_of(point: Point) -> Any:
         value, gradient, found = program.linearize(primals)
         return found, (value, program.layout.ravel(gradient))
 
-    return program.executable("residuals", lambda: jax.jit(residuals))
+    return program.memo.once("residuals", lambda: jax.jit(residuals))
 
 
-def _measured_peak(point: Point, wanted: Wanted, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int:
-    """Bytes at the worst moment, by what the compiler says of the executables that would run."""
+def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int | None:
+    """Bytes at the worst moment as the compiler says of the executables that would run; None if it does not tell."""
     program = point.program
     n, width = point.layout.n, wanted.width(point.layout)
     stored = stored and _kept(point, maker, chunk)
     arrays, before, held = placed_shapes(point.source), 0, 0
     where = placement(point.source)
     if stored and not point.stored:
-        compiled = program.executable(("compiled residuals", where), lambda: residuals_of(point).lower(arrays).compile())
+        compiled = program.memo.once(("compiled residuals", where), lambda: residuals_of(point).lower(arrays).compile())
         before = executable_bytes(compiled) or 0
         held = sum(a.size * a.dtype.itemsize for a in arrays)
         arrays = shapes_of(point, stored)
@@ -253,7 +253,7 @@ def _measured_peak(point: Point, wanted: Wanted, chunk: int, stored: bool, host_
             ]
     shift = None if point.shift is None else shape_of(point.shift)
     start = jax.ShapeDtypeStruct((), point.index_dtype)
-    compiled = program.executable(
+    compiled = program.memo.once(
         ("compiled rows", maker.name, wanted, chunk, stored, shift is None, where),
         lambda: (
             all_rows(point, wanted, maker).lower(arrays, shift)
@@ -262,8 +262,8 @@ def _measured_peak(point: Point, wanted: Wanted, chunk: int, stored: bool, host_
         ).compile(),
     )
     rows = executable_bytes(compiled)
-    if rows is None:  # this backend does not tell: only the shapes are left
-        return _estimate(point, wanted, host_output, maker)(chunk)
+    if rows is None:
+        return None
     buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
     return max(before, rows + held + buffer)
 

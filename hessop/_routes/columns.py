@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from hessop._equations.flat import peak_bytes
 from hessop._program.point import Point, shifted, shifted_product
-from hessop._program.program import HessianProgram
+from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._routes.chunks import RowMaker
 from hessop._routes.wanted import Wanted
 
@@ -43,7 +43,7 @@ def _rows(point: Point, wanted: Wanted, chunk: int, stored: bool) -> Callable[..
 
 def _at_once(point: Point, wanted: Wanted) -> Callable[..., Any]:
     """(primals, shift) -> what is taken of all rows [n, width], and (value, gradient)."""
-    program, layout, dtype, energy = point.program, point.layout, point.index_dtype, point.program.energy
+    program, layout, dtype, energy = point.function, point.layout, point.index_dtype, point.function.energy
     captured, x_at, x_end = len(program.own), program.x_at, program.x_at + len(program.x_avals)
     assert energy is not None
 
@@ -63,16 +63,17 @@ def _at_once(point: Point, wanted: Wanted) -> Callable[..., Any]:
 
 
 def _fixed(point: Point) -> int:
-    return peak_bytes(point.program.primal, point.program.primal.invars)
+    return point.source_bytes if point.stored else peak_bytes(point.function.primal, point.function.primal.invars)
 
 
 def _per_row(point: Point) -> int:
     program, layout = point.program, point.layout
-    own = peak_bytes(program.linear, program.linear.invars[program.n_residuals :])
+    own = peak_bytes(program.linear, program.linear.invars[len(program.kept_avals) :])
     return own + 2 * layout.n * layout.dtype.itemsize
 
 
-def products(program: HessianProgram) -> RowMaker:
+def products(program: AbstractProgram) -> RowMaker:
     """Rows (or columns, where these may differ) by products."""
-    at_once = _at_once if program.energy is not None and program.layout.n > 1 else None
+    twice = isinstance(program, HessianProgram) and program.energy is not None
+    at_once = _at_once if twice and program.layout.n > 1 else None
     return RowMaker("products", _rows, _fixed, _per_row, True, columns=program.foreign_rule, at_once=at_once)

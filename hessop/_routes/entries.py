@@ -6,6 +6,7 @@ budgets and points. Must never know operators or lineax.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +18,18 @@ from jax.core import Tracer
 from hessop._base.bytes import free_memory, is_out_of_memory
 from hessop._base.progress import Progress, ProgressOption, progress_bar
 from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
-from hessop._program.memo import remembered
 from hessop._program.point import Point, placement
-from hessop._routes.choose_entries import Choice, Request, choose_route
+from hessop._routes.choose_entries import choose_route
 from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
+from hessop._routes.decision import Decision, Request
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.wanted import MATRIX, Form, Wanted, formed
+from hessop._routes.tuning import LLVM_LEVELS
+from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
 
 
-def decide(point: Point, request: Request) -> Choice:
+def decide(point: Point, request: Request) -> Decision:
     """The route and form in which what is asked for is computed, at the budget that there is.
 
     Raises:
@@ -36,18 +38,13 @@ def decide(point: Point, request: Request) -> Choice:
     budget = request.memory
     if budget is None and request.chunk is None:
         budget = free_memory(device_of(point))
-    return remembered(
-        point.program,
+    return point.program.memo.decision(
         (request, not point.stored, point.shift is None),
         budget or 0,  # nothing is asked for a chunk without a budget
         lambda: choose_route(point, request, budget),
-        needs=_peak,
-        where=lambda choice: placement(point.source) if choice.measured else None,
+        needs_bytes=lambda decision: decision.peak.bytes or 0,
+        where=lambda decision: placement(point.source) if decision.peak.measured else None,
     )
-
-
-def _peak(choice: Choice) -> int:
-    return choice.peak or 0
 
 
 def device_of(point: Point) -> Any:
@@ -92,46 +89,43 @@ def entries(
             pass
         empty = jax.numpy.zeros((0, wanted.width(layout)), layout.dtype)
         return formed(empty, wanted, form, layout) if output is None else output.result
-    choice = decide(point, request)
+    decision = decide(point, request)
     if traced:
-        at_once = _at_once(point, wanted, choice)
+        at_once = _at_once(point, wanted, decision)
         if at_once is None:
-            assert choice.chunking is not None
-            return formed(fill_traced(point, wanted, choice.chunking), wanted, form, layout)
+            assert decision.chunking is not None
+            return formed(fill_traced(point, wanted, decision.chunking), wanted, form, layout)
         return formed(at_once(point.source, point.shift)[0], wanted, form, layout)
     output = None
     if out is None and progress is False:
-        taken = _computed(point, wanted, choice, form)
+        taken = _computed(point, wanted, decision, form)
     else:
         with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
-            taken = _reported(point, wanted, choice, output, report)
+            taken = _reported(point, wanted, decision, output, report)
     rows = taken.rows
     if problem is not None:
         # By products they are columns. These are equal to rows but for where 0 * inf went, in which JAX is right.
-        columns = choice.route == "columns" and not point.program.foreign_rule
-        rows = _looked_at(point, wanted, taken, choice, columns, problem)
+        columns = decision.route == "columns" and not point.program.foreign_rule
+        rows = _looked_at(point, wanted, taken, decision, columns, problem)
     if output is not None:
         return output.result
     return taken.given if rows is taken.rows and taken.given is not None else _formed(point, wanted, form, rows)
 
 
-def _at_once(point: Point, wanted: Wanted, choice: Choice) -> Any:
+def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
     """(residuals or primals, shift) -> all rows at once and (value, gradient), jitted; None where they are made in chunks."""
-    if choice.chunking is None:
-        return structure_rows(point, wanted, choice.limit, choice.tiled)
-    return all_rows(point, wanted, choice.chunking.maker) if choice.chunking.chunk == point.layout.n else None
+    if decision.chunking is None:
+        return structure_rows(point, wanted, decision.limit_bytes, decision.tiled)
+    return all_rows(point, wanted, decision.chunking.maker) if decision.chunking.chunk == point.layout.n else None
 
 
-# Seconds of a call below which it takes longer to be dispatched than to run, however well LLVM makes code of it.
-_DISPATCH = 3e-5
-_QUICK = {"xla_backend_optimization_level": 0}
-
-
-def _computed(point: Point, wanted: Wanted, choice: Choice, form: Form) -> Taken:
+def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
     """All rows in their form, in one dispatch; or else in chunks."""
-    rows, layout = _at_once(point, wanted, choice), point.layout
+    rows, layout = _at_once(point, wanted, decision), point.layout
     if rows is None:
-        return _in_chunks(point, wanted, choice)
+        return _in_chunks(point, wanted, decision)
+    if _copied_on_host(point, wanted, form):
+        form = "rows"
 
     def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
         found, seen = rows(*of_point)
@@ -141,32 +135,48 @@ def _computed(point: Point, wanted: Wanted, choice: Choice, form: Form) -> Taken
         # A matrix is not made twice.
         return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
 
-    quick = choice.run < _DISPATCH and _on_cpu(point)
-    chunks, stored = choice.chunking is not None, point.stored
-    key = ("entries", wanted, form, stored, choice.route, choice.limit, choice.tiled, chunks, quick)
+    options = _effort(point, decision.run_seconds)
+    chunks, stored = decision.chunking is not None, point.stored
+    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     try:
-        build = lambda: jax.jit(run, compiler_options=_QUICK if quick else None)
-        taken = Taken(*point.program.executable(key, build)(point.source, point.shift))
+        build = lambda: jax.jit(run, compiler_options=options)
+        taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
         (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # memory may be missed that late
         return taken
     except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, wanted, choice, error)
+        return _in_chunks(point, wanted, decision, error)
+
+
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _effort(point: Point, run_seconds: float) -> dict[str, int]:
+    """Compiler options for an executable that runs this long; a level that the user has set is left alone."""
+    if not _on_cpu(point) or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return next(({_LEVEL: level} for longest, level in LLVM_LEVELS if run_seconds < longest), {})
+
+
+def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
+    """Whether numpy copies the blocks of a matrix: on the CPU, unless the user has put an array on a device."""
+    several = wanted == MATRIX and form == "leaves" and len(point.layout.shapes) > 1
+    return several and _on_cpu(point) and not any(placement(point.source))
 
 
 def _on_cpu(point: Point) -> bool:
     return (device_of(point) or jax.devices()[0]).platform == "cpu"
 
 
-def _reported(point: Point, wanted: Wanted, choice: Choice, output: Any, report: Callable[[Progress], None]) -> Taken:
+def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, report: Callable[[Progress], None]) -> Taken:
     """All rows, with progress; into the output, if there is one."""
-    rows, n = _at_once(point, wanted, choice), point.layout.n
+    rows, n = _at_once(point, wanted, decision), point.layout.n
     if rows is None:
-        return _in_chunks(point, wanted, choice, out=output, report=report)
+        return _in_chunks(point, wanted, decision, out=output, report=report)
     try:
         found, seen = rows(point.source, point.shift)
         found.block_until_ready()
     except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, wanted, choice, error, out=output, report=report)
+        return _in_chunks(point, wanted, decision, error, out=output, report=report)
     taken = Taken(found, seen)
     if output is not None:
         here = np.asarray(found)
@@ -176,9 +186,9 @@ def _reported(point: Point, wanted: Wanted, choice: Choice, output: Any, report:
     return taken
 
 
-def _in_chunks(point: Point, wanted: Wanted, choice: Choice, error: Exception | None = None, **how: Any) -> Taken:
+def _in_chunks(point: Point, wanted: Wanted, decision: Decision, error: Exception | None = None, **how: Any) -> Taken:
     """Rows in chunks; after an error, if that is of memory, in chunks of half of them."""
-    chunking = choice.chunking
+    chunking = decision.chunking
     if error is not None and (chunking is None or not is_out_of_memory(error)):
         raise error
     assert chunking is not None
@@ -188,7 +198,7 @@ def _in_chunks(point: Point, wanted: Wanted, choice: Choice, error: Exception | 
 
 
 def _looked_at(
-    point: Point, wanted: Wanted, taken: Taken, choice: Choice, columns: bool, problem: Callable[[], str | None]
+    point: Point, wanted: Wanted, taken: Taken, decision: Decision, columns: bool, problem: Callable[[], str | None]
 ) -> Array | None:
     """The rows that were taken; what of the value, the gradient and them is not finite is said."""
     rows, seen = taken.rows, taken.seen
@@ -196,7 +206,7 @@ def _looked_at(
         seen = _value_and_gradient(point)
     if rows is None:  # written elsewhere, or given in another form only
         finite = bool(taken.finite)
-        rows = _computed(point, wanted, choice, "rows").rows if not finite and taken.given is not None else None
+        rows = _computed(point, wanted, decision, "rows").rows if not finite and taken.given is not None else None
     else:
         finite = is_finite(rows)
     if rows is not None and columns and not finite:
@@ -213,16 +223,18 @@ def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
     if form == "rows":
         return rows
     layout = point.layout
+    if _copied_on_host(point, wanted, form):
+        return blocks_on_host(rows, layout)
     donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
     function = lambda taken: formed(taken, wanted, form, layout)
-    return point.program.executable(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+    return point.program.memo.once(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
 
 
 def _value_and_gradient(point: Point) -> tuple[Array, Array]:
-    program = point.program
+    program = point.function
 
     def run(primals: Any) -> tuple[Array, Array]:
         value, gradient = value_and_gradient(program, primals)
         return value, program.layout.ravel(gradient)
 
-    return program.executable("value and flat gradient", lambda: jax.jit(run))(point.source)
+    return program.memo.once("value and flat gradient", lambda: jax.jit(run))(point.source)

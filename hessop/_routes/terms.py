@@ -17,9 +17,10 @@ from hessop._equations.flat import Equations, open_jaxpr
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
+from hessop._routes.tuning import VECTORS_PER_ROW
 from hessop._routes.wanted import MATRIX, Wanted
 from hessop._structure import StructuredHessian, TooLarge, propagate
-from hessop._tiles import stored_bytes, trace_tiled
+from hessop._tiles import Tiled, trace_tiled
 
 
 def terms_of(
@@ -28,7 +29,8 @@ def terms_of(
     """The Hessian at `point` as a sum of terms, without the shift; `few` where few of its entries are wanted."""
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
-    return propagate(point.program.linear, residuals, len(point.program.x_avals), limit=limit, results=results, few=few)
+    linear, n_x = point.program.linear, len(point.program.x_avals)
+    return propagate(linear, residuals, n_x, limit_bytes=limit, limit_results=results, few_entries=few)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ class StructurePrice:
 
 def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int | None = None) -> Any:
     """The jaxpr residuals -> [n, width], traced once for the program; None where that makes more than so many results."""
-    executables, refused = point.program.executables, ("terms refused", wanted, limit)
-    if results is not None and results <= executables.get(refused, -1):
+    memo, refused = point.program.memo, ("terms refused", wanted, limit)
+    if results is not None and results <= memo.get(refused, -1):
         return None
 
     def taken(*residuals: Array) -> Array:
@@ -58,9 +60,9 @@ def traced_terms(point: Point, wanted: Wanted, limit: int | None, results: int |
 
     try:
         build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return point.program.executable(("terms", wanted, limit), build)
+        return memo.once(("terms", wanted, limit), build)
     except TooLarge:
-        executables[refused] = results
+        memo[refused] = results
         return None
 
 
@@ -70,13 +72,12 @@ def structure_price(point: Point, wanted: Wanted, limit: int | None, results: in
     if traced is None:
         return None
     jaxpr, _ = open_jaxpr(traced)
-    primal = () if point.stored else point.program.primal.eqns
+    primal = point.residual_equations
     found = price(Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)))
-    before = sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
     every = (*primal, *jaxpr.eqns)
-    return StructurePrice(
-        cost(every, work_of(primal) + found.work), cost(every, work_of(every, tiled=True), tiled=True), before + found.peak
-    )
+    whole = cost(every, work_of(primal) + found.work)
+    tiled = cost(every, work_of(every, tiled=True), tiled=True)
+    return StructurePrice(whole, tiled, point.source_bytes + found.peak)
 
 
 def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | None:
@@ -84,16 +85,16 @@ def structure_bytes(point: Point, wanted: Wanted, limit: int | None) -> int | No
     shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
     key = ("structure bytes", wanted, point.stored, shift is None, limit, placement(point.source))
     jitted, shapes = structure_rows(point, wanted, limit, True), placed_shapes(point.source)
-    return point.program.executable(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
+    return point.program.memo.once(key, lambda: executable_bytes(jitted.lower(shapes, shift).compile()))
 
 
 def structure_estimate(point: Point, wanted: Wanted, limit: int | None) -> int:
     """As `structure_bytes`, but from shapes alone: what is virtual is not stored."""
 
     def estimate() -> int:
-        return stored_bytes(_tiled(point, wanted, limit)[0].final(), TERMS_OPTIONS)
+        return _tiled(point, wanted, limit).stored_bytes()
 
-    return point.program.executable(("structure estimate", wanted, point.stored, limit), estimate)
+    return point.program.memo.once(("structure estimate", wanted, point.stored, limit), estimate)
 
 
 def terms_by_rows(limit: int | None) -> RowMaker:
@@ -108,8 +109,8 @@ def terms_by_rows(limit: int | None) -> RowMaker:
                 return [terms_of(point, residuals, limit).rows(start, chunk)]
 
             shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
-            tiled, consts = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, memory=limit))
-            (found,) = tiled(*consts, start, *source)
+            tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit))
+            (found,) = tiled(start, *source)
             if shift is None:
                 return found
             row = lax.iota(start.dtype, chunk)
@@ -120,26 +121,22 @@ def terms_by_rows(limit: int | None) -> RowMaker:
     return RowMaker(("terms", limit), make, _fixed, _per_row, reads_residuals=False)
 
 
-# Values per row, and sums that all rows need: some dozens of vectors for the terms of any potential.
-_VECTORS = 64
-
-
 def _per_row(point: Point) -> int:
-    return _VECTORS * point.layout.n * point.layout.dtype.itemsize
+    return VECTORS_PER_ROW * point.layout.n * point.layout.dtype.itemsize
 
 
 def _fixed(point: Point) -> int:
-    return _per_row(point) + sum(v.aval.size * v.aval.dtype.itemsize for v in point.program.primal.invars)
+    return _per_row(point) + point.source_bytes
 
 
-def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Any:
-    """As `_whole`, to be evaluated by tiles; and the constants that it takes in front."""
+def _tiled(point: Point, wanted: Wanted, limit: int | None) -> Tiled:
+    """As `_whole`, evaluated by tiles."""
     stored = point.stored
 
-    def build() -> Any:
+    def build() -> Tiled:
         return trace_tiled(_whole(point, wanted, limit), shapes_of(point, stored), TERMS_OPTIONS)
 
-    return point.program.executable(("structure by tiles", wanted, stored, limit), build)
+    return point.program.memo.once(("structure by tiles", wanted, stored, limit), build)
 
 
 def _whole(point: Point, wanted: Wanted, limit: int | None) -> Any:
@@ -167,12 +164,12 @@ def structure_rows(point: Point, wanted: Wanted, limit: int | None, tiled: bool)
     program, layout, stored = point.program, point.layout, point.stored
 
     def build() -> Any:
-        evaluate, consts = _tiled(point, wanted, limit) if tiled else (_whole(point, wanted, limit), ())
+        evaluate = _tiled(point, wanted, limit) if tiled else _whole(point, wanted, limit)
 
         def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Any]:
-            found, *seen = evaluate(*consts, *source)
+            found, *seen = evaluate(*source)
             return found if shift is None else wanted.shifted(found, shift, layout), tuple(seen) or None
 
         return jax.jit(run)
 
-    return program.executable(("structure", wanted, stored, limit, tiled), build)
+    return program.memo.once(("structure", wanted, stored, limit, tiled), build)

@@ -14,7 +14,7 @@ from hessop._base.annotations import Function, Memory
 from hessop._base.arguments import Static, split_args
 from hessop._base.bytes import format_bytes, parse_memory
 from hessop._equations.flat import source_line
-from hessop._tiles import Choice, Options, Tiled, schedule_of, trace_tiled
+from hessop._tiles import Choice, Options, Tiled, trace_tiled
 
 
 class TiledFunction:
@@ -41,10 +41,10 @@ class TiledFunction:
         return _explained(self._traced(arrays, static)[0])
 
     def _run(self, arrays: Sequence[Array], static: Static) -> Any:
-        tiled, consts, tree = self._traced(arrays, static)
-        return jax.tree.unflatten(tree, tiled(*consts, *arrays))
+        tiled, tree = self._traced(arrays, static)
+        return jax.tree.unflatten(tree, tiled(*arrays))
 
-    def _traced(self, arrays: Sequence[Array], static: Static) -> tuple[Tiled, Sequence[Any], Any]:
+    def _traced(self, arrays: Sequence[Array], static: Static) -> tuple[Tiled, Any]:
         trees = []
 
         def flat(*leaves: Array) -> list[Any]:
@@ -53,8 +53,7 @@ class TiledFunction:
             trees.append(tree)
             return outputs
 
-        tiled, consts = trace_tiled(flat, [jax.typeof(a) for a in arrays], self.options)
-        return tiled, consts, trees[-1]
+        return trace_tiled(flat, [jax.typeof(a) for a in arrays], self.options), trees[-1]
 
 
 def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunction:
@@ -100,7 +99,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
     if memory is None:
         return TiledFunction(fn, Options(tile=tile))
     budget = parse_memory(memory)
-    return TiledFunction(fn, Options(tile=tile, memory=budget, limit=max(1, budget // 8)))
+    return TiledFunction(fn, Options(tile=tile, tile_bytes=budget, plane_elements=max(1, budget // 8)))
 
 
 def untiled(fn: Any) -> Any:
@@ -114,7 +113,7 @@ def untiled(fn: Any) -> Any:
 
 
 def _explained(tiled: Tiled) -> str:
-    plan = schedule_of(tiled.final(), tiled.options)
+    plan = tiled.schedule()
     large = [v for v in plan.virtual if v in plan.large]
     lines = [f"{len(large)} large values are never stored"]
     if large:

@@ -13,11 +13,10 @@ from jax import Array
 
 from hessop._equations.flat import shape_of
 from hessop._program.program import HessianProgram
-from hessop._tiles import Options, Tiled, schedule_of, trace_tiled
+from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
+from hessop._tiles import Options, Tiled, trace_tiled
 
 _OPTIONS = Options()
-# A matrix product with sums longer than this costs more than reading its result again.
-_LONGEST_SUM = 64
 
 
 def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
@@ -41,7 +40,7 @@ def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wante
         value, gradient, _ = program.linearize(source)
         return [value, *gradient][wanted]
 
-    tiled = program.executable(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
+    tiled = program.memo.once(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
     return traced(*primals) if tiled is None else tiled(*primals)
 
 
@@ -71,15 +70,15 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
     def traced(*source: Array) -> list[Array]:
         return program.product(program.residuals(source[:count]), source[count:])
 
-    avals = [v.aval for v in (*program.primal.invars, *program.linear.invars[program.n_residuals :])]
-    return program.executable(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
+    avals = [*program.input_avals, *program.x_input_avals]
+    return program.memo.once(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
 
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
     """The function by tiles if it has large values, none of them expensive to recompute (unless these are wanted, too)."""
-    tiled, consts = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
-    assert not consts
-    plan = schedule_of(tiled.final(), _OPTIONS)
+    tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    assert not tiled.constants
+    plan = tiled.schedule()
     return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
 
 
@@ -90,4 +89,4 @@ def _is_expensive(eqn: Any) -> bool:
     length = 1
     for a in contract:
         length *= eqn.invars[0].aval.shape[a]
-    return length > _LONGEST_SUM
+    return length > LONGEST_RECOMPUTED_SUM

@@ -1,7 +1,7 @@
-"""An equation without a rule: run on every basis vector of x, densely, and structured again from there on.
+"""An equation without a rule: run it on the dense tangent of each basis vector of x, and make terms of the results.
 
-Exact for any primitive that is linear in its tangents. Where the dense tangents would not fit the limit the basis goes
-through in chunks, so that only the results are ever whole.
+Exact for any primitive that is linear in its tangents. Where the dense tangents exceed the limit, the basis vectors are run in
+chunks, so that only the results are stored in full.
 
 Depends on assembly. Must never know which primitives have rules.
 """
@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from hessop._equations.flat import bind
 from hessop._structure.algebra.assemble import assemble
-from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.factors import Algebra, whole
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.merge import merge
 from hessop._structure.algebra.moves import restrict
@@ -27,26 +27,26 @@ from hessop._structure.algebra.terms import (
     Product,
     Tangent,
     Term,
+    along,
     expr,
-    identity,
-    row_major,
+    flattened,
 )
 
 
 def densified(
-    algebra: Algebra, eqn: Any, ins: Sequence[Any], shapes: Sequence[tuple[int, ...]], limit: int | None
+    algebra: Algebra, eqn: Any, ins: Sequence[Any], shapes: Sequence[tuple[int, ...]], limit_bytes: int | None
 ) -> list[Any]:
-    """The outputs of one equation by running it on basis vectors.
+    """The outputs of one equation, from running it on basis vectors.
 
     Args:
         algebra: the arithmetic.
         eqn: the equation.
         ins: its inputs, tangents or arrays.
         shapes: shape of each leaf of x.
-        limit: bytes for its tangents at once, or None.
+        limit_bytes: bytes that its dense tangents may take at once; None for no limit.
 
     Returns:
-        A tangent per output; an array for an output that is no floating-point number and so cannot depend on x linearly.
+        A tangent for each output. An array for an output that is not floating-point, and so cannot be linear in x.
     """
     tangents = [v for v in ins if isinstance(v, Tangent)]
     leaves = sorted({t.leaf for v in tangents for t in v.terms})
@@ -59,8 +59,8 @@ def densified(
         """Dense tangents [rows, *shape] -> outputs [rows, *shape]."""
 
         def one(*row: Array) -> list[Array]:
-            given = iter(row)
-            return bind(eqn, [next(given) if isinstance(v, Tangent) else v for v in ins])
+            dense = iter(row)
+            return bind(eqn, [next(dense) if isinstance(v, Tangent) else v for v in ins])
 
         try:
             return jax.vmap(one)(*rows)
@@ -68,7 +68,7 @@ def densified(
             return lax.map(lambda row: one(*row), tuple(rows))
 
     total = sum(sizes)
-    chunk = _chunk(eqn, tangents, total, limit)
+    chunk = _chunk(eqn, tangents, total, limit_bytes)
     if chunk == total:
         outputs = run([_all_rows(algebra, v, leaves, sizes) for v in tangents])
     else:
@@ -84,11 +84,11 @@ def _zero(y: Array) -> Tangent:
     return Tangent((), y.shape, y.dtype)
 
 
-def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit: int | None) -> int:
-    """Basis vectors at a time."""
-    inside = sum(math.prod(v.shape) * v.dtype.itemsize for v in tangents)
-    row = inside + sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
-    return total if limit is None or row * total <= limit else max(1, limit // max(row, 1))
+def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit_bytes: int | None) -> int:
+    """The number of basis vectors to run at a time."""
+    inputs = sum(math.prod(v.shape) * v.dtype.itemsize for v in tangents)
+    row = inputs + sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)  # [bytes]
+    return total if limit_bytes is None or row * total <= limit_bytes else max(1, limit_bytes // max(row, 1))
 
 
 def _all_rows(algebra: Algebra, v: Tangent, leaves: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -101,19 +101,19 @@ def _all_rows(algebra: Algebra, v: Tangent, leaves: Sequence[int], sizes: Sequen
 
 
 def _some_rows(v: Tangent, leaves: Sequence[int], sizes: Sequence[int], rows: Array) -> Array:
-    """Rows of a tangent at traced numbers. The arithmetic is of its own: its results must not leave the loop."""
-    algebra = Algebra(eager=0)
-    along = Id(rows.size)
+    """Some rows of a tangent as a dense array, at traced row numbers."""
+    algebra = Algebra(eager_elements=0)  # not that of the propagation: its results must not leave the loop
+    row = Id(rows.size)
     terms = []
     offset = 0
     for leaf, size in zip(leaves, sizes, strict=True):
         local = rows - offset
-        inside = Factor((local >= 0) & (local < size), (along,))
-        at = expr(0, [(Lookup(jnp.clip(local, 0, size - 1), (along,), size), 1)])
+        inside = Factor((local >= 0) & (local < size), (row,))
+        at = expr(0, [(Lookup(jnp.clip(local, 0, size - 1), (row,), size), 1)])
         for term in v.terms:
             if term.leaf == leaf:
                 found = restrict(algebra, term, len(v.shape), at)
-                found = Term((expr(0, [(along, 1)]), *found.axes), found.products, 0, v.dtype)
+                found = Term((along(row), *found.axes), found.products, 0, v.dtype)
                 terms.append(mask_term(algebra, found, inside))
         offset += size
     return assemble(algebra, merge(algebra, terms), (rows.size, *v.shape), v.dtype)
@@ -126,7 +126,7 @@ def _in_chunks(
     chunk: int,
     run: Callable[[Sequence[Array]], list[Array]],
 ) -> list[Array]:
-    """`run` on chunks of rows; the last chunk starts early rather than being shorter."""
+    """`run` on chunks of rows. The last chunk overlaps the one before it, so that all have the same length."""
     total = sum(sizes)
     count = -(-total // chunk)
 
@@ -135,20 +135,18 @@ def _in_chunks(
         return run([_some_rows(v, leaves, sizes, rows) for v in tangents])
 
     outputs = lax.map(step, lax.iota(jnp.int32, count))
-    fresh = total - chunk * (count - 1)  # rows of the last chunk that no other holds
-    return [jnp.concatenate([y[:-1].reshape(-1, *y.shape[2:]), y[-1, chunk - fresh :]]) for y in outputs]
+    rest = total - chunk * (count - 1)  # rows that only the last chunk has
+    return [jnp.concatenate([y[:-1].reshape(-1, *y.shape[2:]), y[-1, chunk - rest :]]) for y in outputs]
 
 
 def _structured(y: Array, leaves: Sequence[int], sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Tangent:
-    """Dense rows as one term per leaf of x."""
+    """Dense rows [rows, *shape] as one term for each leaf of x."""
     terms = []
     offset = 0
     for leaf, size in zip(leaves, sizes, strict=True):
-        within = [identity(n) for n in shapes[leaf]]
-        axes = [identity(n) for n in y.shape[1:]]
-        ids = tuple(i for e in (*within, *axes) for i in e.ids)
-        array = lax.slice_in_dim(y, offset, offset + size).reshape([i.size for i in ids])
-        flat = expr(0, [(i, s) for e, s in zip(within, row_major(shapes[leaf]), strict=True) for i in e.ids])
-        terms.append(Term((*axes, flat), (Product(1.0, (Factor(array, ids),)),), leaf, y.dtype))
+        shape = shapes[leaf]
+        exprs, factor = whole(lax.slice_in_dim(y, offset, offset + size), (*shape, *y.shape[1:]))
+        rows, axes = exprs[: len(shape)], exprs[len(shape) :]
+        terms.append(Term((*axes, flattened(rows, shape)), (Product(1.0, (factor,)),), leaf, y.dtype))
         offset += size
     return Tangent(tuple(terms), y.shape[1:], y.dtype)

@@ -1,8 +1,8 @@
-"""`StructuredHessian`: the terms of a Hessian, and what can be read off them.
+"""`StructuredHessian`: the terms of a Hessian, and the matrix, its parts and its products from them.
 
-A pytree: the arrays of the factors are its leaves, how they are placed is static and equal from trace to trace, so that it
-passes through `jax.jit` and new values never recompile. Everything is computed from the terms without anything else that
-can be computed from them: the diagonal never makes the matrix.
+A pytree, whose leaves are the arrays of the factors. Everything else about the terms is static and compares equal in each
+trace, so that it passes through `jax.jit` and new values do not recompile. Each result comes straight from the terms: the
+diagonal does not form the matrix.
 
 Depends on assembly, products, prices and the layout of pytrees. Must never know functions, operators or lineax.
 """
@@ -22,25 +22,26 @@ from jax import Array, lax
 from hessop._base.layout import Layout
 from hessop._equations.cost import matrix_product_work, work_of
 from hessop._equations.flat import open_jaxpr
+from hessop._structure import tuning
 from hessop._structure.algebra.assemble import assemble
-from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.factors import Algebra, whole
 from hessop._structure.algebra.merge import merge
 from hessop._structure.algebra.moves import divides, join, restrict, split
 from hessop._structure.algebra.terms import (
     Expr,
-    Factor,
     Id,
     Lookup,
     Product,
     Tangent,
     Term,
+    along,
     expr,
     extent,
     identity,
 )
 from hessop._structure.describe import describe_terms
 from hessop._structure.pack import Packed, pack, unpack
-from hessop._structure.products import fills, is_summed, parted, times_block, times_vector
+from hessop._structure.products import is_matrix, is_summed, partition, times_block, times_vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Leaf:
 
 
 class StructuredHessian(eqx.Module):
-    """A Hessian as a sum of terms. Terms have a flat row axis and a flat column axis, of one leaf of x each.
+    """A Hessian as a sum of terms, each with a flat row axis and a flat column axis, of one leaf of x each.
 
     Attributes:
-        arrays: what the factors and lookups read; shapes in their place are enough to price a product.
+        arrays: the arrays of factors and lookups. Their shapes alone are enough to price a product.
         leaves: shape and dtype of each leaf of x.
-        packed: per leaf of the rows, its terms without their arrays.
+        packed: the terms without their arrays, for each leaf of the rows.
         fallbacks: the primitives that no rule covered, in order of appearance.
     """
 
@@ -66,12 +67,7 @@ class StructuredHessian(eqx.Module):
     packed: tuple[tuple[Packed, ...], ...] = eqx.field(static=True)
     fallbacks: tuple[str, ...] = eqx.field(static=True)
 
-    # --- what there is ---
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-        return self._layout.n
+    # --- the terms ---
 
     @property
     def n_terms(self) -> int:
@@ -79,11 +75,15 @@ class StructuredHessian(eqx.Module):
         return sum(map(len, self.packed))
 
     def nnz(self) -> int:
-        """Entries that the terms store, before those at the same place are added up."""
-        return sum(extent(t.ids) for _, t in self._all())
+        """Entries of all terms, before those at the same position are added."""
+        return sum(self.term_sizes())
+
+    def term_sizes(self) -> list[int]:
+        """Entries of each term, in the order of `describe`."""
+        return [extent(t.ids) for _, t in self._all()]
 
     def describe(self) -> list[str]:
-        """One line for each term, in index notation."""
+        """One line for each term, in index notation (see `hessop._structure.describe`)."""
         return describe_terms(list(self._all()), [leaf.shape for leaf in self.leaves])
 
     @property
@@ -91,23 +91,18 @@ class StructuredHessian(eqx.Module):
         return Layout(self.leaves)
 
     def _rows(self, i: int) -> list[Term]:
+        """The terms whose rows are those of leaf i."""
         return [unpack(p, self.arrays) for p in self.packed[i]]
 
     def _all(self) -> list[tuple[int, Term]]:
+        """(leaf of the rows, term) for all terms."""
         return [(i, t) for i in range(len(self.leaves)) for t in self._rows(i)]
-
-    def _algebra(self) -> Algebra:
-        return Algebra(eager=0)
 
     # --- entries ---
 
-    def dense(self, i: int | None = None, j: int | None = None) -> Array:
-        """The matrix [n, n] in ravel order, or the block of leaf i (rows) and leaf j (columns)."""
+    def dense(self) -> Array:
+        """The matrix [n, n], in ravel order."""
         layout = self._layout
-        if i is not None and j is not None:
-            return self._block(i, j)
-        if i is not None or j is not None:
-            raise ValueError(f"i, j: got {i} and {j}, expected both (one block) or neither (the matrix)")
         if len(self.leaves) == 1:
             return self._block(0, 0)
         rows = [
@@ -117,13 +112,14 @@ class StructuredHessian(eqx.Module):
         return jnp.concatenate(rows) if rows else jnp.zeros((0, 0), layout.dtype)
 
     def _block(self, i: int, j: int) -> Array:
+        """The block of leaf i (rows) and leaf j (columns)."""
         if not self._layout.sizes[i] or not self._layout.sizes[j]:
             return jnp.zeros((self._layout.sizes[i], self._layout.sizes[j]), self.leaves[i].dtype)
         return self._assembled(i, j, [t for t in self._rows(i) if t.leaf == j])
 
     def _assembled(self, i: int, j: int, terms: Sequence[Term]) -> Array:
         """Terms of the block of leaves i and j as a matrix."""
-        algebra = self._algebra()
+        algebra = Algebra(eager_elements=0)
         opened, sizes = self._opened(algebra, i, j, terms)
         block = assemble(algebra, merge(algebra, opened), [*sizes[0], *sizes[1]], self.leaves[i].dtype)
         return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
@@ -137,18 +133,18 @@ class StructuredHessian(eqx.Module):
         rows: tuple[int, ...] | None = None,
         columns: tuple[int, ...] | None = None,
     ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Terms of a block over axes of their own for rows and columns where possible; the sizes of those axes."""
-        rows = rows or _digits(self.leaves[i].shape, [t.axes[0] for t in terms])
-        columns = columns or _digits(self.leaves[j].shape, [t.axes[1] for t in terms])
+        """Terms of a block with the axes of the leaves in place of the flat ones, where possible; (row, column) sizes."""
+        rows = rows or leaf_axes(self.leaves[i].shape, [t.axes[0] for t in terms])
+        columns = columns or leaf_axes(self.leaves[j].shape, [t.axes[1] for t in terms])
         return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
 
     def rows(self, start: Any, count: int) -> Array:
-        """Rows start to start + count of the matrix, [count, n]; `start` may be traced and is clamped to n - count."""
-        layout, algebra = self._layout, self._algebra()
+        """Rows start to start + count of the matrix, [count, n]. `start` may be traced, and is clamped to n - count."""
+        layout, algebra = self._layout, Algebra(eager_elements=0)
         count = min(count, layout.n)
         start = jnp.clip(jnp.asarray(start), 0, layout.n - count).astype(jnp.int32)
         row = start + lax.iota(jnp.int32, count)
-        axis = Id(count)
+        counted = Id(count)
         blocks = []
         for j, columns in enumerate(layout.sizes):
             total = jnp.zeros((count, columns), layout.dtype)
@@ -157,9 +153,9 @@ class StructuredHessian(eqx.Module):
                 if not terms:
                     continue
                 inside = (row >= offset) & (row < offset + size)
-                at = expr(0, [(Lookup(jnp.clip(row - offset, 0, size - 1), (axis,), size), 1)])
+                at = expr(0, [(Lookup(jnp.clip(row - offset, 0, size - 1), (counted,), size), 1)])
                 found = [restrict(algebra, t, 0, at) for t in terms]
-                found = [t.with_axes((identity_of(axis), *t.axes)) for t in found]
+                found = [t.with_axes((along(counted), *t.axes)) for t in found]
                 block = assemble(algebra, merge(algebra, found), (count, columns), self.leaves[i].dtype)
                 total = total + jnp.where(inside[:, None], block, jnp.zeros((), block.dtype)).astype(layout.dtype)
             blocks.append(total)
@@ -167,7 +163,7 @@ class StructuredHessian(eqx.Module):
 
     def diagonal(self) -> Array:
         """The diagonal [n]."""
-        layout, algebra = self._layout, self._algebra()
+        layout, algebra = self._layout, Algebra(eager_elements=0)
         parts = [jnp.zeros((0,), layout.dtype)]
         for i, size in enumerate(layout.sizes):
             terms = self._on_diagonal(algebra, i)
@@ -176,31 +172,27 @@ class StructuredHessian(eqx.Module):
         return jnp.concatenate(parts)
 
     def _on_diagonal(self, algebra: Algebra, i: int) -> list[Term]:
-        """The terms of the diagonal of a leaf, on one axis; digit by digit, where its rows and columns have the same."""
+        """The terms of the diagonal of a leaf, on its flat axis."""
         terms = [t for t in self._rows(i) if t.leaf == i]
-        digits = _digits(self.leaves[i].shape, [e for t in terms for e in t.axes])
-        opened, _ = self._opened(algebra, i, i, terms, digits, digits)
+        sizes = leaf_axes(self.leaves[i].shape, [e for t in terms for e in t.axes])
+        opened, _ = self._opened(algebra, i, i, terms, sizes, sizes)
         found = []
         for term in opened:
-            for k in reversed(range(len(digits))):
-                term = restrict(algebra, term, k, term.axes[2 * k + 1])  # rows 0 to k, then columns
-            found.append(join(term, 0, digits))
+            for k in reversed(range(len(sizes))):  # axes 0 to k are rows, so that axis k of the columns is k + 1 + k
+                term = restrict(algebra, term, k, term.axes[2 * k + 1])
+            found.append(join(term, 0, sizes))
         return found
 
-    def trace(self) -> Array:
-        """The sum of the diagonal."""
-        return jnp.sum(self.diagonal())
-
     def blocks(self, sizes: Sequence[int]) -> list[Array]:
-        """The diagonal blocks of each leaf: [size // k, k, k], of k consecutive elements each.
+        """The diagonal blocks of each leaf, [size // k, k, k], each of k consecutive elements.
 
         Args:
             sizes: k for each leaf, a divisor of the leaf's size.
 
         Raises:
-            ValueError: some k does not divide the size of its leaf.
+            ValueError: a k does not divide the size of its leaf.
         """
-        algebra = self._algebra()
+        algebra = Algebra(eager_elements=0)
         out = []
         for i, (k, size) in enumerate(zip(sizes, self._layout.sizes, strict=True)):
             if k < 1 or size % k:
@@ -209,45 +201,47 @@ class StructuredHessian(eqx.Module):
             for term in self._rows(i):
                 if term.leaf == i:
                     term = split(algebra, split(algebra, term, 1, (size // k, k)), 0, (size // k, k))
-                    term = restrict(algebra, term, 0, term.axes[2])  # row in block, block, column in block
+                    term = restrict(algebra, term, 0, term.axes[2])  # leaves (row in block, block, column in block)
                     found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
             out.append(assemble(algebra, merge(algebra, found), (size // k, k, k), self.leaves[i].dtype))
         return out
 
     # --- products ---
 
-    def for_products(self, room: int, *, sums: bool) -> "StructuredHessian":
-        """The same Hessian in the form whose products with vectors take least.
+    def for_products(self, limit_bytes: int, *, sums: bool) -> "StructuredHessian":
+        """The same Hessian in the form that makes products with vectors fastest.
 
-        Where a product of the terms of two leaves takes as long as one of their block of the matrix (all pairs need two
-        passes over the pairs), they are made that block, unless it has more than `room` bytes.
+        The terms of two leaves become their block of the matrix where a product with them takes at least as long as one with
+        the block (terms of all pairs need two passes over the pairs).
 
         Args:
-            room: bytes that a block may have.
-            sums: whether terms that have to be summed first are made part of it, which may take many products' time.
+            limit_bytes: bytes that a block may have.
+            sums: whether a block includes terms whose entries are sums. Computing those may take as long as many products.
         """
         rows: list[list[Term]] = [[] for _ in self.leaves]
         for i, leaf in enumerate(self.leaves):
             for j, columns in enumerate(self._layout.sizes):
                 terms = [t for t in self._rows(i) if t.leaf == j]
                 shape = (self._layout.sizes[i], columns)
-                outside, inside = ([], terms) if sums else parted(terms, is_summed)
-                if inside and math.prod(shape) * leaf.dtype.itemsize <= room and self._costs_a_matrix(i, inside, shape):
+                outside, inside = ([], terms) if sums else partition(terms, is_summed)
+                fits = math.prod(shape) * leaf.dtype.itemsize <= limit_bytes
+                if inside and fits and self._costs_a_matrix(i, inside, shape):
                     rows[i].append(_matrix(self._assembled(i, j, inside), j))
                     terms = outside
                 rows[i] += terms
         return _packed(rows, self.leaves, self.fallbacks)
 
     def has_sums(self) -> bool:
-        """Whether some term has to be summed before its entries can be read."""
+        """Whether the entries of some term are sums over ids."""
         return any(is_summed(t, p) for _, t in self._all() for p in t.products)
 
     def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
+        """Whether a product with these terms takes at least as long as one with a matrix of that shape."""
         own = _packed([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
         return own.product_work() >= matrix_product_work(shape[0], shape[1], 1)
 
     def product_work(self) -> float:
-        """What one product with a vector takes (see `hessop._equations.cost`), from shapes alone."""
+        """The work of a product with a vector (see `hessop._equations.cost`), from shapes alone."""
         shapes = [[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in group] for group in (self.arrays, self.leaves)]
         jaxpr, _ = open_jaxpr(jax.make_jaxpr(lambda arrays, v: dataclasses.replace(self, arrays=tuple(arrays)).mv(v))(*shapes))
         return work_of(jaxpr.eqns)
@@ -261,51 +255,48 @@ class StructuredHessian(eqx.Module):
         return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]))
 
     def mm_by_tiles(self, vectors: Sequence[Array]) -> list[Array]:
-        """H V for k vectors, written for an evaluation that does not store what is as large as all pairs.
+        """H V for k vectors, for evaluation by tiles, which does not store pairwise intermediates.
 
-        What has entries for all rows and columns is added up to one matrix before it meets the vectors: then a product takes
-        the time of a matrix product, and how many terms there are does not matter.
+        The products that are like a matrix (`products.is_matrix`) are added to one matrix before it meets the vectors. That
+        takes the time of one matrix product, however many terms there are.
         """
         return self._times(vectors, tuple(v.shape[0] for v in vectors[:1]), by_tiles=True)
 
-    def _times(self, vectors: Sequence[Array], count: tuple[int, ...], *, by_tiles: bool = False) -> list[Array]:
-        algebra = Algebra(eager=0, by_tiles=by_tiles)
-        counted = tuple(identity(k) for k in count)
+    def _times(self, vectors: Sequence[Array], counts: tuple[int, ...], *, by_tiles: bool = False) -> list[Array]:
+        """Products with vectors whose leading axes have the sizes `counts`."""
+        algebra = Algebra(eager_elements=0, by_tiles=by_tiles)
+        counted = tuple(identity(k) for k in counts)
         out = []
         for i, leaf in enumerate(self.leaves):
             if not self._layout.sizes[i]:
-                out.append(jnp.zeros((*count, *leaf.shape), leaf.dtype))
+                out.append(jnp.zeros((*counts, *leaf.shape), leaf.dtype))
                 continue
-            products, sums = [], []
-            rows = _digits(leaf.shape, [t.axes[0] for t in self._rows(i)])
+            products, matrices = [], []
+            rows = leaf_axes(leaf.shape, [t.axes[0] for t in self._rows(i)])
             for j in range(len(self.leaves)):
                 terms, (_, columns) = self._opened(algebra, i, j, [t for t in self._rows(i) if t.leaf == j], rows)
-                vector = vectors[j].reshape(*count, *columns) if terms else vectors[j]
+                vector = vectors[j].reshape(*counts, *columns) if terms else vectors[j]
                 if by_tiles:
                     shape = (*rows, *columns)
-                    full, terms = parted(merge(algebra, terms), lambda t, p, shape=shape: fills(t, p, shape))
+                    full, terms = partition(merge(algebra, terms), lambda t, p, shape=shape: is_matrix(t, p, shape))
                     if full:
                         block = assemble(algebra, full, shape, leaf.dtype)
-                        sums.append(times_block(block, vector.astype(leaf.dtype), len(count)))
+                        matrices.append(times_block(block, vector.astype(leaf.dtype), len(counts)))
                 products += [times_vector(algebra, t, vector, counted, len(rows), leaf.dtype) for t in terms]
-            # What lands at the same places is added up before it is put there.
-            total = assemble(algebra, merge(algebra, products), (*count, *rows), leaf.dtype)
-            out.append(functools.reduce(operator.add, [*sums, total]).reshape(*count, *leaf.shape))
+            # Merged first: products at the same positions are added before they are placed.
+            total = assemble(algebra, merge(algebra, products), (*counts, *rows), leaf.dtype)
+            out.append(functools.reduce(operator.add, [*matrices, total]).reshape(*counts, *leaf.shape))
         return out
 
 
-def identity_of(i: Id) -> Expr:
-    """The expression of an id alone."""
-    return expr(0, [(i, 1)])
+def leaf_axes(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
+    """The sizes of the axes to assemble a leaf over: as many as all expressions on its flat axis can be split into.
 
-
-def _digits(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
-    """The axes to assemble a leaf over: its own, or short inner runs that the terms show, where they fit all terms."""
-    size = 1
-    for n in shape:
-        size *= n
+    Its own axes, else (size // s, s) for a short stride s in the expressions, else the flat axis.
+    """
+    size = math.prod(shape)
     candidates = [tuple(n for n in shape if n > 1)] if len(shape) > 1 else []
-    inner = {s for e in exprs for _, s in e.parts if 1 < s <= 4 and size % s == 0}
+    inner = {s for e in exprs for _, s in e.parts if 1 < s <= tuning.SHORT_AXIS and size % s == 0}
     candidates += [(size // s, s) for s in sorted(inner, reverse=True)]
     for sizes in candidates:
         if sizes and all(divides(e, sizes) for e in exprs):
@@ -314,12 +305,12 @@ def _digits(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
 
 
 def structured(outputs: Sequence[Tangent], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
-    """The result of a propagation: one tangent per leaf of x, with its axes made one flat row axis."""
+    """The Hessian from the derivative of each leaf of the gradient, whose axes become one flat row axis."""
     return _packed([[join(t, 0, tangent.shape) for t in tangent.terms] for tangent in outputs], leaves, fallbacks)
 
 
 def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
-    """The Hessian of these terms, one group per leaf of the rows."""
+    """The Hessian with these terms, one group for each leaf of the rows."""
     arrays: dict[int, tuple[int, Any]] = {}
     packed = tuple(tuple(pack(t, arrays) for t in terms) for terms in rows)
     return StructuredHessian(
@@ -332,6 +323,5 @@ def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: S
 
 def _matrix(array: Array, leaf: int) -> Term:
     """A matrix as a term."""
-    axes = tuple(map(identity, array.shape))
-    ids = tuple(i for e in axes for i in e.ids)  # none for an axis of one position
-    return Term(axes, (Product(1.0, (Factor(array.reshape([i.size for i in ids]), ids),)),), leaf, array.dtype)
+    axes, factor = whole(array, array.shape)
+    return Term(tuple(axes), (Product(1.0, (factor,)),), leaf, array.dtype)

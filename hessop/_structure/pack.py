@@ -1,4 +1,4 @@
-"""Terms as hashable data: ids and arrays become numbers, so that equal structures compare equal in different traces.
+"""Terms as hashable data: ids and arrays become numbers, so that the same structure compares equal in different traces.
 
 Depends on terms. Must never know what the terms mean.
 """
@@ -9,13 +9,21 @@ from typing import Any
 
 from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, Term, expr
 
-# (number of the array, ids) of a factor; one more entry, the size, for a lookup.
+# The number of an id, or (number of the array, numbers of its ids, size) of a lookup.
 PackedAtom = int | tuple[int, tuple[int, ...], int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """One term without its arrays. Ids are numbered from 0 in order of appearance."""
+    """One term without its arrays. Ids are numbered from 0 in order of appearance.
+
+    Attributes:
+        sizes: of the ids.
+        axes: (start, parts as (atom, stride)) of each expression.
+        products: (coefficient, factors as (number of the array, numbers of its ids)).
+        leaf: number of the leaf of x on the last axis.
+        dtype: of the term.
+    """
 
     sizes: tuple[int, ...]
     axes: tuple[tuple[int, tuple[tuple[PackedAtom, int], ...]], ...]
@@ -25,7 +33,12 @@ class Packed:
 
 
 def pack(term: Term, arrays: dict[int, tuple[int, Any]]) -> Packed:
-    """A term, its arrays numbered in `arrays` by their addresses (which the caller keeps alive)."""
+    """A term without its arrays.
+
+    Args:
+        term: the term.
+        arrays: (number, array) by the address of the array, which the caller keeps alive. New arrays are added.
+    """
     numbers: dict[Id, int] = {}
 
     def array(a: Any) -> int:
@@ -43,7 +56,7 @@ def pack(term: Term, arrays: dict[int, tuple[int, Any]]) -> Packed:
 
 
 def unpack(packed: Packed, arrays: Sequence[Any]) -> Term:
-    """The term again, with ids of its own."""
+    """The term with its arrays, and with new ids."""
     names = [Id(n) for n in packed.sizes]
 
     def ids(group: Sequence[int]) -> tuple[Id, ...]:

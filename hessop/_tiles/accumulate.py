@@ -1,9 +1,9 @@
-"""Reductions along an axis that a loop runs along: what a part contributes, and how contributions are put together.
+"""Reductions along the axis of a loop: the contribution of each part, and how contributions add up.
 
-The last part overlaps the one before it, so that all have one size; entries that were counted already are replaced by the
-neutral element, never multiplied by zero, because they may be infinite.
+All parts have the same length, so the last one overlaps the one before it. Entries that were already counted are replaced by
+the neutral element. They are not multiplied by zero, because they may be infinite.
 
-Depends on planes and rules. Must never know loops or which values are stored.
+Depends on planes and rules. Must never know loops, or which values are stored.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from jax import Array, lax
 
 from hessop._equations.flat import bind
 from hessop._tiles.planes import Cell, Cells, Planes, common_shape
-from hessop._tiles.rules.sums import has_few_digits, reduced
+from hessop._tiles.rules.sums import is_low_precision, reduced
 from hessop._tiles.rules.table import Tools
 from hessop._tiles.windows import Window
 
 State = tuple[Array, ...]
 
-
+# For each input the axis that moves with a loop; None if it does not move.
 Axes = tuple[int | None, ...]
 
 
 class Part(NamedTuple):
-    """What the outermost loop has come to, along which contributions add up.
+    """One part of an axis along which contributions add up: an iteration of the outermost loop.
 
     Attributes:
-        over: for each input, the axis that moves with it.
-        window: the part of the output that this counts towards.
-        new: which positions along that axis were not counted before; None for all.
+        over: for each input, the axis that moves with the loop.
+        window: the part of the output to which this contributes.
+        new: which positions of the part were not counted before; None for all.
     """
 
     over: Axes
@@ -44,10 +44,9 @@ class Accumulate(NamedTuple):
     """How the parts of a reduction add up.
 
     Attributes:
-        over: equation -> for each axis that could be taken in parts, the axis that moves in each input (None: it does not
-            move).
-        start: (equation, number of parts) -> the state before the first; each array has the shape of the output.
-        step: (tools, equation, parts of the inputs, which part, state) -> the state with this part.
+        over: equation -> the choices of an axis to divide into parts, each as the axis that moves in each input.
+        start: (equation, number of parts) -> the state before the first part; each array has the shape of the output.
+        step: (tools, equation, parts of the inputs, the part, state) -> the state after this part.
         finish: state -> the output.
     """
 
@@ -58,7 +57,7 @@ class Accumulate(NamedTuple):
 
 
 def only_new(cells: Cells, planes: Planes, axis: int | None, new: Array | None, neutral: Any) -> Planes:
-    """The entries where `new` holds along an axis, the neutral element elsewhere."""
+    """Replace entries by the neutral element, except at the new positions along an axis."""
     if new is None or axis is None:
         return planes
     at = planes.frame.order.index(axis)
@@ -84,6 +83,7 @@ def _reduced_axes(eqn: Any) -> list[Axes]:
 
 
 def _limits(dtype: Any) -> tuple[Any, Any]:
+    """The smallest and the largest number of a dtype."""
     if jnp.issubdtype(dtype, jnp.floating):
         return -np.inf, np.inf
     if dtype == jnp.bool_:
@@ -93,6 +93,7 @@ def _limits(dtype: Any) -> tuple[Any, Any]:
 
 
 def _all_bits(dtype: Any) -> Any:
+    """The number of which all bits are set."""
     if dtype == jnp.bool_:
         return True
     info = jnp.iinfo(dtype)
@@ -103,10 +104,12 @@ def _reduced(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, neutral:
     """The reduction of a part."""
     (planes,) = ins
     planes = only_new(tools.cells, planes, part.over[0], part.new, neutral(planes.dtype))
-    return tools.cells.put_together(reduced(tools, eqn, planes, tools.frame(eqn.outvars[0].aval.shape, part.window)))
+    return tools.cells.join(reduced(tools, eqn, planes, tools.frame(eqn.outvars[0].aval.shape, part.window)))
 
 
 def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
+    """Accumulate with an associative operation, which has a neutral element for each dtype."""
+
     def start(eqn: Any, count: int) -> State:
         aval = eqn.outvars[0].aval
         return (jnp.full(aval.shape, neutral(aval.dtype), aval.dtype),)
@@ -121,30 +124,31 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
 
 
 def _sum_start(eqn: Any, count: int) -> State:
+    """Zero; in low precision also a zero for the rounding errors."""
     aval = eqn.outvars[0].aval
     zero = jnp.zeros(aval.shape, aval.dtype)
-    return (zero, zero) if count > 1 and has_few_digits(aval.dtype) else (zero,)
+    return (zero, zero) if count > 1 and is_low_precision(aval.dtype) else (zero,)
 
 
-def _with(state: State, part: Array) -> State:
-    """A sum and what rounding took from it: Neumaier (1974), doi:10.1002/zamm.19740540106, by Knuth's sum of two."""
+def _compensated(state: State, part: Array) -> State:
+    """Add to a sum, and its rounding error to those before: Neumaier (1974), doi:10.1002/zamm.19740540106; Knuth's two-sum."""
     if len(state) == 1:
         return (state[0] + part,)
-    total, lost = state
+    total, error = state
     new = total + part
-    taken = new - total
-    return new, lost + ((total - (new - taken)) + (part - taken))
+    added = new - total
+    return new, error + ((total - (new - added)) + (part - added))
 
 
 def _sum_finish(state: State) -> Array:
     if len(state) == 1:
         return state[0]
-    total, lost = state
-    return total + jnp.where(jnp.isfinite(lost), lost, 0)  # of an infinite sum nothing was lost, though NaN says so
+    total, error = state
+    return total + jnp.where(jnp.isfinite(error), error, 0)  # the error of an infinite sum is NaN
 
 
 def _sum_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
-    return _with(state, _reduced(tools, eqn, ins, part, lambda dtype: 0))
+    return _compensated(state, _reduced(tools, eqn, ins, part, lambda dtype: 0))
 
 
 def _dot_over(eqn: Any) -> list[Axes]:
@@ -153,14 +157,14 @@ def _dot_over(eqn: Any) -> list[Axes]:
 
 
 def _dot_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
-    # Both sides: zero times an infinite entry that was counted already would be NaN.
+    # Mask both: a zero of one times an infinite entry of the other would be NaN.
     parts = [only_new(tools.cells, p, axis, part.new, 0) for p, axis in zip(ins, part.over, strict=True)]
-    (product,) = bind(eqn, [tools.cells.put_together(p) for p in parts])
-    return _with(state, product)
+    (product,) = bind(eqn, [tools.cells.join(p) for p in parts])
+    return _compensated(state, product)
 
 
 def _extreme(largest: bool) -> Accumulate:
-    """Argmax and argmin: the first of the best, where NaN is better than anything, as JAX has it."""
+    """Argmax and argmin: the first position of the best value. NaN is better than any number, as in JAX."""
 
     def start(eqn: Any, count: int) -> State:
         dtype, aval = eqn.invars[0].aval.dtype, eqn.outvars[0].aval
@@ -170,8 +174,8 @@ def _extreme(largest: bool) -> Accumulate:
     def step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
         (axis,), first = part.over, tools.starts[0]
         assert axis is not None
-        # Entries that were seen already cannot win: only a strictly better one replaces what is there.
-        array = tools.cells.put_together(ins[0])
+        # Entries counted before need no mask: only a strictly better one replaces the best.
+        array = tools.cells.join(ins[0])
         (place,) = bind(eqn, [array])
         value = jnp.squeeze(jnp.take_along_axis(array, jnp.expand_dims(place, axis), axis), axis)
         place = place + lax.convert_element_type(first, place.dtype)
@@ -179,7 +183,7 @@ def _extreme(largest: bool) -> Accumulate:
         better = value > best if largest else value < best
         if jnp.issubdtype(value.dtype, jnp.floating):
             better |= jnp.isnan(value) & ~jnp.isnan(best)
-        # Where everything is at the limit of the dtype nothing is strictly better than the start.
+        # If all entries are at the limit of the dtype, none is strictly better than the start.
         better |= first == 0
         return jnp.where(better, value, best), jnp.where(better, place, at)
 

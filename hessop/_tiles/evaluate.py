@@ -1,6 +1,6 @@
-"""Run equations by their schedule: whole equations as they are, loops tile by tile.
+"""Run equations by their schedule: some whole, the others in loops over tiles.
 
-Depends on everything else in this package. Must never know functions, operators or how a budget was chosen.
+Depends on everything else in this package but the primitive. Must never know functions, operators or how a budget was chosen.
 """
 
 import contextlib
@@ -12,31 +12,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from hessop._equations.flat import Equations, variables
-from hessop._tiles.loops import tiles
+from hessop._tiles import tuning
+from hessop._tiles.loops import tile_loop
 from hessop._tiles.options import Options
-from hessop._tiles.planes import SHORT
 from hessop._tiles.reader import Reader
 from hessop._tiles.rules.table import RULES
 from hessop._tiles.schedule import Choice, Loop, Schedule, schedule
 
 
-def schedule_of(equations: Equations, options: Options) -> Schedule:
-    """The schedule of flat equations, without dead ones, under these options."""
-    return schedule(equations, options.threshold, SHORT)
-
-
-# Planes that a tile holds at once, at most some dozens.
-_PLANES = 64
-
-
 def stored_bytes(equations: Equations, options: Options) -> int:
-    """Bytes of all that is stored at any time, from shapes; a gather is taken to read points, as nearly all do.
+    """An upper estimate, from shapes, of the bytes that an evaluation stores. A gather is assumed to read single points.
 
     Args:
-        equations: flat equations, without dead ones.
+        equations: flat equations without dead ones.
         options: how they will be evaluated.
     """
-    plan = schedule_of(equations, options)
+    plan = schedule(equations, options.threshold_elements)
     read = {
         v
         for eqn in plan.steps
@@ -46,35 +37,36 @@ def stored_bytes(equations: Equations, options: Options) -> int:
     }
     made = {v for eqn in equations.eqns for v in eqn.outvars if v not in plan.virtual}
     kept = {*equations.invars, *read, *made, *variables(equations.outvars)}
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + _PLANES * 8 * options.limit
+    tile = tuning.PLANES_AT_ONCE * tuning.ELEMENT_BYTES * options.plane_elements
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept) + tile
 
 
 def _reads_little(eqn: Any, v: Any) -> bool:
-    """Whether an equation that runs whole reads a virtual value only where it needs it, see `Reader.run`."""
+    """Whether an equation that runs whole reads only a part of a virtual value; see `Reader.run`."""
     name = eqn.primitive.name
     return (name == "gather" or name in RULES) and v.aval.size > max(w.aval.size for w in eqn.outvars)
 
 
 def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options) -> list[Any]:
-    """The outputs of flat equations without their large intermediates.
+    """The outputs of flat equations, without storing their large intermediates.
 
     Args:
-        equations: flat equations, without dead ones.
+        equations: flat equations without dead ones.
         values: arrays or tracers for the invars.
-        options: sizes.
+        options: how to evaluate.
     """
-    plan = schedule_of(equations, options)
-    with _recursion(_FRAMES * len(plan.virtual)):
+    plan = schedule(equations, options.threshold_elements)
+    with _recursion(tuning.FRAMES_PER_VALUE * len(plan.virtual)):
         return _evaluate(plan, equations, values, options)
-
-
-# A value is read through those that it is made of, a few frames each: an unrolled loop makes a long chain of them.
-_FRAMES = 8
 
 
 @contextlib.contextmanager
 def _recursion(more: int) -> Iterator[None]:
-    """So many frames more than Python allows by itself."""
+    """Raise Python's recursion limit: a virtual value is read through all those behind it, and unrolled loops make long chains.
+
+    Args:
+        more: additional frames.
+    """
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(before + more)
     try:
@@ -89,14 +81,15 @@ def _evaluate(plan: Schedule, equations: Equations, values: Sequence[Any], optio
     for step in plan.steps:
         if isinstance(step, Choice):
             for loop in _cheapest(plan, env, step, options):
-                env.update(zip((eqn.outvars[0] for eqn in loop.eqns), tiles(plan, env, loop, options).run(), strict=True))
+                outputs = tile_loop(plan, env, loop, options).run()
+                env.update(zip((eqn.outvars[0] for eqn in loop.eqns), outputs, strict=True))
         else:
             reader.run(step)
     return [reader.stored(v) for v in equations.outvars]
 
 
 def _cheapest(plan: Schedule, env: dict[Any, Array], choice: Choice, options: Options) -> tuple[Loop, ...]:
-    """The way whose loops touch the fewest elements; what is equal is made once, so only a trace of the body can tell."""
+    """The way whose loops touch the fewest elements. Equal planes are computed once, so only a trace of the bodies tells."""
     if len(choice.ways) == 1:
         return choice.ways[0]
-    return min(choice.ways, key=lambda way: sum(tiles(plan, env, loop, options).work() for loop in way))
+    return min(choice.ways, key=lambda way: sum(tile_loop(plan, env, loop, options).work() for loop in way))

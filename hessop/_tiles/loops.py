@@ -1,4 +1,4 @@
-"""Loops over tiles: the reductions of a loop, part after part.
+"""Loops over tiles: the reductions of one loop, part by part.
 
 Depends on reading and accumulating. Must never know which loops run, or in what order.
 """
@@ -14,13 +14,12 @@ from jax import Array, lax
 
 from hessop._equations.cost import work_of
 from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes, variables
-from hessop._equations.primitives import COMPARISONS, LOGIC
+from hessop._equations.primitives import COMPARISONS, ELEMENTWISE, LOGIC
+from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Part, State
 from hessop._tiles.options import Options
-from hessop._tiles.planes import SHORT
 from hessop._tiles.reader import Reader
-from hessop._tiles.rules.elementwise import ELEMENTWISE
-from hessop._tiles.rules.sums import LONGEST_PRODUCT, has_few_digits
+from hessop._tiles.rules.sums import is_low_precision
 from hessop._tiles.rules.table import RULES
 from hessop._tiles.schedule import Loop, Place, Schedule
 from hessop._tiles.windows import Span, Window, moving, source, whole
@@ -30,11 +29,11 @@ States = Sequence[State]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An axis that a loop runs along, in parts of one length; the last is moved up so that it fits.
+    """An axis divided into parts of one length. The last part ends where the axis ends, so it may overlap the one before.
 
     Attributes:
-        size: of the axis.
-        length: of a part.
+        size: length of the axis.
+        length: length of a part.
     """
 
     size: int
@@ -46,27 +45,27 @@ class Axis:
         return -(-self.size // self.length)
 
     def start(self, k: Any) -> Any:
-        """Where part number k begins."""
+        """First position of part k."""
         return jnp.minimum(k * self.length, self.size - self.length)
 
     def new(self, k: Any) -> Array | None:
-        """Which of its positions no part before it had; None for all."""
+        """Which positions of part k no earlier part has; None for all."""
         if self.size % self.length == 0:
             return None
         return self.start(k) + lax.iota(jnp.int32, self.length) >= k * self.length
 
     def run(self, body: Callable[[Any, Any], Any], states: Any) -> Any:
-        """The states after all parts, by (number of a part, states) -> states with it."""
+        """The states after all parts, where `body` maps (number of a part, states) to the states after it."""
         return body(jnp.zeros((), jnp.int32), states) if self.count == 1 else lax.fori_loop(0, self.count, body, states)
 
 
 def part_length(size: int, most: int, step: int = 1) -> int:
-    """A length of parts of an axis: at most so long, made to divide the axis where that is near, else to overlap little.
+    """Length of the parts of an axis: a divisor if one is near the longest allowed length, otherwise such that little overlaps.
 
     Args:
-        size: of the axis.
-        most: of a part.
-        step: of which a length should be a multiple.
+        size: length of the axis.
+        most: longest allowed length of a part.
+        step: the length should be a multiple of this.
     """
     most = max(1, min(size, most))
     for length in range(most - most % step, most // 2, -step):
@@ -76,17 +75,18 @@ def part_length(size: int, most: int, step: int = 1) -> int:
     return min(most, -(-even // step) * step)
 
 
-def tiles(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -> "Tiles":
-    """The loop over tiles for some reductions; in chunks, if some of them are long sums of few digits."""
-    chunks = _chunks(loop, options)
-    return Tiles(plan, env, loop, options) if chunks is None else ChunkedTiles(plan, env, loop, options, chunks)
+def tile_loop(plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options) -> "TileLoop":
+    """The loop over tiles for some reductions; in chunks if some of them are long sums in low precision."""
+    chunks = chunk_axis(loop, options)
+    return TileLoop(plan, env, loop, options) if chunks is None else ChunkedTileLoop(plan, env, loop, options, chunks)
 
 
+# XLA always fuses these: their results are never stored.
 _FUSED = COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "select_n"}
 
 
-class Tiles:
-    """A loop over tiles: outputs made tile by tile, or added up over tiles."""
+class TileLoop:
+    """A loop over tiles. Each output is written tile by tile, or added up over tiles."""
 
     def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options):
         self.plan, self.env, self.options = plan, env, options
@@ -94,32 +94,32 @@ class Tiles:
         self.steps = list(zip(loop.eqns, loop.places, strict=True))
         size = loop.places[0].size
         self.tiles = Axis(size, min(options.tile or self.longest(size), size))
-        if options.memory is not None and options.tile is None:
-            fits = self.tiles.length * options.memory // max(1, self.peak())
+        if options.tile_bytes is not None and options.tile is None:
+            fits = self.tiles.length * options.tile_bytes // max(1, self.peak())
             self.tiles = Axis(size, max(1, min(self.tiles.length, fits)))
 
     def longest(self, size: int) -> int:
-        """Length of a tile of an axis by the limit on its planes."""
-        most = self.options.limit // max(1, max(self.elements(*step) for step in self.steps))
-        # Without a loop what is stored would be recomputed in whatever reads it.
+        """The longest tile of an axis whose planes have no more elements than the options allow."""
+        most = self.options.plane_elements // max(1, max(self.elements(*step) for step in self.steps))
+        # At least two tiles if a value is to be stored: without a loop, XLA would recompute it in each kernel that reads it.
         stores = any(eqn.primitive.name in ELEMENTWISE for eqn, _ in self.steps)
         return part_length(size, min(most, -(-size // 2)) if stores else most)
 
     def elements(self, eqn: Any, place: Place) -> int:
-        """Elements of the largest plane that is read for one position of a tile."""
+        """Elements of the largest plane to be read, per position of a tile."""
         return max(_plane_size(v.aval.shape) // place.size for v in variables(eqn.invars))
 
     def traced(self) -> Equations:
-        """The innermost body as equations."""
+        """The equations of the innermost body."""
         return flatten_jaxpr(jax.make_jaxpr(self.body)(jax.ShapeDtypeStruct((), jnp.int32), self.start()))[0]
 
     def work(self) -> float:
-        """Elements touched by all tiles. What is broadcast or masked is never stored by itself."""
+        """Elements that all tiles touch, without those that are always fused."""
         eqns = [eqn for eqn in self.traced().eqns if eqn.primitive.name not in _FUSED]
         return self.tiles.count * work_of(eqns)
 
     def peak(self) -> int:
-        """Bytes that a tile takes if nothing is fused: an upper estimate."""
+        """An upper estimate of the bytes that a tile takes: nothing is fused."""
         body = self.traced()
         return peak_bytes(body, body.invars)
 
@@ -141,7 +141,7 @@ class Tiles:
         ]
 
     def body(self, k: Any, states: States) -> States:
-        """The states with tile number k."""
+        """The states after tile k."""
         length, first, new = self.tiles.length, self.tiles.start(k), self.tiles.new(k)
         reader = Reader(self.plan.virtual, self.plan.shared, self.env, self.options.tools(first, seed=self.seed))
         after = []
@@ -151,16 +151,16 @@ class Tiles:
                 windows = [_tile(eqn, v, axis, length) for v, axis in zip(eqn.invars, place.over, strict=True)]
                 after.append(_step(reader, eqn, windows, Part(place.over, whole(rank), new), state))
             else:
-                made = reader.tools.cells.put_together(reader.made(eqn, moving(rank, place.out_axis, length)))
-                after.append((lax.dynamic_update_slice_in_dim(state[0], made, first, place.out_axis),))
+                tile = reader.tools.cells.join(reader.compute(eqn, moving(rank, place.out_axis, length)))
+                after.append((lax.dynamic_update_slice_in_dim(state[0], tile, first, place.out_axis),))
         return after
 
 
-class ChunkedTiles(Tiles):
-    """A loop over chunks of what is summed, and inside of it the loop over tiles of outputs.
+class ChunkedTileLoop(TileLoop):
+    """A loop over chunks of the summed axis, and inside of it the loop over tiles of the outputs.
 
-    In this order what moves inside are the rows of planes. XLA's CPU backend makes no vector code of a plane whose columns
-    move: it would cut them again for each entry.
+    The inner loop moves along the rows of planes. In the other order it would move along the columns, and XLA's CPU backend
+    does not vectorize that: it slices the operands again for each entry.
     """
 
     def __init__(self, plan: Schedule, env: dict[Any, Array], loop: Loop, options: Options, chunks: Axis):
@@ -168,15 +168,15 @@ class ChunkedTiles(Tiles):
         super().__init__(plan, env, loop, options)
 
     def longest(self, size: int) -> int:
-        """As long as before, but never the whole axis: without a loop inside, columns would move."""
+        """As in a plain loop, but at least two tiles: without a loop over tiles, the chunks would be the innermost loop."""
         return part_length(size, min(super().longest(size), -(-size // 2)))
 
     def elements(self, eqn: Any, place: Place) -> int:
-        """Of a chunk."""
+        """Elements of a chunk of the largest plane to be read, per position of a tile."""
         return super().elements(eqn, place) * self.chunks.length // self.chunks.size
 
     def work(self) -> float:
-        """Elements touched by all tiles of all chunks."""
+        """Elements that all tiles of all chunks touch."""
         return self.chunks.count * super().work()
 
     def run(self) -> list[Array]:
@@ -190,18 +190,21 @@ class ChunkedTiles(Tiles):
         return [_start(eqn, self.chunks.count) for eqn, _ in self.steps]
 
     def body(self, k: Any, states: States) -> States:
-        """The states with tile number k of one of the chunks, for its price."""
+        """The states after tile k of one chunk. Only traced, for its cost."""
         return self.chunk(0, k, states, states)
 
     def chunk(self, k: Any, m: Any, states: States, after: States) -> States:
-        """The states with chunk number k as far as tile number m: from those before the chunk, and those before the tile.
+        """The states after tile m of chunk k.
 
-        What two tiles share is added twice to the same, not one after the other.
+        Args:
+            k: number of the chunk.
+            m: number of the tile.
+            states: the states before the chunk. Where tiles overlap, both add to these, so that nothing is added twice.
+            after: the states after the tile before.
         """
         first, new = self.tiles.start(m), self.chunks.new(k)
-        reader = Reader(
-            self.plan.virtual, self.plan.shared, self.env, self.options.tools(self.chunks.start(k), first, seed=self.seed)
-        )
+        tools = self.options.tools(self.chunks.start(k), first, seed=self.seed)
+        reader = Reader(self.plan.virtual, self.plan.shared, self.env, tools)
         found = []
         for (eqn, place), state, written in zip(self.steps, states, after, strict=True):
             axis = place.out_axis
@@ -214,7 +217,7 @@ class ChunkedTiles(Tiles):
         return found
 
     def inputs(self, eqn: Any, place: Place, window: Window) -> list[Window]:
-        """The parts of its inputs that a chunk of a tile is made of."""
+        """The parts of the inputs that a chunk of a tile needs."""
         shape, follows = eqn.outvars[0].aval.shape, RULES[eqn.primitive.name].follows(eqn)
         found = []
         for v, group, axis in zip(eqn.invars, follows, place.chunks, strict=True):
@@ -224,30 +227,22 @@ class ChunkedTiles(Tiles):
         return found
 
 
-# What a CPU adds at once, at most: rows of other lengths end in steps of one.
-_VECTOR = 16
-
-
-# A chunk is at least so many times longer than what it adds to is wide: less would cost more than the planes do.
-_WORTH = 8
-
-
-def _chunks(loop: Loop, options: Options) -> Axis | None:
-    """What the reductions of a loop are added up along inside of a tile, if some are long sums of few digits."""
-    longs = {place.long for place in loop.places}
+def chunk_axis(loop: Loop, options: Options) -> Axis | None:
+    """The summed axis of a loop's reductions, divided into chunks; None if they are not long sums in low precision."""
     if options.chunk is None and not (options.planes and any(map(_loses_digits, loop.eqns))):
         return None
-    most = options.chunk or LONGEST_PRODUCT
-    if len(longs) != 1 or min(longs) <= most:
+    lengths = {place.long for place in loop.places}
+    most = options.chunk or tuning.CHUNK_ELEMENTS
+    if len(lengths) != 1 or min(lengths) <= most:
         return None
     width = max(eqn.outvars[0].aval.size // place.size for eqn, place in zip(loop.eqns, loop.places, strict=True))
-    if options.chunk is None and _WORTH * width > most:
+    if options.chunk is None and tuning.CHUNK_WIDTHS * width > most:
         return None
-    return Axis(min(longs), part_length(min(longs), most, _VECTOR))
+    return Axis(min(lengths), part_length(min(lengths), most, tuning.VECTOR_ELEMENTS))
 
 
 def _loses_digits(eqn: Any) -> bool:
-    return eqn.primitive.name == "reduce_sum" and has_few_digits(eqn.outvars[0].aval.dtype)
+    return eqn.primitive.name == "reduce_sum" and is_low_precision(eqn.outvars[0].aval.dtype)
 
 
 def _finish(eqn: Any, state: State) -> Array:
@@ -255,7 +250,7 @@ def _finish(eqn: Any, state: State) -> Array:
 
 
 def _plane_size(shape: Sequence[int]) -> int:
-    return math.prod(n for n in shape if n > SHORT)
+    return math.prod(n for n in shape if n > tuning.SHORT_AXIS)
 
 
 def _start(eqn: Any, count: int) -> State:
@@ -274,13 +269,13 @@ def _tile(eqn: Any, v: Any, axis: int | None, length: int) -> Window:
         return whole(rank)
     window = moving(rank, axis, length)
     if not eqn.primitive.name.startswith("reduce_"):
-        return window  # is put together in the natural order
-    # As a sum that is made tile by tile lays it out, so that both read one array.
+        return window  # such an input is joined, in natural order
+    # The layout that the input has in a sum whose output is written by tiles, so that both sums read the same planes.
     return dataclasses.replace(window, order=(axis, *(a for a in range(rank) if a != axis)))
 
 
 def _seed(plan: Schedule, env: dict[Any, Array]) -> Array | None:
-    """An integer that the compiler does not know, whatever it is; None where none is needed or to be had."""
+    """Any integer that is unknown at compile time; None if none is needed, or there is no number to derive it from."""
     for array in env.values() if plan.shared else ():
         if array.size and (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
             first = lax.slice(array, [0] * array.ndim, [1] * array.ndim)

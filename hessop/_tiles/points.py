@@ -1,8 +1,8 @@
-"""Entries of a virtual value at given points: the diagonal of pair values, say, without making the value.
+"""Entries of a virtual value at given points, such as the diagonal of an N x N value, without computing the whole value.
 
-An index is pushed back through equations that act entry by entry or only move entries, down to values that are stored.
+The index is pulled back through equations that are elementwise or only move entries, down to values that are stored.
 
-Depends on rules (for which primitives act entry by entry). Must never know tiles or loops.
+Depends on rules (which primitives are elementwise). Must never know tiles or loops.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,40 +14,35 @@ from jax import Array, lax
 from jax.extend import core as jex
 
 from hessop._equations.flat import bind
+from hessop._equations.primitives import ELEMENTWISE
 from hessop._tiles.planes import common_shape
-from hessop._tiles.rules.elementwise import ELEMENTWISE
 from hessop._tiles.rules.moves import unit_pairs
 from hessop._tiles.rules.table import RULES
 
-# For each axis the positions [P] (an array), or None to keep the axis.
+# For each axis an array of P positions, or None to keep the axis.
 Index = tuple[Any, ...]
 
 
 class Points:
-    """Reads values at points. Results have axes (P, *kept axes), each of full length or 1.
+    """Reads values at points. Results have axes (P, *kept axes), each of full length or of length 1.
 
     Attributes:
-        virtual: the equations of what is not stored.
-        stored: gives a value as an array.
+        virtual: values that are not stored, with their equations.
+        stored: value -> its array.
     """
 
     def __init__(self, virtual: dict[Any, Any], stored: Callable[[Any], Any]):
         self.virtual, self.stored = virtual, stored
         self.memo: dict[Any, tuple[Index, Array]] = {}
 
-    def gathered(self, eqn: Any) -> Array | None:
-        """The output of a gather that reads single points; None for any other."""
+    def gather(self, eqn: Any) -> Array | None:
+        """The output of a gather, if it reads single points; otherwise None."""
+        if not _reads_points(eqn):
+            return None
         operand: Any
         operand, indices = eqn.invars
-        dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-        shape = operand.aval.shape
-        columns = {int(a): k for k, a in enumerate(dims.start_index_map)}
-        whole = all(size == (1 if a in columns else n) for a, (size, n) in enumerate(zip(sizes, shape, strict=True)))
-        if not whole or set(columns) != set(dims.collapsed_slice_dims) or dims.operand_batching_dims:
-            return None
-        filled = eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
-        if filled and (eqn.params["fill_value"] is not None or not jnp.issubdtype(operand.aval.dtype, jnp.floating)):
-            return None
+        dims, shape = eqn.params["dimension_numbers"], operand.aval.shape
+        columns = _columns(eqn)
         at = jnp.asarray(self.stored(indices))
         batch = at.shape[:-1]
         at = at.reshape(-1, at.shape[-1])
@@ -59,7 +54,7 @@ class Points:
         found = self(operand, tuple(index))
         kept = [n for a, n in enumerate(shape) if a not in columns]
         found = jnp.broadcast_to(found, (at.shape[0], *kept))
-        if filled:
+        if _fills(eqn):
             mask = inside.reshape(-1, *[1] * len(kept))
             found = jnp.where(jnp.broadcast_to(mask, found.shape), found, jnp.full((), np.nan, operand.aval.dtype))
         found = found.reshape(*batch, *kept)
@@ -72,13 +67,14 @@ class Points:
             return jnp.asarray(v.val, aval.dtype).reshape(1)
         key = (v, tuple(None if i is None else id(i) for i in index))
         if key not in self.memo:
-            made = self._made(v, index) if v in self.virtual else None
-            # With the index, which must live as long as its address is a key.
-            self.memo[key] = (index, _read(jnp.asarray(self.stored(v)), index) if made is None else made)
+            found = self._computed(v, index) if v in self.virtual else None
+            if found is None:
+                found = _read(jnp.asarray(self.stored(v)), index)
+            self.memo[key] = (index, found)  # keeps the index alive: its id must not be reused
         return self.memo[key][1]
 
-    def _made(self, v: Any, index: Index) -> Array | None:
-        """From the inputs of the equation; None if there is no way back."""
+    def _computed(self, v: Any, index: Index) -> Array | None:
+        """A virtual value at an index, from the inputs of its equation; None if the index cannot be pulled back."""
         eqn = self.virtual[v]
         match eqn.primitive.name:
             case name if name in ELEMENTWISE:
@@ -102,13 +98,13 @@ class Points:
                 return None
 
     def _aligned(self, w: Any, own: Sequence[Any], index: Index) -> Array:
-        """An input of the rank of the output (or a scalar) at its index, where axes of length 1 may be pointed at too."""
+        """An input of an elementwise equation, a scalar or of the output's rank, at its own index `own`."""
         if not w.aval.shape:
             return self(w, ()).reshape(1, *[1] * sum(i is None for i in index))
         return self(w, tuple(own))
 
     def _moved(self, w: Any, to: Sequence[int | None], index: Index) -> Array:
-        """An input whose axis k is axis to[k] of the output; None for an axis of length 1 that is gone."""
+        """An input whose axis k becomes axis to[k] of the output; None for an axis of length 1 that is dropped."""
         own = [np.zeros(1, np.int32) if a is None else _unless_one(w, k, index[a]) for k, a in enumerate(to)]
         found = self(w, tuple(own))
         kept = [a for a, i in enumerate(index) if i is None]
@@ -119,7 +115,7 @@ class Points:
         return found.reshape(found.shape[0], *(lengths.get(a, 1) for a in kept))
 
     def _reduced(self, eqn: Any, index: Index) -> Array:
-        """A reduction over axes that no index points at."""
+        """A reduction: its axes are kept axes of the input."""
         (w,), axes, left = eqn.invars, [int(a) for a in eqn.params["axes"]], iter(index)
         own = tuple(None if a in axes else next(left) for a in range(len(w.aval.shape)))
         found = self(w, own)
@@ -129,6 +125,7 @@ class Points:
         return eqn.primitive.bind(found, **params)
 
     def _sliced(self, eqn: Any, index: Index) -> Array:
+        """A slice without strides."""
         starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
         moved = [i if i is None or not s else i + jnp.asarray(s, i.dtype) for i, s in zip(index, starts, strict=True)]
         found = self(eqn.invars[0], tuple(moved))
@@ -139,8 +136,27 @@ class Points:
         return found
 
 
+def _columns(eqn: Any) -> dict[int, int]:
+    """Axis of the operand that a gather indexes -> column of its indices."""
+    return {int(a): k for k, a in enumerate(eqn.params["dimension_numbers"].start_index_map)}
+
+
+def _fills(eqn: Any) -> bool:
+    return eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+
+
+def _reads_points(eqn: Any) -> bool:
+    """Whether a gather has one position on each indexed axis and all of the others, and fills with nothing but NaN."""
+    operand, dims, columns = eqn.invars[0].aval, eqn.params["dimension_numbers"], _columns(eqn)
+    sizes = zip(eqn.params["slice_sizes"], operand.shape, strict=True)
+    single = all(size == (1 if a in columns else n) for a, (size, n) in enumerate(sizes))
+    if not single or set(columns) != set(dims.collapsed_slice_dims) or dims.operand_batching_dims:
+        return False
+    return not _fills(eqn) or (eqn.params["fill_value"] is None and jnp.issubdtype(operand.dtype, jnp.floating))
+
+
 def _unless_one(w: Any, axis: int, positions: Array | np.ndarray | None) -> Any:
-    """The positions on an axis; the only one there is, where it has length 1."""
+    """The positions on an axis; position 0 if the axis has length 1, so that it is broadcast."""
     if positions is None or axis >= len(w.aval.shape) or w.aval.shape[axis] != 1:
         return positions
     return np.zeros(1, np.int32)
@@ -166,6 +182,7 @@ def _read(array: Array, index: Index) -> Array:
 
 
 def _ramp(eqn: Any, index: Index) -> Array:
+    """An iota at an index."""
     axis, dtype, kept = int(eqn.params["dimension"]), eqn.params["dtype"], [a for a, i in enumerate(index) if i is None]
     positions = index[axis]
     if positions is not None:

@@ -1,13 +1,14 @@
-"""One primitive, `tiled`, whose value is that of equations evaluated tile by tile, and which JAX can transform.
+"""The primitive `tiled`: equations evaluated tile by tile, as something that JAX can transform.
 
-Its derivative, transpose and batched form are the primitive again, on the equations that JAX makes of the original ones:
-custom rules are respected, and no transformation stores what a tile computes. So the gradient of a tiled function needs no
-more memory than the function.
+Its JVP, transpose and batched form are the same primitive, with the equations that JAX derives from the original ones. So
+custom derivative rules are respected, and no transformation stores the intermediates of a tile: the gradient of a tiled
+function needs no more memory than the function.
 
-Depends on the evaluator. Must never know functions of users, operators or budgets.
+Depends on the evaluator. Must never know users' functions, operators or budgets.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -28,184 +29,222 @@ from hessop._equations.flat import (
     needed_equations,
     without_duplicates,
 )
-from hessop._tiles.evaluate import evaluate_tiled
+from hessop._tiles.evaluate import evaluate_tiled, stored_bytes
 from hessop._tiles.options import Options
+from hessop._tiles.schedule import Schedule, schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tiled:
-    """Flat equations to be evaluated tile by tile, and what was made of them by transformations.
+    """A function of flat arrays that is evaluated tile by tile: call it.
 
     Attributes:
-        equations: the inputs hold all constants.
-        options: sizes.
-        made: what transformations made, with the constants that it takes in front.
-        derivative_of: (original, the inputs that move) where the last inputs are their tangents.
+        equations: the equations. Their first inputs are the constants.
+        constants: the arrays that the traced function captured; some may be tracers.
     """
 
-    equations: Equations
-    options: Options
-    made: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
-    derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None
+    equations: "TiledEquations"
+    constants: tuple[Any, ...]
 
     def __call__(self, *values: Any) -> list[Array]:
-        """The outputs; inside a trace or outside."""
+        """The outputs, inside or outside a trace."""
+        return self.equations(*self.constants, *values)
+
+    def final(self) -> Equations:
+        """The equations to evaluate; see `TiledEquations.final`."""
+        return self.equations.final()
+
+    def schedule(self) -> Schedule:
+        """Which values are virtual, and which loops run."""
+        return schedule(self.final(), self.equations.options.threshold_elements)
+
+    def stored_bytes(self) -> int:
+        """An upper estimate of the bytes that a call stores; see `evaluate.stored_bytes`."""
+        return stored_bytes(self.final(), self.equations.options)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiledEquations:
+    """The parameter of the primitive: flat equations, and how to evaluate them.
+
+    Attributes:
+        flat: the equations; constants are inputs.
+        options: how to evaluate them.
+        transformed: memo of their transformed versions, by transformation.
+        derivative_of: (original, moving) if these equations are the JVP of `original` along its inputs `moving`. The last
+            inputs are then the tangents.
+    """
+
+    flat: Equations
+    options: Options
+    transformed: dict[Hashable, Tiled] = dataclasses.field(default_factory=dict, repr=False)
+    derivative_of: "tuple[TiledEquations, tuple[int, ...]] | None" = None
+
+    def __call__(self, *values: Any) -> list[Array]:
+        """The outputs, inside or outside a trace."""
         return tiled_p.bind(*values, tiled=self)
 
-    def derived(
+    @functools.cached_property
+    def jitted(self) -> Callable[..., list[Array]]:
+        """The compiled function."""
+        return jax.jit(self)
+
+    def transform(
         self,
         key: Hashable,
         function: Callable[..., Sequence[Array]],
         values: Sequence[Any],
-        derivative_of: "tuple[Tiled, tuple[int, ...]] | None" = None,
+        derivative_of: "tuple[TiledEquations, tuple[int, ...]] | None" = None,
     ) -> list[Array]:
-        """Another function of arrays at `values`, traced the first time that `key` is asked for."""
-        if key in self.made:
-            made, consts = self.made[key]
-            return made(*consts, *values)
-        made, consts = trace_tiled(function, _avals(values), self.options)
-        made = dataclasses.replace(made, derivative_of=derivative_of)
-        # A tracer that a custom rule holds belongs to a trace that ends; the next one must see its own.
-        if not any(isinstance(c, Tracer) for c in consts):
-            self.made[key] = made, consts
-        return made(*consts, *values)
+        """Evaluate a transformed version at `values`. `function` computes it, and is traced once for each `key`."""
+        if key in self.transformed:
+            return self.transformed[key](*values)
+        traced = trace_tiled(function, _avals(values), self.options)
+        traced = dataclasses.replace(traced, equations=dataclasses.replace(traced.equations, derivative_of=derivative_of))
+        # A custom rule may capture a tracer, which is valid in the current trace only.
+        if not any(isinstance(c, Tracer) for c in traced.constants):
+            self.transformed[key] = traced
+        return traced(*values)
 
     def final(self) -> Equations:
-        """The equations as they are evaluated: without custom rules, each there once, so that loops share what they read."""
-        return without_duplicates(inline_rules(self.equations))
+        """The equations to evaluate: without custom derivative rules, and without duplicates, so that loops share more."""
+        return without_duplicates(inline_rules(self.flat))
 
-    def silent(self) -> Equations:
-        """The equations without those that only have an effect: a derivative does not print once more."""
-        eqns = tuple(eqn for eqn in self.equations.eqns if eqn.outvars or not eqn.effects)
-        return dataclasses.replace(self.equations, eqns=eqns)
+    def without_effects(self) -> Equations:
+        """The equations without those that only have an effect, so that a derivative does not print again."""
+        eqns = tuple(eqn for eqn in self.flat.eqns if eqn.outvars or not eqn.effects)
+        return dataclasses.replace(self.flat, eqns=eqns)
 
-    def moved(self, point: Sequence[Any], moving: Sequence[int], silent: bool = True) -> Callable[..., list[Any]]:
-        """The outputs as a function of some inputs, the others being fixed at the point."""
-        equations = self.silent() if silent else self.equations
+    def function_of(self, moving: Sequence[int], point: Sequence[Any], *, effects: bool = False) -> Callable[..., list[Any]]:
+        """The outputs as a function of some inputs, with the others fixed at a point."""
+        equations = self.flat if effects else self.without_effects()
 
-        def along(*some: Any) -> list[Any]:
-            merged = list(point)
+        def function(*some: Any) -> list[Any]:
+            values = list(point)
             for k, value in zip(moving, some, strict=True):
-                merged[k] = value
-            return [jnp.asarray(out) for out in evaluate(equations, merged)]
+                values[k] = value
+            return [jnp.asarray(out) for out in evaluate(equations, values)]
 
-        return along
+        return function
 
 
-def trace_tiled(
-    function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options
-) -> tuple[Tiled, tuple[Any, ...]]:
-    """A function of flat arrays as `Tiled`, and the constants that it takes in front."""
-    flat, consts = flatten_jaxpr(jax.make_jaxpr(function)(*avals))
+def trace_tiled(function: Callable[..., Sequence[Array]], avals: Sequence[Any], options: Options) -> Tiled:
+    """Trace a function of flat arrays, to evaluate it tile by tile.
+
+    Args:
+        function: (arrays) -> sequence of arrays.
+        avals: shapes and dtypes of its arguments.
+        options: how to evaluate it.
+    """
+    flat, constants = flatten_jaxpr(jax.make_jaxpr(function)(*avals))
     equations = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
-    return Tiled(equations, options), consts
+    return Tiled(TiledEquations(equations, options), constants)
 
 
 tiled_p = Primitive("tiled")
 tiled_p.multiple_results = True
 
 
-def _evaluate(*values: Any, tiled: Tiled) -> list[Array]:
+def _evaluate(*values: Any, tiled: TiledEquations) -> list[Array]:
     return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, tiled.options)]
 
 
 def _lowered(planes: bool) -> Callable[..., list[Array]]:
-    def run(*values: Any, tiled: Tiled) -> list[Array]:
+    def run(*values: Any, tiled: TiledEquations) -> list[Array]:
         options = dataclasses.replace(tiled.options, planes=planes and tiled.options.planes)
-        return _evaluate(*values, tiled=Tiled(tiled.equations, options))
+        return _evaluate(*values, tiled=TiledEquations(tiled.flat, options))
 
     return run
 
 
-# Planes and products with ones are for XLA's CPU backend; others get the plain form.
+# Planes, and sums as products with ones, are for XLA's CPU backend only.
 mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=False), multiple_results=True))
 mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=True), multiple_results=True), platform="cpu")
 
 
 @tiled_p.def_impl
-def _impl(*values: Any, tiled: Tiled) -> list[Array]:
-    with settings():  # or jit would come back here at once
-        return _jitted(tiled)(*values)
-
-
-def _jitted(tiled: Tiled) -> Callable[..., list[Array]]:
-    made: dict[Hashable, Any] = tiled.made
-    if "jitted" not in made:
-        made["jitted"] = jax.jit(tiled)
-    return made["jitted"]
+def _impl(*values: Any, tiled: TiledEquations) -> list[Array]:
+    with settings():  # with jit off, this would call itself
+        return tiled.jitted(*values)
 
 
 @tiled_p.def_effectful_abstract_eval
-def _abstract(*avals: Any, tiled: Tiled) -> tuple[list[Any], set[Any]]:
-    effects = {effect for eqn in tiled.equations.eqns for effect in eqn.effects}
-    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.equations.outvars], effects
+def _abstract(*avals: Any, tiled: TiledEquations) -> tuple[list[Any], set[Any]]:
+    effects = {effect for eqn in tiled.flat.eqns for effect in eqn.effects}
+    return [ShapedArray(v.aval.shape, v.aval.dtype) for v in tiled.flat.outvars], effects
 
 
 def _avals(values: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in map(jax.typeof, values))
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: Tiled) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, tiled: TiledEquations) -> tuple[list[Array], list[Any]]:
     moving = tuple(k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero))
 
     def tangent(*values: Any) -> list[Array]:
         point, steps = values[: len(primals)], values[len(primals) :]
-        return jax.jvp(tiled.moved(point, moving), [point[k] for k in moving], list(steps))[1]
+        return jax.jvp(tiled.function_of(moving, point), [point[k] for k in moving], list(steps))[1]
 
     def value(*point: Any) -> list[Array]:
         everywhere = range(len(point))
-        return jax.vjp(tiled.moved(point, everywhere, silent=False), *point)[0]
+        return jax.vjp(tiled.function_of(everywhere, point, effects=True), *point)[0]
 
     given = [tangents[k] for k in moving]
-    # A rule for reverse mode has a value of its own, which is what a further derivative is of.
-    ruled = has_primitive(tiled.equations.eqns, "custom_vjp_call")
-    values = tiled.derived("value", value, primals) if ruled else tiled(*primals)
-    return values, tiled.derived(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
+    # The forward pass of a custom_vjp computes the value, too, and a further derivative has to be that of the forward pass.
+    ruled = has_primitive(tiled.flat.eqns, "custom_vjp_call")
+    values = tiled.transform("value", value, primals) if ruled else tiled(*primals)
+    return values, tiled.transform(("jvp", moving), tangent, [*primals, *given], (tiled, moving))
 
 
 ad.primitive_jvps[tiled_p] = _jvp
 
 
-def _transpose(cotangents: Sequence[Any], *args: Any, tiled: Tiled) -> list[Any]:
-    """The equations are linear in some inputs; their transpose is the derivative there, at any point.
-
-    That of a derivative is the pullback of the original, where custom rules for reverse mode still stand.
-    """
+def _transpose(cotangents: Sequence[Any], *args: Any, tiled: TiledEquations) -> list[Any]:
+    """Transpose equations that are linear in some inputs: pull cotangents back, through a function of which they are a JVP."""
     linear = tuple(k for k, a in enumerate(args) if ad.is_undefined_primal(a))
-    known = [a for a in args if not ad.is_undefined_primal(a)]
+    known = [k for k in range(len(args)) if k not in linear]
     live = tuple(k for k, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero))
-    shapes = [args[k].aval for k in linear]
 
     def pulled(*values: Any) -> Sequence[Array]:
-        fixed, cts = values[: len(known)], list(values[len(known) :])
-        if tiled.derivative_of is not None and linear == tuple(range(len(args) - len(linear), len(args))):
-            original, moving = tiled.derivative_of
-            if len(moving) == len(linear):
-                at = fixed[len(fixed) - len(original.equations.invars) :]
-                function = original.moved(at, moving)
-                return jax.vjp(lambda *some: [function(*some)[k] for k in live], *[at[k] for k in moving])[1](cts)
-        point: list[Any] = [None] * len(args)
-        for k, value in zip((k for k in range(len(args)) if k not in linear), fixed, strict=True):
-            point[k] = value
-        function = tiled.moved(point, linear)
-        zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
-        return jax.vjp(lambda *some: [function(*some)[k] for k in live], *zeros)[1](cts)
+        fixed = dict(zip(known, values[: len(known)], strict=True))
+        function, at = _primal_of(tiled, linear, fixed)
+        pull = jax.vjp(lambda *some: [function(*some)[k] for k in live], *at)[1]
+        return pull(list(values[len(known) :]))
 
-    made = tiled.derived(("transpose", linear, live), pulled, [*known, *(cotangents[k] for k in live)])
-    found = dict(zip(linear, made, strict=True))
-    return [found.get(k) for k in range(len(args))]
+    given = [*(args[k] for k in known), *(cotangents[k] for k in live)]
+    made = dict(zip(linear, tiled.transform(("transpose", linear, live), pulled, given), strict=True))
+    return [made.get(k) for k in range(len(args))]
+
+
+def _primal_of(tiled: TiledEquations, linear: tuple[int, ...], fixed: dict[int, Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """A function, and a point where its JVP is what the equations compute from their linear inputs.
+
+    For equations that were made as a JVP this is the original function, which still has the custom rules for reverse mode.
+    Otherwise it is the equations themselves, at zero: they are linear.
+    """
+    count = len(tiled.flat.invars)
+    if tiled.derivative_of is not None:
+        original, moving = tiled.derivative_of
+        first_tangent = count - len(moving)
+        if linear == tuple(range(first_tangent, count)):
+            # The original's inputs stand before the tangents, after the derivative's own constants.
+            point = [fixed[k] for k in range(first_tangent - len(original.flat.invars), first_tangent)]
+            return original.function_of(moving, point), [point[k] for k in moving]
+    point = [fixed.get(k) for k in range(count)]
+    zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in (tiled.flat.invars[k] for k in linear)]
+    return tiled.function_of(linear, point), zeros
 
 
 ad.primitive_transposes[tiled_p] = _transpose
 
 
-def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: Tiled) -> tuple[list[Array], list[int]]:
+def _batch(values: Sequence[Any], dims: Sequence[Any], *, tiled: TiledEquations) -> tuple[list[Array], list[int]]:
     def batched(*values: Any) -> Sequence[Array]:
-        return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.equations, v)], in_axes=tuple(dims))(*values)
+        return jax.vmap(lambda *v: [jnp.asarray(out) for out in evaluate(tiled.flat, v)], in_axes=tuple(dims))(*values)
 
     sizes = {v.shape[d] for v, d in zip(map(jax.typeof, values), dims, strict=True) if isinstance(d, int)}
-    made = tiled.derived(("batch", tuple(dims), sizes.pop()), batched, values)
-    return made, [0] * len(tiled.equations.outvars)
+    made = tiled.transform(("batch", tuple(dims), sizes.pop()), batched, values)
+    return made, [0] * len(tiled.flat.outvars)
 
 
 batching.primitive_batchers[tiled_p] = _batch

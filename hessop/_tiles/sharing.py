@@ -1,9 +1,10 @@
-"""Which virtual values are worth making once, because making them is long and several others read them.
+"""Which virtual values to compute once, because they are expensive to compute and several kernels read them.
 
-XLA's CPU backend recomputes what is cheap in each kernel that reads it, with all that is cheap before it: a polynomial of a
-hundred factors in each of ten planes. What it considers expensive, a quotient or a root, it makes once if that can be.
+XLA's CPU backend recomputes cheap operations in each kernel that reads them, however long the chain: a polynomial of a
+hundred factors in each of ten planes. The result of an operation that it considers expensive, such as a division or a square
+root, it computes once and stores. `Tools.compute_once` uses that.
 
-Depends on rules (for what acts entry by entry). Must never know loops or arrays.
+Depends on rules (which primitives are elementwise, which only move entries). Must never know loops or arrays.
 """
 
 import math
@@ -12,95 +13,120 @@ from typing import Any
 
 from hessop._equations.flat import Equations, variables
 from hessop._equations.primitives import EXPENSIVE
+from hessop._tiles import tuning
 from hessop._tiles.rules.elementwise import ENTRYWISE
 from hessop._tiles.rules.moves import MOVES
 
-# A value is made once in a tile if so many cheap operations are behind it: less costs no more than the quotient.
-_LONG = 4
-# It is stored if so many are, and what is made of it has so many times its size: that much memory takes longer to get.
-_VERY_LONG = 40
-_ROOM = 4
-# Of what is not entrywise, these are made in the kernel that reads them, too.
+# What XLA recomputes in each kernel that reads it.
 _CHEAP = (ENTRYWISE - EXPENSIVE) | frozenset(MOVES) | {"reduce_sum"}
 
 Virtual = Mapping[Any, Any]
 
 
-def shared_values(equations: Equations, virtual: Virtual, shortest: int, long: int | None = None) -> frozenset[Any]:
-    """Virtual values that are long to make and that more than one kernel reads, the last of a chain of such.
+def shared_values(equations: Equations, virtual: Virtual, least_operations: int = tuning.SHARED_OPERATIONS) -> frozenset[Any]:
+    """Virtual values to compute once: the ends of long chains of cheap operations that several kernels read.
 
     Args:
         equations: all equations, in order.
-        virtual: what is not stored, with the equation that makes it.
-        shortest: the longest axis that is taken apart into planes.
-        long: number of cheap operations behind a value from which on it is long to make.
+        virtual: the values that are not stored, with their equations.
+        least_operations: length of the shortest chain that counts as long.
     """
-    long = _LONG if long is None else long
-    planes = lambda v: math.prod(n for n in v.aval.shape if n <= shortest)
-    # No kernel sums along a plane and does anything else, so that what is summed is made once already.
-    summed = {v for eqn in equations.eqns if _sums(eqn, shortest) for v in variables(eqn.invars)}
-    behind = _behind(virtual, summed)
-    # By what they make: those that make a value too.
-    kernels: dict[Any, set[Any]] = {v: {v} for v in variables(equations.outvars)}
+    # A kernel that sums along a plane does nothing else, so XLA computes its operand once anyway.
+    summed = {v for eqn in equations.eqns if _sums_along_planes(eqn) for v in variables(eqn.invars)}
+    chains = _chains(virtual, summed)
+    candidates = {
+        v
+        for v, eqn in virtual.items()
+        if len(chains[v]) >= least_operations and v not in summed and eqn.primitive.name not in MOVES
+    }
+    found = _read_by_several(equations, virtual, summed, candidates)
+    # Chains now end at the values found, so that some are no longer long.
+    chains = _chains(virtual, summed | found)
+    return frozenset(v for v in found if len(chains[v]) >= least_operations)
+
+
+def _chains(virtual: Virtual, computed_once: Collection[Any]) -> dict[Any, frozenset[Any]]:
+    """For each virtual value, the cheap operations (their outputs) that are recomputed with it, back to what is not."""
+    chains: dict[Any, frozenset[Any]] = {}
+    for v, eqn in virtual.items():
+        name = eqn.primitive.name
+        inputs = [w for w in variables(eqn.invars) if w in chains and w not in computed_once]
+        before = frozenset[Any]().union(*(chains[w] for w in inputs))
+        if name not in _CHEAP:
+            chains[v] = frozenset()
+        else:
+            chains[v] = before if name in MOVES else before | {v}
+    return chains
+
+
+def _read_by_several(equations: Equations, virtual: Virtual, summed: Collection[Any], candidates: Collection[Any]) -> set[Any]:
+    """Those of the candidates that more than one kernel would recompute, seen from the outputs backwards.
+
+    A kernel computes one plane of a value, and recomputes the virtual values behind it, back to those that are computed once.
+    """
+    readers: dict[Any, set[Any]] = {v: {v} for v in variables(equations.outvars)}  # value -> the results of such kernels
     found: set[Any] = set()
     for eqn in (eqn for eqn in reversed(equations.eqns) if eqn.outvars):
-        name, v = eqn.primitive.name, eqn.outvars[0]
-        makes = kernels.setdefault(v, set())
-        several = sum(max(1, planes(k) // max(1, planes(v))) for k in makes) > 1
-        if v in virtual and v not in summed and several and name not in MOVES and len(behind[v]) >= long:
+        v = eqn.outvars[0]
+        own = readers.setdefault(v, set())
+        # A value with several planes has a kernel for each. Those that belong to one plane of v are counted.
+        several = sum(max(1, _planes(reader) // max(1, _planes(v))) for reader in own) > 1
+        if several and v in candidates:
             found.add(v)
-        if v not in virtual or v in summed or v in found or (several and name in EXPENSIVE):
-            makes = {v}
+        expensive = several and eqn.primitive.name in EXPENSIVE
+        computed_once = v not in virtual or v in summed or v in found or expensive
         for w in variables(eqn.invars):
-            kernels.setdefault(w, set()).update(makes)
-    # What is made from another of them may not be long any more.
-    behind = _behind(virtual, summed | found)
-    return frozenset(v for v in found if len(behind[v]) >= long)
-
-
-def _behind(virtual: Virtual, made: Collection[Any]) -> dict[Any, frozenset[Any]]:
-    """For each virtual value the cheap operations that are made with it, as far as what is made once."""
-    found: dict[Any, frozenset[Any]] = {}
-    for v, eqn in virtual.items():
-        name, inputs = eqn.primitive.name, variables(eqn.invars)
-        before = frozenset[Any]().union(*(found[w] for w in inputs if w in found and w not in made))
-        found[v] = frozenset() if name not in _CHEAP else before if name in MOVES else before | {v}
+            readers.setdefault(w, set()).update({v} if computed_once else own)
     return found
 
 
-def worth_storing(equations: Equations, virtual: Virtual, shortest: int, whole: Iterable[Any]) -> frozenset[Any]:
-    """Virtual values that are very long to make and of which a much larger one is made that is stored anyway.
+def _planes(v: Any) -> int:
+    return math.prod(n for n in v.aval.shape if n <= tuning.SHORT_AXIS)
+
+
+def worth_storing(equations: Equations, virtual: Virtual, whole: Iterable[Any]) -> frozenset[Any]:
+    """Virtual values to store: the ends of very long chains from which a much larger value is computed that is stored anyway.
 
     Args:
         equations: all equations, in order.
-        virtual: what is not stored, with the equation that makes it.
-        shortest: the longest axis that is taken apart into planes.
-        whole: those of the equations that run whole.
+        virtual: the values that are not stored, with their equations.
+        whole: the equations that run whole.
     """
-    shared = shared_values(equations, virtual, shortest, _VERY_LONG)
+    shared = shared_values(equations, virtual, tuning.STORED_OPERATIONS)
+    if not shared:
+        return frozenset()
+    # (what is read, elements of the result) of everything that is stored.
+    stored = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
+    stored += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
     found: set[Any] = set()
-    made = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
-    made += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
-    for inputs, size in made if shared else ():
-        seen: set[Any] = set()
-        left = list(inputs)
-        while left:
-            v = left.pop()
-            if v in virtual and v not in seen:
-                seen.add(v)
-                if v in shared and _ROOM * v.aval.size <= size:
-                    found.add(v)
-                elif v not in shared:
-                    left += variables(virtual[v].invars)
+    for inputs, size in stored:
+        found |= {v for v in _first_behind(inputs, virtual, shared) if tuning.STORED_ROOM * v.aval.size <= size}
     return frozenset(found)
 
 
-def _sums(eqn: Any, shortest: int) -> bool:
-    """Whether an equation sums along the axes of planes, or multiplies planes as matrices."""
+def _first_behind(values: Iterable[Any], virtual: Virtual, shared: Collection[Any]) -> set[Any]:
+    """The shared values that are met first on the way back from some values."""
+    found: set[Any] = set()
+    seen: set[Any] = set()
+    left = list(values)
+    while left:
+        v = left.pop()
+        if v not in virtual or v in seen:
+            continue
+        seen.add(v)
+        if v in shared:
+            found.add(v)
+        else:
+            left += variables(virtual[v].invars)
+    return found
+
+
+def _sums_along_planes(eqn: Any) -> bool:
+    """Whether an equation sums along a long axis, alone or as part of a product of matrices."""
     if eqn.primitive.name == "dot_general":
         ((axes, _), _) = eqn.params["dimension_numbers"]
     elif eqn.primitive.name == "reduce_sum":
         axes = eqn.params["axes"]
     else:
         return False
-    return any(eqn.invars[0].aval.shape[a] > shortest for a in axes)
+    return any(eqn.invars[0].aval.shape[a] > tuning.SHORT_AXIS for a in axes)

@@ -1,7 +1,7 @@
-"""Which part of a value is wanted, and how the parts of an equation's inputs follow from the part of its output.
+"""Parts of values, and which parts of its inputs an equation needs for a part of its output.
 
-A `Window` says for each axis: all of it, or a span that lies still or moves with a loop. For each axis of each input, a
-`Follow` names the output axis that it runs along.
+A `Window` has for each axis either all of it, or a span, which stays or moves with a loop. For each axis of each input of an
+equation, a `Follow` names the output axis that it runs along.
 
 Depends on nothing. Must never know primitives or values.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Positions start to start + size of an axis, plus where loop number `loop` has come, if it moves with one."""
+    """Positions start to start + size of an axis; plus the position of loop number `loop`, if there is one."""
 
     start: int
     size: int
@@ -24,15 +24,15 @@ class Window:
     """A part of a value.
 
     Attributes:
-        spans: for each axis the part that is wanted, None for all of it.
-        order: the axes in the order in which they should be laid out; a transposition only changes this.
+        spans: for each axis its part; None for all of it.
+        order: the axes in the order in which planes should have them. A transposition changes nothing else.
     """
 
     spans: tuple[Span | None, ...]
     order: tuple[int, ...]
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the part of an array of that shape."""
+        """The shape of the part, from the shape of the whole value."""
         return tuple(n if s is None else s.size for n, s in zip(shape, self.spans, strict=True))
 
     @property
@@ -47,24 +47,24 @@ def whole(rank: int) -> Window:
 
 
 def moving(rank: int, axis: int, size: int, loop: int = 0) -> Window:
-    """A part along one axis that moves with a loop."""
+    """A part of length `size` along one axis, which moves with a loop."""
     return Window(tuple(Span(0, size, loop) if a == axis else None for a in range(rank)), tuple(range(rank)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Follow:
-    """An input axis whose position is start + the position on an output axis."""
+    """An input axis whose positions are those of an output axis, plus `start`."""
 
     axis: int
     start: int = 0
 
 
-# For each axis of an input: what it follows, None if all of it is read whatever the output.
+# For each axis of an input: what it follows; None if every part of the output needs all of it.
 Follows = tuple[Follow | None, ...]
 
 
 def source(window: Window, follows: Follows, shape: Sequence[int], out_shape: Sequence[int]) -> Window:
-    """The part of an input that a part of the output is made of.
+    """The part of an input that a part of the output needs.
 
     Args:
         window: the part of the output.
@@ -84,6 +84,6 @@ def source(window: Window, follows: Follows, shape: Sequence[int], out_shape: Se
 
 
 def _order(window: Window, follows: Follows) -> tuple[int, ...]:
-    """Axes in the order of what they follow; then those that follow nothing, so that sums run along rows."""
+    """Axes in the order of what they follow, then those that follow nothing: sums run along rows."""
     led = sorted((window.order.index(f.axis), k) for k, f in enumerate(follows) if f is not None)
     return (*(k for _, k in led), *(k for k, f in enumerate(follows) if f is None))

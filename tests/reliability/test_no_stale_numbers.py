@@ -325,11 +325,11 @@ def test_a_thousand_lambdas():
     for k in range(100):
         use(k / 1000)
     gc.collect()
-    before, compiled = memory(), len(program.executables)
+    before, compiled = memory(), len(program.memo)
     for k in range(1000):
         use(k / 1000)
     gc.collect()
-    assert len(program.executables) == compiled
+    assert len(program.memo) == compiled
     assert memory() - before < 20e6
 
 

@@ -76,9 +76,9 @@ def test_ten_thousand_products_at_changing_points():
     for k in range(300):
         hessop.HessianOperator(chain, point(x, k), (2.0,)).mv(x)
     program = hessop.HessianOperator(chain, x, (2.0,)).program
-    before, compiled = memory(), len(program.executables)
+    before, compiled = memory(), len(program.memo)
     for k in range(10_000):
         hessop.HessianOperator(chain, point(x, k), (2.0,)).mv(x)
     assert memory() - before < 20e6
     assert hessop.HessianOperator(chain, x, (2.0,)).program is program
-    assert len(program.executables) == compiled
+    assert len(program.memo) == compiled

@@ -1,1 +1,1 @@
-"""The algebra of terms: data, moves, merging and assembly. Knows no primitive and no jaxpr."""
+"""The algebra of terms: data, moves, merging and assembly. Knows no primitives and no jaxprs."""

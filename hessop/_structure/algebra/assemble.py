@@ -1,8 +1,7 @@
-"""From terms to arrays: every term evaluated at once and put in its place.
+"""From terms to an array: evaluate each term and add it at its positions.
 
-Terms whose axes run on ids of their own are one broadcast expression over the whole result, which XLA fuses into a single
-pass. Terms on a diagonal are added in place as blocks; what has no shape that an array could have (lookups, shifts) is
-scattered.
+A term whose axes are evenly spaced and share no id (a *box*) is one broadcast expression over the whole result, and XLA fuses
+all of these into a single pass. Terms on a diagonal are scattered as blocks; anything else (lookups, overlaps) entry by entry.
 
 Depends on the algebra. Must never know primitives, jaxprs or which axis is a row.
 """
@@ -18,11 +17,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop._structure.algebra.factors import SMALL, Algebra, scaled
+from hessop._structure import tuning
+from hessop._structure.algebra.factors import Algebra, scaled
 from hessop._structure.algebra.terms import (
     Expr,
     Factor,
     Id,
+    Lookup,
     Product,
     Term,
     expr,
@@ -33,13 +34,9 @@ from hessop._structure.algebra.terms import (
     single_id,
 )
 
-_MAX_UNROLLED = 27
-# Elements of updates up to which copying them, to scatter them with others, is worth a kernel less to compile (see _price).
-_FEW_UPDATES = 2**17
-
 
 def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtype: Any) -> Array:
-    """The sum of the terms as an array of shape `sizes`, one axis of the terms each."""
+    """The sum of the terms as an array of shape `sizes`, with the axes of the terms."""
     pieces: list[Array] = []
     diagonals: dict[tuple[int, int], list[Term]] = {}
     rest: list[Term] = []
@@ -54,7 +51,7 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
     for (p, q), group in diagonals.items():
         fewer = [n for k, n in enumerate(sizes) if k != q]
         blocks = assemble(algebra, [t.with_axis(q) for t in group], fewer, dtype)
-        if sizes[p] <= SMALL:
+        if sizes[p] <= tuning.SHORT_AXIS:
             pieces.append(_where_equal(jnp.expand_dims(blocks, q), sizes, p, q))
         else:
             updates.append(_on_diagonal(blocks, p, q))
@@ -67,13 +64,13 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
 
 
 def values(algebra: Algebra, term: Term, at: dict[Id, int] | None = None) -> list[Product]:
-    """The products of a term, each summed over what is not placed, at given values of some ids."""
+    """The products of a term, each summed over the ids that are not placed, at given values of some ids."""
     placed = frozenset(term.ids)
     out = []
     for p in term.products:
         factors = p.factors
         if any(i not in placed for i in factor_ids(factors)):
-            factors = (algebra.contract(factors, placed),)  # once, not once for each value of the ids
+            factors = (algebra.contract(factors, placed),)  # before `fix`: once for all values of the ids
         out.append(Product(p.coef, tuple(algebra.fix(f, at or {}) for f in factors)))
     return out
 
@@ -81,14 +78,14 @@ def values(algebra: Algebra, term: Term, at: dict[Id, int] | None = None) -> lis
 def spread(product: Product, ids: Sequence[Id], dtype: Any) -> Array:
     """A product as an array over `ids`, in that order.
 
-    Each factor is broadcast to the whole at once: axes of length 1 in between would be reshapes inside XLA's loop, with an
-    integer division for each element.
+    Each factor is broadcast to the full shape in one step. Axes of length 1 in between would become reshapes inside XLA's loop,
+    with an integer division for each element.
     """
     shape = [i.size for i in ids]
     if not product.factors:
         return jnp.full(shape, product.coef, dtype)
-    whole = [_broadcast(f, ids, shape) for f in sorted(product.factors, key=lambda f: len(f.ids))]
-    return scaled(functools.reduce(operator.mul, whole), product.coef).astype(dtype)
+    full = [_broadcast(f, ids, shape) for f in sorted(product.factors, key=lambda f: len(f.ids))]
+    return scaled(functools.reduce(operator.mul, full), product.coef).astype(dtype)
 
 
 def _broadcast(f: Factor, ids: Sequence[Id], shape: Sequence[int]) -> Array:
@@ -102,12 +99,12 @@ def _broadcast(f: Factor, ids: Sequence[Id], shape: Sequence[int]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Box:
-    """How a term becomes an array: axes that run evenly on ids of their own.
+    """A term as a broadcast expression: axes that are evenly spaced and share no id.
 
     Attributes:
         axes: the expressions.
-        equal: pairs of axes that must be at the same place (a Kronecker delta of short axes).
-        unrolled: ids to go through one value at a time, so that the axes become such runs.
+        equal: pairs of axes that must be at the same position (a Kronecker delta of short axes, evaluated as a mask).
+        unrolled: short ids to fix at one value after the other, so that the remaining ids are like that.
     """
 
     axes: tuple[Expr, ...]
@@ -116,43 +113,43 @@ class _Box:
 
 
 def is_box(term: Term, sizes: Sequence[int]) -> bool:
-    """Whether a term is one broadcast expression over the whole result."""
+    """Whether a term is a broadcast expression over the whole result."""
     return _as_box(term, sizes) is not None
 
 
 def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
-    """The box of a term, if there is one."""
+    """The box of a term, if it is one."""
     axes = list(term.axes)
     equal = []
     first: dict[Id, int] = {}
     for k, (e, n) in enumerate(zip(term.axes, sizes, strict=True)):
         i = single_id(e, n)
-        if i is not None and i.size <= SMALL and first.setdefault(i, k) != k:
+        if i is not None and i.size <= tuning.SHORT_AXIS and first.setdefault(i, k) != k:
             axes[k] = identity(n)
             equal.append((first[i], k))
     if _runs_apart(axes):
         return _Box(tuple(axes), tuple(equal), ())
-    short = tuple(i for i in term.ids if i.size <= SMALL)
-    flat = all(isinstance(atom, Id) for e in term.axes for atom, _ in e.parts)
-    if flat and extent(short) <= _MAX_UNROLLED and _runs_apart([_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]):
-        return _Box(term.axes, (), short)
-    return None
+    short = tuple(i for i in term.ids if i.size <= tuning.SHORT_AXIS)
+    if extent(short) > tuning.MAX_UNROLLED or any(isinstance(atom, Lookup) for e in term.axes for atom, _ in e.parts):
+        return None
+    unrolled = [_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]
+    return _Box(term.axes, (), short) if _runs_apart(unrolled) else None
 
 
 def _runs_apart(axes: Sequence[Expr]) -> bool:
-    """Whether each axis runs evenly and shares no id."""
+    """Whether each axis is evenly spaced and shares no id with another."""
     ids = [i for e in axes for i in e.ids]
     return len(ids) == len(set(ids)) and all(lattice(e) is not None for e in axes)
 
 
 def _fixed(e: Expr, at: dict[Id, int]) -> Expr:
-    """The expression at given values of some of its ids (it holds no lookups)."""
+    """The expression at given values of some of its ids (no lookups)."""
     start = e.start + sum(at[atom] * s for atom, s in e.parts if isinstance(atom, Id) and atom in at)
     return expr(start, [(atom, s) for atom, s in e.parts if atom not in at])
 
 
 def _pieces(algebra: Algebra, term: Term, box: _Box, sizes: Sequence[int], dtype: Any) -> list[Array]:
-    """The products of a term over the whole result."""
+    """The products of a box, each as an array over the whole result."""
     pieces = []
     for digits in itertools.product(*(range(i.size) for i in box.unrolled)):
         at = dict(zip(box.unrolled, digits, strict=True))
@@ -166,14 +163,14 @@ def _pieces(algebra: Algebra, term: Term, box: _Box, sizes: Sequence[int], dtype
 
 
 def _where_equal(array: Array, sizes: Sequence[int], p: int, q: int) -> Array:
-    """The array, broadcast to `sizes`, where axes p and q are at the same place, and zero elsewhere."""
+    """The array, broadcast to `sizes`, where axes p and q are at the same position, and zero elsewhere."""
     shape = [n if k in (p, q) else 1 for k, n in enumerate(sizes)]
     same = lax.broadcasted_iota(jnp.int32, shape, p) == lax.broadcasted_iota(jnp.int32, shape, q)
     return jnp.where(same, array, jnp.zeros((), array.dtype))
 
 
 def _boxed(product: Product, axes: Sequence[Expr], sizes: Sequence[int], dtype: Any) -> Array:
-    """A product over ids that run along axes of their own, as an array over the whole axes."""
+    """A product on evenly spaced axes that share no id, as an array of shape `sizes`."""
     runs = [lattice(e) for e in axes]
     array = spread(product, tuple(i for run in runs if run for i in run.ids), dtype)
     flips = [k for k, flipped in enumerate(f for run in runs if run for f in run.flipped) if flipped]
@@ -190,11 +187,11 @@ def _boxed(product: Product, axes: Sequence[Expr], sizes: Sequence[int], dtype: 
     return array
 
 
-# --- what is not a box ---
+# --- diagonals and the rest ---
 
 
 def _diagonal(term: Term, sizes: Sequence[int]) -> tuple[int, int] | None:
-    """Two axes at the same position."""
+    """Two axes that are always at the same position, or None."""
     for p, q in itertools.combinations(range(len(sizes)), 2):
         if sizes[p] == sizes[q] and term.axes[p] == term.axes[q] and term.axes[p].parts:
             return p, q
@@ -203,13 +200,13 @@ def _diagonal(term: Term, sizes: Sequence[int]) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Update:
-    """What is added at indices.
+    """Values to be added at indices.
 
     Attributes:
         index: integers [*batch, len(axes)].
-        values: [*batch, *window], where the window has the other axes of the result, whole.
-        axes: the axes of the result that the indices are for.
-        distinct: whether the indices are sorted and none is there twice.
+        values: [*batch, *window], where the window is the other axes of the result, in full.
+        axes: the axes of the result that the indices are on.
+        distinct: whether the indices are sorted, without duplicates.
     """
 
     index: Array
@@ -223,17 +220,17 @@ class _Update:
 
 
 def _on_diagonal(blocks: Array, p: int, q: int) -> _Update:
-    """blocks[..., k, ...] where both axis p and axis q are at k."""
+    """Add blocks[..., k, ...] where axis p and axis q are both at k."""
     k = lax.iota(jnp.int32, blocks.shape[p])
     return _Update(jnp.stack([k, k], axis=-1), jnp.moveaxis(blocks, p, 0), (p, q), distinct=True)
 
 
 def _scattered(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: Any) -> list[_Update]:
-    """A term entry by entry, or window by window along the axes that it fills with ids of their own."""
+    """Add a term entry by entry; window by window along axes that one id fills and no other axis shares."""
     counts = Counter(i for e in term.axes for i in e.ids)
-    whole = [single_id(e, n) for e, n in zip(term.axes, sizes, strict=True)]
-    windows = tuple(i for i in whole if i is not None and counts[i] == 1)
-    axes = tuple(k for k, i in enumerate(whole) if i not in windows)
+    filling = [single_id(e, n) for e, n in zip(term.axes, sizes, strict=True)]
+    windows = tuple(i for i in filling if i is not None and counts[i] == 1)
+    axes = tuple(k for k, i in enumerate(filling) if i not in windows)
     ids = tuple(i for i in term.ids if i not in windows)
     shape = [i.size for i in ids]
     index = jnp.stack([jnp.broadcast_to(algebra.positions(term.axes[k], ids), shape) for k in axes], axis=-1)
@@ -241,11 +238,12 @@ def _scattered(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: Any) -
 
 
 def _together(updates: Sequence[_Update]) -> list[_Update]:
-    """Updates of the same axes as one, where there are few: a scatter is a loop that takes long to compile."""
+    """The updates, small ones on the same axes joined: each scatter is a loop of its own, and those take long to compile."""
     groups: dict[Any, list[_Update]] = {}
     for k, u in enumerate(updates):
-        few = u.index.ndim == 2 and u.values.size <= _FEW_UPDATES and all(n <= SMALL for n in u.window)
-        groups.setdefault((u.axes, u.window) if few else k, []).append(u)
+        short = all(n <= tuning.SHORT_AXIS for n in u.window)
+        small = u.index.ndim == 2 and short and u.values.size <= tuning.JOINED_UPDATE_ELEMENTS
+        groups.setdefault((u.axes, u.window) if small else k, []).append(u)
     return [group[0] if len(group) == 1 else _joined(group) for group in groups.values()]
 
 

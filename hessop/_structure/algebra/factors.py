@@ -1,7 +1,7 @@
 """Arithmetic on factors, each result computed once.
 
-Two terms share a factor only if they hold the same array object, and only what is shared can be added up as like terms. So
-every operation is remembered by its operands: asking again gives the same object, under whatever ids.
+Two terms can be added as like terms only where they hold the same array object. So every operation is remembered by its
+operands, up to the names of ids: the same operation on the same arrays returns the same object.
 
 Depends on terms. Must never know axes, placements or primitives.
 """
@@ -10,11 +10,12 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hessop._structure import tuning
 from hessop._structure.algebra.terms import (
     Expr,
     Factor,
@@ -23,86 +24,108 @@ from hessop._structure.algebra.terms import (
     atom_ids,
     extent,
     factor_ids,
+    identity,
     lookups,
     union,
 )
 
-# An axis this short is better unrolled into planes: XLA's loops over it cost more than the work.
-SMALL = 4
-_MAX_PLANES = 16
-
 
 class TooLarge(Exception):
-    """More was made than allowed. It never leaves hessop."""
+    """More elements or results were made than allowed. It never leaves hessop."""
+
+
+class Numbered(NamedTuple):
+    """Expressions with their ids numbered in order of appearance.
+
+    Attributes:
+        form: equal for expressions that differ in the names of their ids only.
+        ids: the ids, by number.
+        arrays: the arrays of the lookups, in order of appearance.
+    """
+
+    form: Hashable
+    ids: tuple[Id, ...]
+    arrays: list[Any]
 
 
 class Algebra:
-    """The arithmetic of one propagation.
+    """The arithmetic of one propagation, with a memory of its results.
 
     Attributes:
-        eager: number of elements up to which a product may be multiplied out although it grows.
-        most: number of elements that may be made in all; None for no limit.
-        results: number of results that may be made in all; None for no limit.
-        few: whether few entries are wanted in the end, so that no product of matrices is carried out before they are picked.
-        by_tiles: whether what is made will be evaluated tile by tile, which wants the axes of a product as they are.
+        eager_elements: elements that a product may be multiplied out to although it grows.
+        limit_elements: elements that may be made in all; None for no limit.
+        limit_results: results that may be made in all; None for no limit.
+        few_entries: whether few entries are wanted in the end, so that matrix products wait until these are picked.
+        by_tiles: whether the result is evaluated by tiles, which split the axes of a matrix product themselves.
     """
 
     def __init__(
         self,
-        eager: int,
-        most: float | None = None,
-        results: int | None = None,
+        eager_elements: int,
+        limit_elements: float | None = None,
+        limit_results: int | None = None,
         *,
-        few: bool = False,
+        few_entries: bool = False,
         by_tiles: bool = False,
     ):
-        self.eager = eager
-        self.few = few
-        self.most = most
-        self.results = results
+        self.eager_elements = eager_elements
+        self.few_entries = few_entries
+        self.limit_elements = limit_elements
+        self.limit_results = limit_results
         self.by_tiles = by_tiles
         self._made = 0
         self._serials: dict[int, int] = {}
         self._kept: list[Any] = []
         self._memo: dict[Hashable, Any] = {}
-        self._masked: dict[int, frozenset[Any]] = {}
-        self._bare: dict[int, tuple[Any, Any]] = {}
+        # By the serial of a masked array:
+        self._masked: dict[int, frozenset[Any]] = {}  # its masks, each as (serial, axes of the array that it lies on)
+        self._bare: dict[int, tuple[Any, Any]] = {}  # the array before the last of them, and that mask
 
     def serial(self, array: Any) -> int:
-        """A number for an array object, the same from trace to trace (an address is not)."""
+        """A number for an array object that is the same in each trace, which its address is not."""
         if id(array) not in self._serials:
             self._serials[id(array)] = len(self._kept)
-            self._kept.append(array)  # an object that is alive keeps its address to itself
+            self._kept.append(array)  # while the object lives, no other gets its address
         return self._serials[id(array)]
 
     def once(self, what: Hashable, operands: Sequence[Any], make: Callable[[], Any]) -> Any:
-        """make(), or what it gave the last time for these operand objects."""
+        """make(), or its earlier result for these operand objects.
+
+        Raises:
+            TooLarge: the results exceed a limit.
+        """
         key = (what, tuple(self.serial(a) for a in operands))
         if key not in self._memo:
             self._memo[key] = made = make()
             self._made += sum(getattr(a, "size", 0) for a in (made if isinstance(made, tuple) else (made,)))
-            if self.most is not None and self._made > self.most:
+            if self.limit_elements is not None and self._made > self.limit_elements:
                 raise TooLarge
-            if self.results is not None and len(self._memo) > self.results:
+            if self.limit_results is not None and len(self._memo) > self.limit_results:
                 raise TooLarge
         return self._memo[key]
 
+    def _once_on(self, what: Hashable, factors: Sequence[Factor], make: Callable[[], Any]) -> Any:
+        """`once`, for a result that depends on the ids of the factors only up to renaming."""
+        numbers: dict[Id, int] = {}
+        form = tuple(tuple(numbers.setdefault(i, len(numbers)) for i in f.ids) for f in factors)
+        return self.once((what, form), [f.array for f in factors], make)
+
     def is_list(self, ids: Sequence[Id], largest: int) -> bool:
-        """Whether these are blocks along one long axis: all of their entries are few then, where those of all pairs are not.
+        """Whether ids count blocks along one long axis (bonds, neighbours), whose entries are few, unlike those of all pairs.
 
         Args:
             ids: of the blocks.
-            largest: number of elements of the largest array that they are made of.
+            largest: elements of the largest array that the blocks are made of.
         """
-        return sum(i.size > SMALL for i in ids) <= 1 and extent(ids) <= SMALL**2 * largest
+        return sum(i.size > tuning.SHORT_AXIS for i in ids) <= 1 and extent(ids) <= tuning.BLOCK_ELEMENTS * largest
 
-    def numbered(self, exprs: Sequence[Expr]) -> tuple[Hashable, tuple[Id, ...], list[Any]]:
-        """The form of expressions with ids numbered in order of appearance; those ids; the arrays looked up in."""
+    def numbered(self, exprs: Sequence[Expr]) -> Numbered:
+        """Expressions with their ids numbered, to compare them up to the names of ids."""
         numbers: dict[Id, int] = {}
         arrays: list[Any] = []
         form = []
         for e in exprs:
-            # Strides, not the order in which an expression was put together, tell its ids apart.
+            # Ids are told apart by their strides, not by the order in which an expression was put together.
             parts = sorted(e.parts, key=lambda part: (-abs(part[1]), part[1]))
             shape = []
             for atom, stride in parts:
@@ -113,13 +136,7 @@ class Algebra:
                 else:
                     shape.append((*ids, stride))
             form.append((e.start, tuple(shape)))
-        return tuple(form), tuple(numbers), arrays
-
-    def _on(self, what: Hashable, factors: Sequence[Factor], make: Callable[[], Any]) -> Any:
-        """`once`, where the ids of the factors matter only up to renaming."""
-        numbers: dict[Id, int] = {}
-        form = tuple(tuple(numbers.setdefault(i, len(numbers)) for i in f.ids) for f in factors)
-        return self.once((what, form), [f.array for f in factors], make)
+        return Numbered(tuple(form), tuple(numbers), arrays)
 
     # --- elementwise ---
 
@@ -135,12 +152,12 @@ class Algebra:
             arrays = [aligned(f, ids) for f in factors[::-1]]
             return functools.reduce(operator.mul, arrays)
 
-        return Factor(self._on("multiply", factors, make), ids)
+        return Factor(self._once_on("multiply", factors, make), ids)
 
     def add(self, entries: Sequence[tuple[float, Sequence[Factor]]]) -> tuple[float, Factor]:
         """sum(coef * product of factors) as (coef, factor), over all ids.
 
-        The first coefficient is kept outside, so that a sum and its negative share their array.
+        The first coefficient stays outside, so that a sum and its negative share their array.
         """
         scale = entries[0][0]
         terms = [(c / scale, self.multiply(fs) if fs else None) for c, fs in entries]
@@ -155,10 +172,10 @@ class Algebra:
             return total
 
         form = ("add", tuple((c, f is None) for c, f in terms))
-        return scale, Factor(self._on(form, [Factor(None, ids), *real], make), ids)
+        return scale, Factor(self._once_on(form, [Factor(None, ids), *real], make), ids)
 
     def where(self, mask: Factor, factor: Factor | None, dtype: Any) -> Factor:
-        """`factor` (or 1) where the mask holds, else 0. Never mask * factor: the dead entry may be infinite."""
+        """`factor` (None for 1) where the mask holds, else 0. Never mask * factor: a masked entry may be infinite."""
         if factor is None:
             return Factor(self.once(("float", str(dtype)), [mask.array], lambda: mask.array.astype(dtype)), mask.ids)
         ids = union((factor.ids, mask.ids))
@@ -171,16 +188,17 @@ class Algebra:
             value = jnp.broadcast_to(aligned(factor, ids), [i.size for i in ids])
             return jnp.where(aligned(mask, ids), value, jnp.zeros((), dtype))
 
-        made = self._on("where", [mask, factor], make)
+        made = self._once_on("where", [mask, factor], make)
         self._masked[self.serial(made)] = before | {sign}
         self._bare[self.serial(made)] = (factor.array if ids == factor.ids else None, mask.array)
         return Factor(made, ids)
 
     def unmasked(self, factors: Sequence[Factor]) -> list[Factor]:
-        """The factors of a product without masks that change nothing: the array stands there bare as well.
+        """The factors of a product without masks that change nothing.
 
-        Where that one is not finite the product is not either, masked or not; elsewhere another factor with the same mask
-        makes it zero. Then a product of an array with itself is symmetric, and is computed half as often.
+        Take the factors where(m, p), p and where(m, q). The mask on p is not needed: where m does not hold, q makes the product
+        zero; and where p is not finite, the unmasked p makes it so in either case. Without the mask the product of p with
+        itself is symmetric, and half of it is computed.
         """
         out = list(factors)
         for k, f in enumerate(out):
@@ -189,9 +207,9 @@ class Algebra:
                 continue
             others = [g for j, g in enumerate(out) if j != k]
             axes = self._mask_axes(f, mask)
-            dead = _ids_on(f, axes)
-            held = any(g.array is bare and _ids_on(g, axes) == dead for g in others)
-            if held and any(dead & _ids_on(g, self._mask_axes(g, mask)) for g in others):
+            masked = _ids_on(f, axes)
+            has_bare = any(g.array is bare and _ids_on(g, axes) == masked for g in others)
+            if has_bare and any(masked & _ids_on(g, self._mask_axes(g, mask)) for g in others):
                 out[k] = Factor(bare, f.ids)
         return out
 
@@ -201,14 +219,18 @@ class Algebra:
         return [axes for serial, axes in signs if serial == self.serial(mask)]
 
     def apply(self, what: Hashable, factor: Factor, fn: Callable[[Array], Array]) -> Factor:
-        """An elementwise function; `what` names it."""
+        """An elementwise function, which `what` names."""
         return Factor(self.once(what, [factor.array], lambda: fn(factor.array)), factor.ids)
 
     def convert(self, factor: Factor, dtype: Any) -> Factor:
-        """The factor in another dtype; itself if it has that already."""
+        """The factor in another dtype; the same factor if it has that dtype."""
         if factor.array.dtype == dtype:
             return factor
         return self.apply(("convert", str(dtype)), factor, lambda a: lax.convert_element_type(a, dtype))
+
+    def convert_all(self, factors: Sequence[Factor], dtype: Any) -> tuple[Factor, ...]:
+        """Each factor in another dtype."""
+        return tuple(self.convert(f, dtype) for f in factors)
 
     def any(self, mask: Factor, keep: Collection[Id]) -> Factor:
         """Whether the mask holds anywhere along the ids that are not kept."""
@@ -218,13 +240,8 @@ class Algebra:
         made = self.once(("any", axes), [mask.array], lambda: jnp.any(mask.array, axis=axes))
         return Factor(made, tuple(i for i in mask.ids if i in keep))
 
-    def both(self, a: Factor, b: Factor) -> Factor:
-        """Where both masks hold."""
-        ids = union((a.ids, b.ids))
-        return Factor(self._on("and", [a, b], lambda: aligned(a, ids) & aligned(b, ids)), ids)
-
     def stack(self, entries: Sequence[tuple[float, Sequence[Factor]] | None], along: Id, dtype: Any) -> Factor:
-        """Values along a new id, in front; None is zero."""
+        """Values (coef, factors) along a new first id; None is zero."""
         values = [None if e is None else (e[0], self.multiply(e[1]) if e[1] else None) for e in entries]
         real = [v[1] for v in values if v is not None and v[1] is not None]
         ids = factor_ids(real)
@@ -237,12 +254,12 @@ class Algebra:
 
         form = ("stack", str(dtype), tuple(None if v is None else (v[0], v[1] is None) for v in values))
         make = lambda: jnp.stack([plane(v) for v in values])
-        return Factor(self._on(form, [Factor(None, ids), *real], make), (along, *ids))
+        return Factor(self._once_on(form, [Factor(None, ids), *real], make), (along, *ids))
 
     # --- contraction ---
 
     def contract(self, factors: Sequence[Factor], keep: Collection[Id]) -> Factor:
-        """The product summed over the ids that are not kept."""
+        """The product, summed over the ids that are not kept."""
         ids = factor_ids(factors)
         out = tuple(i for i in ids if i in keep)
         if len(out) == len(ids):
@@ -252,7 +269,7 @@ class Algebra:
         if len(factors) > 1 and extent(ids) <= max(extent(f.ids) for f in factors):
             return self.contract([self.multiply(factors)], keep)  # shared with the sums over other ids
         factors = sorted(factors, key=lambda f: self.serial(f.array))
-        made = self._on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
+        made = self._once_on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
         return Factor(made, out)
 
     def _by_planes(self, factors: Sequence[Factor], out: tuple[Id, ...], planes: tuple[Id, ...]) -> Factor:
@@ -294,11 +311,19 @@ class Algebra:
 
 
 def _ids_on(factor: Factor, groups: Sequence[tuple[int, ...]]) -> set[tuple[Id, ...]]:
+    """The ids of a factor on each group of its axes."""
     return {tuple(factor.ids[k] for k in axes) for axes in groups}
 
 
+def whole(array: Array, shape: Sequence[int]) -> tuple[list[Expr], Factor]:
+    """An array, reshaped to `shape`, as a factor over new ids, and the expression of each axis."""
+    axes = [identity(n) for n in shape]
+    ids = tuple(i for e in axes for i in e.ids)  # none for an axis of length 1
+    return axes, Factor(array.reshape([i.size for i in ids]), ids)
+
+
 def aligned(factor: Factor, ids: Sequence[Id]) -> Array:
-    """The array with one axis per id of `ids` in that order, of length 1 where the factor lacks it."""
+    """The array with one axis for each of `ids`, in that order, of length 1 where the factor lacks the id."""
     order = [factor.ids.index(i) for i in ids if i in factor.ids]
     array = factor.array if order == sorted(order) else lax.transpose(factor.array, order)
     return array.reshape([i.size if i in factor.ids else 1 for i in ids])
@@ -312,24 +337,24 @@ def scaled(array: Array, coef: float) -> Array:
 
 
 def _positions(e: Expr, ids: Sequence[Id]) -> Array:
-    def along(i: Id) -> Array:
+    def ramp(i: Id) -> Array:
         return lax.broadcasted_iota(jnp.int32, [i.size if j is i else 1 for j in ids], ids.index(i))
 
     total = jnp.full([1] * len(ids), e.start, jnp.int32)
     for atom, stride in e.parts:
-        value = aligned(Factor(atom.array, atom.ids), ids) if isinstance(atom, Lookup) else along(atom)
+        value = aligned(Factor(atom.array, atom.ids), ids) if isinstance(atom, Lookup) else ramp(atom)
         total = total + stride * value
     return total
 
 
 def _plane_ids(factors: Sequence[Factor], out: tuple[Id, ...]) -> tuple[Id, ...]:
-    """The short ids to unroll before a sum of a product that is elementwise but for them."""
-    small = tuple(i for i in out if i.size <= SMALL)
+    """The short ids to unroll before a sum: where the product is elementwise in all other ids, and the planes are large."""
+    small = tuple(i for i in out if i.size <= tuning.SHORT_AXIS)
     large = [extent(i for i in f.ids if i not in small) for f in factors]
     ids = [i for i in factor_ids(factors) if i not in small]
-    elementwise = extent(ids) <= max(large) and all(i.size > SMALL or i in out for i in ids)
-    worth = max(large) > _MAX_PLANES * extent(small)
-    return small if len(factors) > 1 and elementwise and worth and 1 < extent(small) <= _MAX_PLANES else ()
+    elementwise = extent(ids) <= max(large) and all(i.size > tuning.SHORT_AXIS or i in out for i in ids)
+    worth = max(large) > tuning.PLANE_ELEMENTS_PER_PLANE * extent(small)
+    return small if len(factors) > 1 and elementwise and worth and 1 < extent(small) <= tuning.MAX_PLANES else ()
 
 
 def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
@@ -338,10 +363,14 @@ def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
         return jnp.sum(factor.array, axis=[k for k, i in enumerate(factor.ids) if i not in out])
     numbers = {i: k for k, i in enumerate(factor_ids(factors))}
     operands = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
-    # The precision of a sum, not of a neural network: accelerators round the operands of a product by default.
     return jnp.einsum(
         *operands,
         [numbers[i] for i in out],
-        optimize="optimal" if len(factors) < 6 else "greedy",
-        precision=lax.Precision.HIGHEST,
+        optimize=order_search(len(factors), tuning.MAX_OPTIMAL_FACTORS),
+        precision=lax.Precision.HIGHEST,  # accelerators would round the operands, as suits neural networks
     )
+
+
+def order_search(factors: int, most: int) -> str:
+    """How `einsum` finds the order of a contraction: by comparing all orders of up to `most` factors, or greedily."""
+    return "optimal" if factors <= most else "greedy"

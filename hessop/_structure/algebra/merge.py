@@ -1,7 +1,7 @@
-"""Keep a sum of terms small: contract what is summed, multiply what does not grow, add up like terms.
+"""Keep a sum of terms small: contract summed ids, multiply factors, add like terms, each unless the result would grow.
 
-A term's products stay lazy (an outer product is kept as its factors) for as long as multiplying them out would need more
-room than the factors or than `algebra.eager`.
+Products stay lazy: an outer product is kept as its factors as long as the result would have more elements than the largest of
+them, and more than `algebra.eager_elements`. Many-body energies depend on this.
 
 Depends on terms and the algebra. Must never know primitives or jaxprs.
 """
@@ -9,6 +9,7 @@ Depends on terms and the algebra. Must never know primitives or jaxprs.
 import itertools
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
+from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.terms import (
     Expr,
@@ -22,22 +23,17 @@ from hessop._structure.algebra.terms import (
     factor_ids,
 )
 
-# Beyond these a term is multiplied out: more factors or products cost more at every later step than they save.
-_MAX_FACTORS = 5
-_MAX_PRODUCTS = 6
-
 
 def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
-    """The same sum with like terms added up; what is zero is gone."""
+    """The same sum with like terms added, and without terms that are zero."""
     groups: dict[Hashable, Term] = {}
     for term in terms:
-        form, ids, _ = algebra.numbered(term.axes)
-        key = (form, term.leaf)
+        numbered = algebra.numbered(term.axes)
+        key = (numbered.form, term.leaf)
         if key in groups:
             first = groups[key]
-            _, names, _ = algebra.numbered(first.axes)
-            same = rename(term, dict(zip(ids, names, strict=True)))
-            groups[key] = first.with_products((*first.products, *same.products))
+            names = dict(zip(numbered.ids, algebra.numbered(first.axes).ids, strict=True))
+            groups[key] = first.with_products((*first.products, *rename(term, names).products))
         else:
             groups[key] = term
     tidied = (tidy(algebra, term) for term in groups.values())
@@ -45,33 +41,34 @@ def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
 
 
 def rename(term: Term, names: dict[Id, Id]) -> Term:
-    """The term with its placed ids named otherwise; a summed id in the way of a new name steps aside."""
+    """The term with its placed ids renamed; a summed id that has one of the new names gets another."""
     taken = set(names.values()) - set(names)
     summed = {i for p in term.products for f in p.factors for i in f.ids} - set(term.ids)
     names = {**names, **{i: Id(i.size) for i in summed & taken}}
 
-    def of(ids: Iterable[Id]) -> tuple[Id, ...]:
+    def renamed(ids: Iterable[Id]) -> tuple[Id, ...]:
         return tuple(names.get(i, i) for i in ids)
 
     def in_expr(e: Expr) -> Expr:
         parts = [
-            (Lookup(atom.array, of(atom.ids), atom.size) if isinstance(atom, Lookup) else names.get(atom, atom), s)
+            (Lookup(atom.array, renamed(atom.ids), atom.size) if isinstance(atom, Lookup) else names.get(atom, atom), s)
             for atom, s in e.parts
         ]
         return expr(e.start, parts)
 
-    products = [Product(p.coef, tuple(Factor(f.array, of(f.ids)) for f in p.factors)) for p in term.products]
+    products = [Product(p.coef, tuple(Factor(f.array, renamed(f.ids)) for f in p.factors)) for p in term.products]
     return term.with_axes([in_expr(e) for e in term.axes]).with_products(products)
 
 
 def tidy(algebra: Algebra, term: Term) -> Term:
-    """Each product contracted and compacted, the products added up."""
+    """The term with each product tidied, and the products added where that does not grow."""
     placed = frozenset(term.ids)
     products = [tidy_product(algebra, p, placed) for p in term.products if p.coef != 0]
     products = _add_up(algebra, products, placed)
     factors = [f for p in products for f in p.factors]
-    room = max([algebra.eager, *(extent(f.ids) for f in factors)])
-    if len(products) > _MAX_PRODUCTS and extent(i for i in factor_ids(factors) if i in placed) <= room:
+    limit_elements = max([algebra.eager_elements, *(extent(f.ids) for f in factors)])
+    elements = extent(i for i in factor_ids(factors) if i in placed)
+    if len(products) > tuning.MAX_PRODUCTS and elements <= limit_elements:
         entries = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in products]
         coef, total = algebra.add(entries)
         products = [Product(coef, (total,))]
@@ -82,22 +79,30 @@ def tidy(algebra: Algebra, term: Term) -> Term:
 
 
 def tidy_product(algebra: Algebra, product: Product, placed: Collection[Id]) -> Product:
-    """Sum what is summed, multiply factors over the same ids, and more of them if they are many."""
+    """The product with summed ids contracted and factors over the same ids multiplied, and at most `MAX_FACTORS` factors."""
     factors = _contract_summed(algebra, algebra.unmasked(product.factors), placed)
     by_ids: dict[frozenset[Id], list[Factor]] = {}
     for f in factors:
         by_ids.setdefault(frozenset(f.ids), []).append(f)
     factors = [algebra.multiply(group) for group in by_ids.values()]
-    while len(factors) > _MAX_FACTORS:
-        pairs = itertools.combinations(range(len(factors)), 2)
-        a, b = min(pairs, key=lambda p: extent(factor_ids([factors[p[0]], factors[p[1]]])))
-        together = algebra.multiply([factors[a], factors[b]])
-        factors = [f for k, f in enumerate(factors) if k not in (a, b)] + [together]
+    while len(factors) > tuning.MAX_FACTORS:
+        pair, others = _smallest_pair(factors)
+        factors = [*others, algebra.multiply(pair)]
     return Product(product.coef, tuple(factors))
 
 
+def _smallest_pair(factors: Sequence[Factor]) -> tuple[list[Factor], list[Factor]]:
+    """The two factors whose product is smallest, and the others."""
+    numbers = range(len(factors))
+    pair = min(itertools.combinations(numbers, 2), key=lambda p: extent(factor_ids([factors[k] for k in p])))
+    return [factors[k] for k in pair], [factors[k] for k in numbers if k not in pair]
+
+
 def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection[Id]) -> list[Factor]:
-    """Contract each group of factors that share summed ids, unless the result would be too large."""
+    """Contract each group of factors that share summed ids, unless the result would be too large.
+
+    `waiting` collects the ids of groups that are left as they are.
+    """
     waiting: set[Id] = set()
     while True:
         summed = [i for i in factor_ids(factors) if i not in placed and i not in waiting]
@@ -107,17 +112,22 @@ def _contract_summed(algebra: Algebra, factors: list[Factor], placed: Collection
         inside = [factors[k] for k in sorted(group)]
         result = [i for i in factor_ids(inside) if i in placed]
         largest = max(extent(f.ids) for f in inside)
-        grows = extent(result) > max(largest, algebra.eager) or (algebra.few and extent(factor_ids(inside)) > largest)
+        grows = extent(result) > max(largest, algebra.eager_elements)
+        # A matrix product waits until the few entries that are wanted have been picked.
+        grows = grows or (algebra.few_entries and extent(factor_ids(inside)) > largest)
         grows = grows and not algebra.is_list(factor_ids(inside), largest)
-        if grows and len(inside) <= _MAX_FACTORS:
-            waiting.update(factor_ids(inside))
-            continue
         outside = [f for k, f in enumerate(factors) if k not in group]
-        factors = [*outside, algebra.contract(inside, placed)]
+        if not grows:
+            factors = [*outside, algebra.contract(inside, placed)]
+        elif len(inside) > tuning.MAX_FACTORS:  # two at a time, as long as they are too many
+            pair, others = _smallest_pair(inside)
+            factors = [*outside, *others, algebra.contract(pair, {*placed, *factor_ids(others)})]
+        else:
+            waiting.update(factor_ids(inside))
 
 
 def _connected(factors: Sequence[Factor], start: Id, placed: Collection[Id]) -> set[int]:
-    """Numbers of the factors that hang together with `start` through summed ids."""
+    """Numbers of the factors that are connected with the id `start` through summed ids."""
     reached, found = {start}, set()
     while True:
         more = {k for k, f in enumerate(factors) if k not in found and reached & set(f.ids)}
@@ -131,7 +141,7 @@ def _connected(factors: Sequence[Factor], start: Id, placed: Collection[Id]) -> 
 
 
 def _add_up(algebra: Algebra, products: Iterable[Product], placed: Collection[Id]) -> list[Product]:
-    """Products that differ in nothing, or in parts that add without growing, as one."""
+    """The products, with those added that are equal or differ in parts whose sum does not grow."""
     out: list[Product] = []
     waiting = list(products)
     while waiting:
@@ -149,7 +159,7 @@ def _add_up(algebra: Algebra, products: Iterable[Product], placed: Collection[Id
 
 
 def _sum_of(algebra: Algebra, p: Product, q: Product, placed: Collection[Id]) -> Product | None:
-    """The sum p + q as one product: what they share times the sum of the rest; None where that would grow."""
+    """Two products as one: their common factors times the sum of the others. None where that would grow."""
     shared, p_rest, q_rest = common(p.factors, q.factors, placed)
     if not p_rest and not q_rest:
         return Product(p.coef + q.coef, tuple(shared))
@@ -164,7 +174,7 @@ def _sum_of(algebra: Algebra, p: Product, q: Product, placed: Collection[Id]) ->
 
 
 def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> tuple[list[Factor], list[Factor], list[Factor]]:
-    """(factors that both hold, the rest of p, the rest of q with its summed ids named as in p)."""
+    """(factors in both, the rest of p, the rest of q with its summed ids renamed to those of p)."""
     names: dict[Id, Id] = {}
     shared, q_rest = [], []
     p_rest = list(p)
@@ -182,14 +192,14 @@ def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> 
         return tuple(names.get(i, i) for i in ids)
 
     unnamed = set(factor_ids(q_rest)) - set(placed) - set(names)
-    if unnamed & set(names.values()):  # one name for two summed ids of q
+    if unnamed & set(names.values()):  # two summed ids of q would get one name
         return [], list(p), list(q)
     renamed = [Factor(f.array, named(f.ids)) for f in q_rest]
     return shared, p_rest, renamed
 
 
 def _match(f: Factor, g: Factor, names: dict[Id, Id], placed: Collection[Id]) -> dict[Id, Id] | None:
-    """How the summed ids of g must be named for g to be f; None if it is not."""
+    """The new names of the summed ids of g that make it equal to f; None if there are none."""
     if f.array is not g.array:
         return None
     found: dict[Id, Id] = {}

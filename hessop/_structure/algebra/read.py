@@ -1,7 +1,7 @@
 """Read an array at index expressions: P[e1, e2, ...] as a factor over the ids of the expressions.
 
-Slices, reversals and reshapes where the expressions allow it, a gather of what is left. Index ramps are made inside the
-traced program, so that nothing at trace time has the size of the data.
+Axes whose positions are evenly spaced are sliced, reversed and reshaped; the others are gathered. Indices are computed inside
+the traced program, so that no constant has the size of the data.
 
 Depends on terms and the algebra. Must never know axes of terms, or primitives.
 """
@@ -19,14 +19,19 @@ from hessop._structure.algebra.terms import Expr, Factor, Id, Lattice, Lookup, e
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """How one axis is read: a slice that splits into ids, after a shift by a scalar; None for a gather."""
+    """How one axis is read.
+
+    Attributes:
+        run: the positions of a slice, to be split into ids; None for a gather.
+        shift: a traced scalar that the slice starts at, in place of `run.start`.
+    """
 
     run: Lattice | None
     shift: Array | None = None
 
 
 def take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
-    """array[exprs], over the ids that the expressions hold. Positions are within bounds by construction."""
+    """array[exprs], over the ids of the expressions. Positions are within bounds by construction."""
     form, ids, looked_up = algebra.numbered(exprs)
 
     def make() -> tuple[Array, tuple[int, ...]]:
@@ -39,10 +44,10 @@ def take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
 
 def _take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
     used = Counter(i for e in exprs for i in e.ids)
-    reads = [_how(e, n, used) for e, n in zip(exprs, array.shape, strict=True)]
+    reads = [_how(e, used) for e in exprs]
     array = _slice(array, reads)
     shape = []
-    places: list[Id | int] = []  # per axis of the split array: its id, or the axis that it gathers from
+    places: list[Id | int] = []  # for each axis of the split array: its id, or the axis that is gathered
     flips = []
     for k, read in enumerate(reads):
         if read.run is None:
@@ -65,8 +70,8 @@ def _take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
     return _gather(algebra, array, list(gathered), list(gathered.values()), ids)
 
 
-def _how(e: Expr, size: int, used: Counter[Id]) -> _Read:
-    """Slice where the ids are this axis's own and run evenly; else gather."""
+def _how(e: Expr, used: Counter[Id]) -> _Read:
+    """Slice where the positions are evenly spaced and their ids are on no other axis; else gather."""
     scalars = [(atom, s) for atom, s in e.parts if isinstance(atom, Lookup) and not atom.ids]
     rest = expr(e.start, [part for part in e.parts if part not in scalars])
     run = lattice(rest)
@@ -81,7 +86,7 @@ def _how(e: Expr, size: int, used: Counter[Id]) -> _Read:
 
 
 def _slice(array: Array, reads: Sequence[_Read]) -> Array:
-    """The runs cut out of their axes."""
+    """The array with each run sliced out of its axis."""
     starts, stops, steps = [], [], []
     for k, (read, size) in enumerate(zip(reads, array.shape, strict=True)):
         if read.run is None:
@@ -101,7 +106,7 @@ def _slice(array: Array, reads: Sequence[_Read]) -> Array:
 
 
 def _gather(algebra: Algebra, array: Array, axes: Sequence[int], exprs: Sequence[Expr], own: tuple[Id, ...]) -> Factor:
-    """Gather along `axes`, each at its expression; the other axes carry the ids `own`, which no expression holds."""
+    """Gather along `axes`, each at its expression. The other axes have the ids `own`, which are in no expression."""
     ids = tuple(dict.fromkeys(i for e in exprs for i in e.ids))
     rest = [k for k in range(array.ndim) if k not in axes]
     array = lax.transpose(array, [*axes, *rest])

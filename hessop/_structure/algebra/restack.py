@@ -1,16 +1,21 @@
-"""Terms that differ by a constant place on a short axis, as one term with an id along that axis.
+"""Terms that differ by a constant position on a short axis, as one term with an id along that axis.
 
-Code that unpacks coordinates (x[:, 0], cross products) makes one term for each pair of components. Left alone they multiply
-at every step: a torsion would end as 81 terms instead of a few.
+Code that unpacks coordinates (x[:, 0], cross products) makes one term for each pair of components. Without this they would
+multiply at every step: a torsion would end as 81 terms instead of a few.
+
+For example the terms on the axes (3 * i, 3 * i), (3 * i + 1, 3 * i + 1) and (3 * i + 2, 3 * i + 2) become one term on
+(3 * i + c, 3 * i + c), whose factors are stacked along the new id c.
 
 Depends on terms, the algebra and merging. Must never know primitives.
 """
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from hessop._structure.algebra.factors import SMALL, Algebra
+from hessop._structure import tuning
+from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.merge import common, merge, rename
 from hessop._structure.algebra.terms import (
     Expr,
@@ -25,12 +30,41 @@ from hessop._structure.algebra.terms import (
     row_major,
 )
 
-# A digit of a place: (stride, size) of the short axis that it runs along.
+# One digit of a position that is written in mixed radix: (stride, size). In 3 * i + c it is (1, 3) for c.
 Digit = tuple[int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Direction:
+    """A short axis to stack along: one digit on each of some axes of a term, all of the same size.
+
+    Attributes:
+        axes: the axes of the term.
+        strides: of the digit, on each of them.
+        size: of the digit.
+    """
+
+    axes: tuple[int, ...]
+    strides: tuple[int, ...]
+    size: int
+
+    def moved(self, exprs: Sequence[Expr], by: int) -> list[Expr]:
+        """Expressions of all axes with `by` added to the digit."""
+        return self._plus(exprs, lambda stride: Expr(stride * by))
+
+    def with_id(self, exprs: Sequence[Expr], i: Id) -> list[Expr]:
+        """Expressions of all axes with an id added to the digit."""
+        return self._plus(exprs, lambda stride: expr(0, [(i, stride)]))
+
+    def _plus(self, exprs: Sequence[Expr], of: Callable[[int], Expr]) -> list[Expr]:
+        out = list(exprs)
+        for axis, stride in zip(self.axes, self.strides, strict=True):
+            out[axis] = out[axis].plus(of(stride))
+        return out
+
+
 def restack(algebra: Algebra, tangent: Tangent, shapes: Sequence[tuple[int, ...]]) -> Tangent:
-    """The same tangent with fewer terms, if some differ by constants only; `shapes` are those of the leaves of x."""
+    """The same tangent with fewer terms, where some differ only by constants; `shapes` are those of the leaves of x."""
     terms = tangent.terms
     rank = len(tangent.shape)
     before = 0
@@ -38,7 +72,7 @@ def restack(algebra: Algebra, tangent: Tangent, shapes: Sequence[tuple[int, ...]
         before = len(terms)
         for axis in range(rank, -1, -1):
             terms = _pass(algebra, terms, (axis,), tangent.shape, shapes)
-        # On two axes at once: the same constant on both is a Kronecker delta.
+        # Also on two axes at once: the same constant on both is a Kronecker delta.
         for axes in itertools.combinations(range(rank + 1), 2):
             terms = _pass(algebra, terms, axes, tangent.shape, shapes)
     return Tangent(terms, tangent.shape, tangent.dtype)
@@ -51,24 +85,22 @@ def _pass(
     shape: tuple[int, ...],
     shapes: Sequence[tuple[int, ...]],
 ) -> tuple[Term, ...]:
-    """Stack along one short axis (or one digit that several axes share)."""
-    groups: dict[Hashable, dict[int, tuple[Term, tuple[Digit, ...]]]] = {}
+    """Stack terms along one direction after the other, until there is none left on these axes."""
+    groups: dict[tuple[Hashable, _Direction, int], dict[int, Term]] = {}
     for term in terms:
-        for digits, value in _digits(term, axes, shape, shapes):
-            bare = _based(term, axes, digits, value)
-            form, _, _ = algebra.numbered(bare)
-            groups.setdefault((form, digits, term.leaf), {}).setdefault(value, (term, digits))
-    present = {(algebra.numbered(t.axes)[0], t.leaf) for t in terms}
-    for group in groups.values():
-        digits = next(iter(group.values()))[1]
-        members = {v: t for v, (t, _) in sorted(group.items())}
-        if len(group) == 1:
-            # One term alone is worth it only where it then adds to a term that runs along that axis already.
+        for direction, value in _directions(term, axes, shape, shapes):
+            form = algebra.numbered(direction.moved(term.axes, -value)).form
+            groups.setdefault((form, direction, term.leaf), {}).setdefault(value, term)
+    present = {(algebra.numbered(t.axes).form, t.leaf) for t in terms}
+    for (_, direction, leaf), group in groups.items():
+        members = dict(sorted(group.items()))
+        if len(members) == 1:
+            # One term alone is stacked only if the result can be added to a term that already runs along that direction.
             ((value, term),) = members.items()
-            spread = _along(_based(term, axes, digits, value), axes, digits, Id(digits[0][1]))
-            if (algebra.numbered(spread)[0], term.leaf) not in present:
+            stacked_axes = direction.with_id(direction.moved(term.axes, -value), Id(direction.size))
+            if (algebra.numbered(stacked_axes).form, leaf) not in present:
                 continue
-        stacked = _stack(algebra, members, axes, digits)
+        stacked = _stack(algebra, members, direction)
         if stacked is not None:
             gone = {id(t) for t in members.values()}
             rest = tuple(t for t in terms if id(t) not in gone)
@@ -76,96 +108,79 @@ def _pass(
     return terms
 
 
-def _digits(
+def _directions(
     term: Term, axes: tuple[int, ...], shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[tuple[Digit, ...], int]]:
-    """The short axes along which all of `axes` stand at one and the same constant; with that constant."""
+) -> Iterator[tuple[_Direction, int]]:
+    """The directions on `axes` along which a term has the same constant on each axis, with that constant."""
     found = []
     for axis in axes:
         e = term.axes[axis]
         dims = shapes[term.leaf] if axis == len(shape) else (shape[axis],)
-        found.append([(d, v) for d in _candidates(e, dims) if (v := _constant(e, d)) is not None])
+        found.append([(d, v) for d in _short_digits(e, dims) if (v := _constant(e, d)) is not None])
     for chosen in itertools.product(*found):
         values = {v for _, v in chosen}
         sizes = {size for (_, size), _ in chosen}
         if len(values) == 1 and len(sizes) == 1:
-            yield tuple(d for d, _ in chosen), values.pop()
+            yield _Direction(axes, tuple(stride for (stride, _), _ in chosen), sizes.pop()), values.pop()
 
 
-def _candidates(e: Expr, dims: Sequence[int]) -> list[Digit]:
-    """Short axes of an array of that shape, and the one that evenly spaced parts leave free."""
-    digits = [(s, n) for s, n in zip(row_major(dims), dims, strict=True) if 1 < n <= SMALL]
-    space = math.gcd(*(s for _, s in e.parts)) if e.parts else 0
-    if 1 < space <= SMALL and (1, space) not in digits and math.prod(dims) % space == 0:
-        digits.append((1, space))
+def _short_digits(e: Expr, dims: Sequence[int]) -> list[Digit]:
+    """The short axes of an array of shape `dims`, and the gap that evenly spaced positions leave."""
+    digits = [(s, n) for s, n in zip(row_major(dims), dims, strict=True) if 1 < n <= tuning.SHORT_AXIS]
+    gap = math.gcd(*(s for _, s in e.parts)) if e.parts else 0
+    if 1 < gap <= tuning.SHORT_AXIS and (1, gap) not in digits and math.prod(dims) % gap == 0:
+        digits.append((1, gap))
     return digits
 
 
 def _constant(e: Expr, digit: Digit) -> int | None:
-    """The value of a digit of the position, if it is the same at all ids."""
+    """The value of a digit of the position, if it is the same for all ids."""
     stride, size = digit
     inner = expr(e.start % (stride * size), [(atom, s) for atom, s in e.parts if s % (stride * size)])
     low, high = inner.bounds()
     return low // stride if low // stride == high // stride and 0 <= low // stride < size else None
 
 
-def _based(term: Term, axes: tuple[int, ...], digits: tuple[Digit, ...], value: int) -> list[Expr]:
-    """The axes with the digit at 0."""
-    out = list(term.axes)
-    for axis, (stride, _) in zip(axes, digits, strict=True):
-        out[axis] = out[axis].plus(Expr(-stride * value))
-    return out
-
-
-def _along(base: Sequence[Expr], axes: tuple[int, ...], digits: tuple[Digit, ...], i: Id) -> list[Expr]:
-    """The axes with an id in the place of the digit."""
-    out = list(base)
-    for axis, (stride, _) in zip(axes, digits, strict=True):
-        out[axis] = out[axis].plus(expr(0, [(i, stride)]))
-    return out
-
-
-def _stack(algebra: Algebra, group: dict[int, Term], axes: tuple[int, ...], digits: tuple[Digit, ...]) -> Term | None:
-    """The terms of a group, told apart by the value of their digit, as one; None where that would grow."""
-    size = digits[0][1]
-    along = Id(size)
-    values = list(group)
-    first = group[values[0]]
-    base = first.with_axes(_based(first, axes, digits, values[0]))
-    _, names, _ = algebra.numbered(base.axes)
-    terms = []
-    for value, term in group.items():
-        moved = term.with_axes(_based(term, axes, digits, value))
-        _, ids, _ = algebra.numbered(moved.axes)
-        terms.append(rename(moved, dict(zip(ids, names, strict=True))))
-    product = _stacked_product(algebra, dict(zip(values, terms, strict=True)), along)
+def _stack(algebra: Algebra, group: dict[int, Term], direction: _Direction) -> Term | None:
+    """Terms, by the value of their digit, as one term; None where that would grow."""
+    stacked = Id(direction.size)
+    moved = {v: t.with_axes(direction.moved(t.axes, -v)) for v, t in group.items()}
+    base = next(iter(moved.values()))
+    names = algebra.numbered(base.axes).ids
+    terms = {v: rename(t, dict(zip(algebra.numbered(t.axes).ids, names, strict=True))) for v, t in moved.items()}
+    product = _stacked_product(algebra, terms, stacked)
     if product is None:
         return None
-    return base.with_axes(_along(base.axes, axes, digits, along)).with_products([product])
+    return base.with_axes(direction.with_id(base.axes, stacked)).with_products([product])
 
 
-def _stacked_product(algebra: Algebra, terms: dict[int, Term], along: Id) -> Product | None:
-    """One product for all: what they share, times the rest of each, stacked along the new id."""
+def _stacked_product(algebra: Algebra, terms: dict[int, Term], stacked: Id) -> Product | None:
+    """One product for all terms: their common factors, times the others stacked along the new id."""
     first = next(iter(terms.values()))
     placed = frozenset(first.ids)
-    shared, entries = _apart(terms, placed) or ([], None)
+    shared, entries = _separated(terms, placed) or ([], None)
     if entries is None:
         factors = [f for t in terms.values() for p in t.products for f in p.factors]
         largest = max((extent(f.ids) for f in factors), default=1)
         held = [i for i in factor_ids(factors) if i in placed]
-        grows = extent(held) > max(largest, algebra.eager // along.size)
-        if grows and not algebra.is_list((along, *held), largest):
+        grows = extent(held) > max(largest, algebra.eager_elements // stacked.size)
+        if grows and not algebra.is_list((stacked, *held), largest):
             return None
         entries = {v: _total(algebra, t, placed) for v, t in terms.items()}
     coefs = {c for c, _ in entries.values()}
-    if len(coefs) == 1 and len(entries) == along.size and not any(rest for _, rest in entries.values()):
+    if len(coefs) == 1 and len(entries) == stacked.size and not any(rest for _, rest in entries.values()):
         return Product(coefs.pop(), tuple(shared))
-    stacked = algebra.stack([entries.get(v) for v in range(along.size)], along, first.dtype)
-    return Product(1.0, (*shared, stacked))
+    values = algebra.stack([entries.get(v) for v in range(stacked.size)], stacked, first.dtype)
+    return Product(1.0, (*shared, values))
 
 
-def _apart(terms: dict[int, Term], placed: frozenset[Id]) -> tuple[list[Factor], dict[int, tuple[float, list[Factor]]]] | None:
-    """(factors that all terms share, coefficient and other factors of each) if each is one product that allows it."""
+def _separated(
+    terms: dict[int, Term], placed: frozenset[Id]
+) -> tuple[list[Factor], dict[int, tuple[float, list[Factor]]]] | None:
+    """(common factors, coefficient and other factors of each term).
+
+    None if a term is more than one product, or if its other factors would grow when multiplied.
+    """
     if any(len(t.products) != 1 for t in terms.values()):
         return None
     products = {v: t.products[0] for v, t in terms.items()}
@@ -185,7 +200,7 @@ def _apart(terms: dict[int, Term], placed: frozenset[Id]) -> tuple[list[Factor],
 
 
 def _total(algebra: Algebra, term: Term, placed: frozenset[Id]) -> tuple[float, list[Factor]]:
-    """A term's value as one coefficient and at most one factor."""
+    """The value of a term as a coefficient and at most one factor."""
     sums = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in term.products]
     if len(sums) == 1:
         return sums[0]

@@ -1,8 +1,8 @@
-"""What a structured tangent is made of: ids, index expressions, factors, products, terms.
+"""The data of structured tangents: ids, index expressions, factors, products, terms.
 
-A term places a sum of products of arrays on its axes: each axis (those of the value, then the flat axis of one leaf of x)
-carries an expression that says where the hidden ids land on it. An id shared by two axes is a Kronecker delta; an id on no
-axis is summed. Ids are symbols told apart by identity, because sizes may collide.
+A term is a sum of products of arrays, placed on axes: those of a value, then the flat axis of one leaf of x. Each axis has an
+expression that maps hidden ids to positions. An id on two axes is a Kronecker delta; an id on no axis is summed. Ids are
+compared by identity, because two axes may happen to have the same length.
 
 Depends on nothing. Must never know primitives, equations or how arrays are computed.
 """
@@ -53,7 +53,7 @@ class Expr:
 
     @property
     def ids(self) -> tuple[Id, ...]:
-        """Every id that the position depends on, once."""
+        """The ids that the position depends on, each once."""
         return tuple(dict.fromkeys(i for atom, _ in self.parts for i in atom_ids(atom)))
 
     def times(self, stride: int, start: int = 0) -> "Expr":
@@ -65,13 +65,13 @@ class Expr:
         return expr(self.start + other.start, (*self.parts, *other.parts))
 
     def bounds(self) -> tuple[int, int]:
-        """Smallest and largest position that the strides allow."""
+        """The smallest and the largest position that the strides allow."""
         reach = [(atom.size - 1) * s for atom, s in self.parts]
         return self.start + sum(min(r, 0) for r in reach), self.start + sum(max(r, 0) for r in reach)
 
 
 def expr(start: int, parts: Iterable[Part]) -> Expr:
-    """An expression in normal form: equal atoms joined, nothing that is always zero."""
+    """An expression in normal form: each atom once, and none that is always zero."""
     strides: dict[Atom, int] = {}
     for atom, stride in parts:
         if atom.size > 1:
@@ -79,18 +79,31 @@ def expr(start: int, parts: Iterable[Part]) -> Expr:
     return Expr(int(start), tuple((atom, int(s)) for atom, s in strides.items() if s))
 
 
+def along(i: Id) -> Expr:
+    """The expression of one id alone."""
+    return expr(0, [(i, 1)])
+
+
+def identity(size: int) -> Expr:
+    """A new id over a whole axis. An axis of length 1 needs none."""
+    return along(Id(size))
+
+
+def flattened(exprs: Iterable[Expr], sizes: Sequence[int]) -> Expr:
+    """The positions on axes of these sizes as one position, in row-major order."""
+    flat = Expr()
+    for e, stride in zip(exprs, row_major(sizes), strict=True):
+        flat = flat.plus(e.times(stride))
+    return flat
+
+
 def atom_ids(atom: Atom) -> tuple[Id, ...]:
     """The ids that an atom depends on."""
     return atom.ids if isinstance(atom, Lookup) else (atom,)
 
 
-def identity(size: int) -> Expr:
-    """A new id over a whole axis; an axis of one position needs none."""
-    return expr(0, [(Id(size), 1)])
-
-
 def single_id(e: Expr, size: int) -> Id | None:
-    """The id of an expression that is nothing but one id over the whole axis."""
+    """The id of an expression that is one id over a whole axis of length `size`, else None."""
     if e.start == 0 and len(e.parts) == 1:
         atom, stride = e.parts[0]
         if isinstance(atom, Id) and stride == 1 and atom.size == size:
@@ -100,11 +113,11 @@ def single_id(e: Expr, size: int) -> Id | None:
 
 @dataclasses.dataclass(frozen=True)
 class Lattice:
-    """Positions start + step * (row-major number of the ids), each id flipped or not: one run without gaps.
+    """Evenly spaced positions: start + step * (row-major number of the ids), each id running up or down.
 
     Attributes:
         start: the lowest position.
-        step: distance of neighbors.
+        step: the distance between neighbouring positions.
         ids: outermost first.
         flipped: whether each id runs downwards.
         count: number of positions.
@@ -118,7 +131,7 @@ class Lattice:
 
 
 def lattice(e: Expr) -> Lattice | None:
-    """`e` as one evenly spaced run of positions, or None."""
+    """`e` as evenly spaced positions without gaps, or None. For example 5 + 6 * i + 2 * j with j < 3 has step 2."""
     parts = sorted(e.parts, key=lambda part: -abs(part[1]))
     if not all(isinstance(atom, Id) for atom, _ in parts):
         return None
@@ -133,7 +146,7 @@ def lattice(e: Expr) -> Lattice | None:
 
 
 def divide(e: Expr, inner: int) -> tuple[Expr, Expr] | None:
-    """(outer, rest) with e = inner * outer + rest and 0 <= rest < inner, where the strides show it."""
+    """(outer, rest) with e = inner * outer + rest and 0 <= rest < inner; None where the strides do not show it."""
     quotient, start = divmod(e.start, inner)
     outer = expr(quotient, [(atom, s // inner) for atom, s in e.parts if s % inner == 0])
     rest = expr(start, [(atom, s) for atom, s in e.parts if s % inner])
@@ -142,14 +155,14 @@ def divide(e: Expr, inner: int) -> tuple[Expr, Expr] | None:
 
 
 class Factor(NamedTuple):
-    """An array whose axes are ids, in order."""
+    """An array with one id for each axis, in order."""
 
     array: Any
     ids: tuple[Id, ...]
 
 
 class Product(NamedTuple):
-    """coef * the product of factors, summed over ids that the term does not place. The coefficient is never traced."""
+    """coef * the product of factors, summed over the ids that the term does not place. `coef` is never traced."""
 
     coef: float
     factors: tuple[Factor, ...]
@@ -157,7 +170,7 @@ class Product(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A sum of products, placed: the last axis is the flat axis of leaf number `leaf` of x."""
+    """A sum of products, placed on axes. The last axis is the flat axis of leaf number `leaf` of x."""
 
     axes: tuple[Expr, ...]
     products: tuple[Product, ...]
@@ -166,7 +179,7 @@ class Term:
 
     @property
     def ids(self) -> tuple[Id, ...]:
-        """The ids that are placed on an axis, in order of appearance."""
+        """The placed ids, in order of appearance."""
         return union(e.ids for e in self.axes)
 
     def with_axis(self, axis: int, *new: Expr) -> "Term":
@@ -174,11 +187,11 @@ class Term:
         return dataclasses.replace(self, axes=(*self.axes[:axis], *new, *self.axes[axis + 1 :]))
 
     def with_axes(self, axes: Sequence[Expr]) -> "Term":
-        """All axes replaced; no id may be lost (see `algebra.drop_ids`)."""
+        """All axes replaced. No id may be lost; where some are, use `moves.replace_axes`."""
         return dataclasses.replace(self, axes=tuple(axes))
 
     def with_products(self, products: Iterable[Product]) -> "Term":
-        """Other values at the same places."""
+        """Other values at the same positions."""
         return dataclasses.replace(self, products=tuple(products))
 
 

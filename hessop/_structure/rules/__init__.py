@@ -1,1 +1,1 @@
-"""Rules of the structure engine: what each linear primitive does to terms."""
+"""The rules of the structure engine: how each linear primitive acts on terms."""

@@ -1,6 +1,6 @@
-"""Rules for sums: reductions, products of matrices, cumulative sums.
+"""Rules for sums: reductions, matrix products, cumulative sums.
 
-An axis that is summed loses its expression. What then stands on no axis is a sum, which `merge` carries out or keeps.
+A summed axis is removed from the term. Its ids that are on no other axis are then summed, which `merge` evaluates or leaves.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def _reduce_sum(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]
 
 @rule("dot_general")
 def _dot_general(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    """The primal operand is taken at the axes that meet, free on the others."""
+    """The primal operand becomes a factor, with the expressions of the tangent on shared axes and new ids on the others."""
     first = isinstance(ins[0], Tangent)
     linear_in(ins, 0 if first else 1)
     t, value = ins if first else ins[::-1]
@@ -38,7 +38,7 @@ def _dot_general(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent
         for a, b in (*zip(t_sum, v_sum, strict=True), *zip(t_batch, v_batch, strict=True)):
             exprs[b] = term.axes[a]
         factor = algebra.convert(take(algebra, jnp.asarray(value), exprs), dtype)
-        products = [Product(p.coef, (*(algebra.convert(f, dtype) for f in p.factors), factor)) for p in term.products]
+        products = [Product(p.coef, (*algebra.convert_all(p.factors, dtype), factor)) for p in term.products]
         shared = [term.axes[a] for a in t_batch]
         own = [term.axes[a] for a in range(len(t.shape)) if a not in t_sum and a not in t_batch]
         new = [exprs[b] for b in range(len(value.shape)) if b not in v_sum and b not in v_batch]
@@ -55,7 +55,7 @@ def _cumsum(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 
 
 def _cumulated(algebra: Algebra, term: Term, axis: int, size: int, reverse: bool) -> Term:
-    """Along an id of one factor and of nothing else, a cumulative sum of that factor; else a triangular matrix."""
+    """The cumulative sum of one factor, if only that has the id of the axis; else a product with a triangular matrix."""
     along = single_id(term.axes[axis], size)
     others = {i for k, e in enumerate(term.axes) if k != axis for i in e.ids}
     holders = [[f for f in p.factors if along in f.ids] for p in term.products]

@@ -1,6 +1,6 @@
-"""Rules for primitives that act entry by entry: products with primal values, sums, signs, dtypes, selection.
+"""Rules for elementwise primitives: products with primal values, sums, signs, dtypes, selection.
 
-A primal operand that is added must be zero, because the program is linear, so it is dropped.
+A primal operand of a sum is dropped: the program is linear, so it must be zero.
 """
 
 import math
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hessop._equations.primitives import IDENTITIES
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.read import take
@@ -18,8 +19,8 @@ from hessop._structure.algebra.terms import Expr, Factor, Product, Tangent, Term
 from hessop._structure.rules.table import NoRule, linear_in, output, rule
 
 
-def widened(t: Tangent, shape: Sequence[int]) -> tuple[Term, ...]:
-    """The terms of a tangent broadcast to `shape` as elementwise primitives do it: axes of length 1 (or none at all)."""
+def broadcast(t: Tangent, shape: Sequence[int]) -> tuple[Term, ...]:
+    """The terms of a tangent, broadcast to `shape` as elementwise primitives do: axes of length 1, and scalars."""
     if t.shape == tuple(shape):
         return t.terms
     if not t.shape:
@@ -34,8 +35,8 @@ def widened(t: Tangent, shape: Sequence[int]) -> tuple[Term, ...]:
     )
 
 
-def at(algebra: Algebra, value: Any, term: Term, shape: Sequence[int]) -> Factor:
-    """A primal value as a factor of a term of that shape, itself broadcast where its axes have length 1."""
+def primal_factor(algebra: Algebra, value: Any, term: Term, shape: Sequence[int]) -> Factor:
+    """A primal value, broadcast to `shape`, as a factor of a term of that shape."""
     array = algebra.once("array", [value], lambda: jnp.asarray(value))
     if not array.shape:
         return Factor(array, ())
@@ -46,13 +47,13 @@ def at(algebra: Algebra, value: Any, term: Term, shape: Sequence[int]) -> Factor
 
 
 def times(algebra: Algebra, t: Tangent, value: Any, shape: Sequence[int]) -> list[Term]:
-    """Each term times a primal value; a literal scales the coefficient."""
-    terms = widened(t, shape)
+    """Each term times a primal value. A literal multiplies the coefficient."""
+    terms = broadcast(t, shape)
     if (coef := _coefficient(value)) is not None:
         return [scale(term, coef) for term in terms]
     out = []
     for term in terms:
-        factor = at(algebra, value, term, shape)
+        factor = primal_factor(algebra, value, term, shape)
         out.append(term.with_products(Product(p.coef, (*p.factors, factor)) for p in term.products))
     return out
 
@@ -63,7 +64,7 @@ def scale(term: Term, coef: float) -> Term:
 
 
 def _coefficient(value: Any) -> float | None:
-    """The number that a literal stands for. 0 * inf must not be decided here, so it has to be finite."""
+    """The value of a literal, or None. It must be finite: 0 * inf is left to JAX."""
     literal = isinstance(value, (np.ndarray, np.generic, int, float)) and np.ndim(value) == 0
     return float(value) if literal and np.isrealobj(value) and math.isfinite(value) else None
 
@@ -97,14 +98,13 @@ def _add(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     signs = (1.0, -1.0 if eqn.primitive.name == "sub" else 1.0)
     shape = eqn.outvars[0].aval.shape
     terms = [
-        scale(term, sign) for t, sign in zip(ins, signs, strict=True) if isinstance(t, Tangent) for term in widened(t, shape)
+        scale(term, sign) for t, sign in zip(ins, signs, strict=True) if isinstance(t, Tangent) for term in broadcast(t, shape)
     ]
     return [output(algebra, eqn, terms)]
 
 
-@rule("copy", "copy_p", "optimization_barrier", "sharding_constraint", "device_put", "pvary")
-def _same(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    """The value as it is."""
+@rule(*IDENTITIES)
+def _identity(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     if not all(isinstance(v, Tangent) for v in ins) or len(ins) != len(eqn.outvars):
         raise NoRule
     return list(ins)
@@ -115,15 +115,10 @@ def _convert(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     dtype = eqn.outvars[0].aval.dtype
     if jnp.issubdtype(ins[0].dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise NoRule
-    terms = [
-        Term(
-            term.axes,
-            tuple(Product(p.coef, tuple(algebra.convert(f, dtype) for f in p.factors)) for p in term.products),
-            term.leaf,
-            dtype,
-        )
-        for term in ins[0].terms
-    ]
+    terms = []
+    for term in ins[0].terms:
+        products = [Product(p.coef, algebra.convert_all(p.factors, dtype)) for p in term.products]
+        terms.append(Term(term.axes, tuple(products), term.leaf, dtype))
     return [output(algebra, eqn, terms)]
 
 
@@ -134,7 +129,7 @@ def _complex(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     for t, unit in zip(ins, (1.0, 1.0j), strict=True):
         for term in t.terms if isinstance(t, Tangent) else ():
             extra = () if unit == 1.0 else (Factor(_unit(algebra, dtype), ()),)
-            products = [Product(p.coef, (*(algebra.convert(f, dtype) for f in p.factors), *extra)) for p in term.products]
+            products = [Product(p.coef, (*algebra.convert_all(p.factors, dtype), *extra)) for p in term.products]
             terms.append(Term(term.axes, tuple(products), term.leaf, dtype))
     return [output(algebra, eqn, terms)]
 
@@ -145,7 +140,7 @@ def _unit(algebra: Algebra, dtype: Any) -> Array:
 
 @rule("real", "imag", "conj")
 def _parts(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    """Parts of a product are not products of parts: only one factor may be complex."""
+    """Covers products of at most one factor: the real part of a product is not the product of real parts."""
     name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
     fn = {"real": lax.real, "imag": lax.imag, "conj": lax.conj}[name]
     if not jnp.issubdtype(ins[0].dtype, jnp.complexfloating):
@@ -176,7 +171,7 @@ def _select(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
         if not isinstance(case, Tangent):
             continue
         chosen = algebra.once(("case", number), [which], lambda n=number: _is_case(which, n))
-        terms += [mask_term(algebra, term, at(algebra, chosen, term, shape)) for term in widened(case, shape)]
+        terms += [mask_term(algebra, term, primal_factor(algebra, chosen, term, shape)) for term in broadcast(case, shape)]
     return [output(algebra, eqn, terms)]
 
 

@@ -1,7 +1,7 @@
 """Rules for indexing with primal indices, which may be traced: gather, scatter, dynamic slices.
 
-A gather restricts each operand axis to start[batch] + window; a scatter places each update there. Out of bounds means
-what the mode of the equation says.
+A gather restricts each axis of the operand to start[batch] + window; a scatter places each update there. The mode of the
+equation says what happens out of bounds.
 """
 
 import math
@@ -16,7 +16,7 @@ from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.moves import replace_axes, restrict
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import Expr, Factor, Lookup, Tangent, Term, expr, identity
-from hessop._structure.rules.elementwise import at, scale
+from hessop._structure.rules.elementwise import primal_factor, scale
 from hessop._structure.rules.table import NoRule, linear_in, output, rule
 
 _CLIP, _FILL, _PROMISE = (
@@ -27,7 +27,7 @@ _CLIP, _FILL, _PROMISE = (
 
 
 class Starts:
-    """The starts of gathered or scattered windows, column by column of the index array."""
+    """The starts of gathered or scattered windows: one column of the index array for each indexed axis."""
 
     def __init__(self, algebra: Algebra, index: Any, mode: Any):
         if mode not in (_CLIP, _FILL, _PROMISE):
@@ -38,11 +38,11 @@ class Starts:
         self.shape = self.index.shape[:-1]
 
     def at(self, column: int, last: int, batch: Sequence[Expr]) -> Expr:
-        """The start in [0, last] at the batch position, as an expression."""
+        """The start of the window at the batch position, clamped to [0, last], as an expression."""
 
         def make() -> Array:
             starts = self.index[..., column]
-            # Compared in their own dtype: a cast first could wrap a far index back into bounds.
+            # Clamped before the cast, which could wrap an index far out of bounds back into them.
             return jnp.clip(starts, *_limits(starts.dtype, last)).astype(jnp.int32)
 
         array = self.algebra.once(("start", column, last), [self.index], make)
@@ -50,7 +50,7 @@ class Starts:
         return expr(0, [(Lookup(factor.array, factor.ids, last + 1), 1)])
 
     def valid(self, lasts: Sequence[int], batch: Sequence[Expr]) -> Factor | None:
-        """Where the whole window is within bounds."""
+        """A mask of the windows that are entirely within bounds; None if no axis is indexed."""
         if not lasts:
             return None
 
@@ -66,7 +66,7 @@ class Starts:
 
 
 def _limits(dtype: Any, last: int) -> tuple[Array, Array]:
-    """0 and `last` in an index dtype, which may be too narrow for it."""
+    """0 and `last`, which is clamped to the largest number of the index dtype."""
     return jnp.zeros((), dtype), jnp.asarray(min(max(last, 0), int(jnp.iinfo(dtype).max)), dtype)
 
 
@@ -83,7 +83,7 @@ def _gather(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 def _gathered(algebra: Algebra, eqn: Any, term: Term, starts: Starts, shape: Sequence[int]) -> Term:
     dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     batch = [identity(n) for n in starts.shape]
-    window: list[Expr | None] = []  # None: the axis is taken whole, and stays in the term
+    window: list[Expr | None] = []  # None: the whole axis, which stays in the term
     for d, (n, size) in enumerate(zip(shape, sizes, strict=True)):
         if size == n and d not in dims.operand_batching_dims:
             window.append(None)
@@ -96,8 +96,8 @@ def _gathered(algebra: Algebra, eqn: Any, term: Term, starts: Starts, shape: Seq
         term = restrict(algebra, term, window.count(None), start.plus(within))
         window.append(within)
 
-    whole = iter(term.axes[:-1])
-    kept = [next(whole) if w is None else w for w in window]
+    left = iter(term.axes[:-1])
+    kept = [next(left) if w is None else w for w in window]
     gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
     offsets = iter([w for d, w in enumerate(kept) if d not in gone])
     rest = iter(batch)
@@ -123,7 +123,7 @@ def _scatter_add(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent
 
 @rule("scatter")
 def _scatter(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    """What is overwritten is masked out; updates may be placed where no two of them meet."""
+    """Overwritten entries are masked. Updates are placed if no two of them can be at the same position."""
     linear_in(ins, 0, 2)
     operand, index, updates = ins
     shape = eqn.outvars[0].aval.shape
@@ -136,10 +136,10 @@ def _scatter(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
             gone = jnp.zeros(window, bool)
             return lax.scatter(jnp.ones(shape, bool), jnp.asarray(index), gone, numbers, **params)
 
-        # At the same indices, other windows and other modes overwrite other entries.
+        # Which entries are overwritten depends on the windows and the mode too, so these are part of the key.
         form = ("untouched", shape, window, str(numbers), *map(str, params.values()))
         kept = algebra.once(form, [index], untouched)
-        terms += [mask_term(algebra, t, at(algebra, kept, t, shape)) for t in operand.terms]
+        terms += [mask_term(algebra, t, primal_factor(algebra, kept, t, shape)) for t in operand.terms]
     if isinstance(updates, Tangent):
         windows = math.prod(eqn.invars[1].aval.shape[:-1])
         if not eqn.params["unique_indices"] and windows > 1:
@@ -149,7 +149,7 @@ def _scatter(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 
 
 def _scattered(algebra: Algebra, eqn: Any, index: Any, updates: Tangent) -> list[Term]:
-    """Each update placed at its start."""
+    """The terms of the updates, placed in the result."""
     dims, shape = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
     starts = Starts(algebra, index, eqn.params["mode"])
     removed = (*dims.inserted_window_dims, *dims.operand_batching_dims)
@@ -167,9 +167,9 @@ def _scattered(algebra: Algebra, eqn: Any, index: Any, updates: Tangent) -> list
             elif d in dims.scatter_dims_to_operand_dims:
                 e = e.plus(starts.at(dims.scatter_dims_to_operand_dims.index(d), last, batch))
             axes.append(e)
-        # Masked before the axes change: ids that only the mask and the old axes hold must not be lost.
-        # A promise does not spare the mask: JAX differentiates `.at[i].max` and `x[i]` into scatters that promise bounds for
-        # the indices of the user, and relies on XLA, which drops an update out of bounds (and clamps a gather).
+        # Masked before the axes change, because ids of the mask may be on no other axis.
+        # PROMISE_IN_BOUNDS needs the mask too: JAX differentiates `.at[i].max` and `x[i]` into scatters that promise bounds
+        # for the user's indices, and relies on XLA to drop an update that is out of bounds.
         if starts.mode != _CLIP:
             valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
             term = term if valid is None else mask_term(algebra, term, valid)
@@ -188,8 +188,8 @@ def _dynamic_slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tange
         for d, within in enumerate(window):
             if within is not None:
                 term = restrict(algebra, term, window[:d].count(None), starts[d].plus(within))
-        whole = iter(term.axes[:-1])
-        terms.append(term.with_axes([*(next(whole) if w is None else w for w in window), term.axes[-1]]))
+        left = iter(term.axes[:-1])
+        terms.append(term.with_axes([*(next(left) if w is None else w for w in window), term.axes[-1]]))
     return [output(algebra, eqn, terms)]
 
 
@@ -206,14 +206,14 @@ def _dynamic_update_slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> lis
             return lax.dynamic_update_slice(jnp.ones(shape, bool), jnp.zeros(window, bool), at_starts)
 
         kept = algebra.once(("untouched", shape, window), at_starts, untouched)
-        terms += [mask_term(algebra, t, at(algebra, kept, t, shape)) for t in operand.terms]
+        terms += [mask_term(algebra, t, primal_factor(algebra, kept, t, shape)) for t in operand.terms]
     if isinstance(update, Tangent):
         terms += [t.with_axes([*(e.plus(s) for e, s in zip(t.axes, starts, strict=False)), t.axes[-1]]) for t in update.terms]
     return [output(algebra, eqn, terms)]
 
 
 def _start(algebra: Algebra, value: Any, last: int) -> Expr:
-    """A start clamped to [0, last], as the primitives clamp it."""
+    """A start of a dynamic slice, clamped to [0, last] as the primitives do."""
 
     def make() -> Array:
         start = jnp.asarray(value)

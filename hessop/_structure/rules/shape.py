@@ -1,10 +1,11 @@
-"""Rules for primitives that move entries to positions known at trace time: only expressions change."""
+"""Rules for primitives that move entries to positions known at trace time. Only the expressions change."""
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hessop._equations.primitives import VIEWS
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.moves import join, pick, place, split
 from hessop._structure.algebra.terms import Expr, Id, Tangent, Term, expr, identity
@@ -25,11 +26,11 @@ def _broadcast(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     return [output(algebra, eqn, terms)]
 
 
-@rule("reshape", "squeeze", "expand_dims")
+@rule(*VIEWS)
 def _reshape(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     linear_in(ins, 0)
     shape, terms = ins[0].shape, ins[0].terms
-    # Only a reshape has an order of its own, in which it reads its axes; "dimensions" of a squeeze are those that go.
+    # "dimensions" of a reshape is the order in which it reads the axes; of the others it is something else.
     if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
         order = eqn.params["dimensions"]
         shape, terms = [shape[k] for k in order], [_transposed(term, order) for term in terms]
@@ -42,16 +43,17 @@ def _transposed(term: Term, order: Sequence[int]) -> Term:
 
 
 def _regrouped(algebra: Algebra, term: Term, groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Term:
+    """The term with each group of axes joined, and split into axes of the new sizes."""
     axis = 0
     for old, new in groups:
-        joined = join(term, axis, old)  # of no axes: a new one of length 1
+        joined = join(term, axis, old)  # no axes become one of length 1
         term = split(algebra, joined, axis, new) if new else joined.with_axis(axis)
         axis += len(new)
     return term
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Runs of axes with equal products, as fine as they can be; all axes are covered, in order."""
+    """The shortest groups of old and new axes with equal numbers of elements, in order: (2, 3, 4) -> (6, 2, 2) gives two."""
     i = j = 0
     while i < len(old) or j < len(new):
         left, right = list(old[i : i + 1]), list(new[j : j + 1])

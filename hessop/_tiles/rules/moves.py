@@ -1,4 +1,4 @@
-"""Rules for primitives that put entries at other places, and for those that need an axis whole.
+"""Rules for primitives that only move entries, and for those that need an axis whole.
 
 Depends on the table of rules. Must never know tiles or loops.
 """
@@ -28,9 +28,9 @@ def _broadcast(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) ->
 
 
 def unit_pairs(eqn: Any) -> dict[int, int] | None:
-    """Input axis -> output axis, where a reshape only adds and removes axes of length 1, and may transpose the others."""
+    """Input axis -> output axis, if a reshape only adds and drops axes of length 1, and perhaps transposes the others."""
     shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
-    # Only a reshape has an order of its own, in which it reads its axes; "dimensions" of a squeeze are those that go.
+    # The "dimensions" of a reshape are the order in which it reads its axes; those of a squeeze are the axes that it drops.
     order = eqn.params["dimensions"] if eqn.primitive.name == "reshape" else None
     old = [a for a in (range(len(shape)) if order is None else order) if shape[a] != 1]
     new = [a for a, n in enumerate(out) if n != 1]
@@ -77,16 +77,16 @@ def _strided(eqn: Any) -> tuple[int, ...]:
 
 
 def _slice(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    """The window of the input was cut out already; what is left are strides."""
+    """The window of the input is already cut out; only strides are left to apply."""
     frame, cells = tools.frame(out_shape(eqn), window), tools.cells
     if not _strided(eqn):
         return cells.relabel(ins[0], range(len(frame.shape)), frame)
-    array = cells.put_together(ins[0])
+    array = cells.join(ins[0])
     for a in _strided(eqn):
         start, stop = (int(eqn.params[k][a]) for k in ("start_indices", "limit_indices"))
         stride = int(eqn.params["strides"][a])
         array = cells.once(("strided", a, start, stop, stride), [array], _stride(array, start, stop, stride, a))
-    return cells.take_apart(array, frame)
+    return cells.split(array, frame)
 
 
 def _stride(array: Array, start: int, stop: int, stride: int, axis: int) -> Callable[[], Array]:
@@ -117,7 +117,7 @@ def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array
     return ramp if span.loop is None else ramp + lax.convert_element_type(tools.starts[span.loop], dtype)
 
 
-# These only put entries at other places.
+# They only move entries, or number them.
 MOVES = VIEWS | {"broadcast_in_dim", "transpose", "slice", "iota"}
 
 RULES["broadcast_in_dim"] = Rule(_broadcast_follows, _broadcast)
@@ -128,22 +128,26 @@ RULES["slice"] = Rule(_slice_follows, _slice, _strided)
 RULES["iota"] = Rule(lambda eqn: [], _iota)
 
 
-# --- along an axis that has to be whole ---
+# --- primitives that need an axis whole ---
 
 
-def _param_axes(*names: str) -> Callable[[Any], Collection[int]]:
-    def fixed(eqn: Any) -> Collection[int]:
-        found = [eqn.params[name] for name in names if name in eqn.params]
-        return [int(a) for group in found for a in (group if isinstance(group, tuple | list) else (group,))]
+def _whole(fixed: Callable[[Any], Collection[int]]) -> Rule:
+    """The rule of a primitive that needs its `fixed` axes whole, and keeps the others as they are."""
 
-    return fixed
-
-
-def _whole_along(fixed: Callable[[Any], Collection[int]]) -> Callable[[Any], list[Follows]]:
     def follows(eqn: Any) -> list[Follows]:
         return [tuple(None if a in fixed(eqn) else f for a, f in enumerate(group)) for group in along(eqn)]
 
-    return follows
+    return Rule(follows, through, fixed)
+
+
+def _whole_along(param: str) -> Rule:
+    """The rule of a primitive that needs the axes whole which a parameter names."""
+
+    def fixed(eqn: Any) -> Collection[int]:
+        axes = eqn.params[param]
+        return [int(a) for a in (axes if isinstance(axes, tuple | list) else (axes,))]
+
+    return _whole(fixed)
 
 
 def _padded(eqn: Any) -> Collection[int]:
@@ -151,14 +155,11 @@ def _padded(eqn: Any) -> Collection[int]:
 
 
 def _pad_follows(eqn: Any) -> list[Follows]:
-    return [*_whole_along(_padded)(eqn)[:1], ()]
+    """The operand as in `_whole`; the padding value is a scalar."""
+    return [*_whole(_padded).follows(eqn)[:1], ()]
 
 
-for _names, _params in (
-    (("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), ("axis",)),
-    (("rev",), ("dimensions",)),
-    (("concatenate",), ("dimension",)),
-):
-    _fixed = _param_axes(*_params)
-    RULES.update({name: Rule(_whole_along(_fixed), through, _fixed) for name in _names})
+RULES.update(dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _whole_along("axis")))
+RULES["rev"] = _whole_along("dimensions")
+RULES["concatenate"] = _whole_along("dimension")
 RULES["pad"] = Rule(_pad_follows, through, _padded)

@@ -1,9 +1,9 @@
-"""The table of rules: how a part of an equation's output is made from parts of its inputs.
+"""The table of rules: how to compute a part of an equation's output from parts of its inputs.
 
-A rule says which output axis each input axis follows, along which axes a part can be made at all, and computes the part
-from planes. A primitive that stands in no rule is run whole, as JAX would run it.
+A rule says which output axis each input axis follows, which axes have to stay whole, and computes the part from planes. An
+equation whose primitive has no rule runs whole, as JAX would run it.
 
-Depends on planes and windows. Must never know tiles, loops or which values are stored.
+Depends on planes and windows. Must never know tiles, loops, or which values are stored.
 """
 
 import dataclasses
@@ -21,32 +21,32 @@ from hessop._tiles.windows import Follow, Follows, Window
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What a rule works with.
+    """The tools of a rule.
 
     Attributes:
-        cells: makes each plane once.
-        short: axes up to this length are taken apart.
-        products: whether a sum over a long axis is a product with ones (on a CPU it is much faster).
-        starts: where the part begins that each loop has come to, outermost first.
-        seed: an integer, whatever it is, that is not known while compiling; None if nothing has to be kept.
+        cells: operations on planes, each computed once.
+        short_axis: the longest axis that is split into planes.
+        products: whether to compute a sum over a long axis as a product with ones, which is much faster on CPUs.
+        starts: the first position of the current part of each loop, outermost loop first.
+        seed: any integer that is unknown at compile time; None if nothing has to be computed once.
     """
 
     cells: Cells
-    short: int
+    short_axis: int
     products: bool
     starts: tuple[Any, ...] = ()
     seed: Any = None
 
     def frame(self, shape: Sequence[int], window: Window) -> Frame:
-        """The layout of a part of a value of that (whole) shape."""
-        short = short_axes(shape, self.short)
+        """The layout of a part of a value, from the shape of the whole value."""
+        short = short_axes(shape, self.short_axis)
         return Frame(window.shape(shape), short, tuple(a for a in window.order if a not in short))
 
-    def made_once(self, planes: Planes) -> Planes:
-        """The same planes, but made once however many kernels read them: they become quotients, see `sharing`.
+    def compute_once(self, planes: Planes) -> Planes:
+        """The same planes, as quotients, which XLA computes once however many kernels read them; see `sharing`.
 
-        What is subtracted is zero and what divides is one, which the compiler does not know. A divisor that nothing else reads
-        it would turn into a factor.
+        The result is (a - (1 - one)) / one, which is a to the last bit. The compiler does not know that `one` is 1. Its second
+        use, in the zero that is subtracted, stops XLA from turning the division into a multiplication.
         """
         if self.seed is None or not jnp.issubdtype(planes.dtype, jnp.floating):
             return planes
@@ -55,13 +55,13 @@ class Tools:
         for index in np.ndindex(*table.shape):
             array, negative = planes.table[index]
             if not isinstance(array, np.ndarray):
-                array = self.cells.once("made once", [array, one], lambda a=array: (a - (1 - one)) / one)
+                array = self.cells.once("compute once", [array, one], lambda a=array: (a - (1 - one)) / one)
             table[index] = Cell(array, negative)
         return dataclasses.replace(planes, table=table)
 
 
 def _one(seed: Any, dtype: Any) -> Any:
-    """One, whatever the integer is."""
+    """The number 1, computed from any integer."""
     return lax.convert_element_type((seed | 1) != 0, dtype)
 
 
@@ -69,12 +69,12 @@ Apply = Callable[[Tools, Any, Sequence[Planes], Window], Planes]
 
 
 class Rule(NamedTuple):
-    """How to make parts of the outputs of a primitive.
+    """How to compute parts of the output of a primitive.
 
     Attributes:
-        follows: equation -> for each input, what its axes follow.
-        apply: (tools, equation, parts of the inputs, window) -> that part of the (only) output.
-        fixed: equation -> the output axes of which only the whole can be made.
+        follows: equation -> for each input, what each of its axes follows.
+        apply: (tools, equation, parts of the inputs, window) -> that part of the only output.
+        fixed: equation -> the output axes that can only be computed whole.
     """
 
     follows: Callable[[Any], Sequence[Follows]]
@@ -96,13 +96,13 @@ def out_shape(eqn: Any) -> tuple[int, ...]:
 
 
 def through(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    """Run the equation on whole parts: for primitives whose parameters hold no lengths."""
-    arrays = [tools.cells.put_together(p) for p in ins]
+    """Apply the primitive itself to the parts, joined: for primitives whose parameters contain no lengths."""
+    arrays = [tools.cells.join(p) for p in ins]
     out = tools.cells.once(("run", id(eqn)), arrays, lambda: bind(eqn, arrays)[0])
-    return tools.cells.take_apart(out, tools.frame(out_shape(eqn), window))
+    return tools.cells.split(out, tools.frame(out_shape(eqn), window))
 
 
 def along(eqn: Any) -> list[Follows]:
-    """Every axis follows the same axis of the output, if it has its length."""
+    """Each input axis follows the same axis of the output, unless it is broadcast."""
     out = out_shape(eqn)
     return [tuple(Follow(a) if n == out[a] else None for a, n in enumerate(shape_of(v))) for v in eqn.invars]
