@@ -85,7 +85,7 @@ def test_the_site_renders(tmp_path: pathlib.Path):
             assert mark not in page.prose, f"{name} shows {mark!r} outside of code and formulas"
         assert page.quotes == 0, f"{name} has an example that is not code: its heading must be `Examples:`"
         assert re.findall(r"\[`[^\]]*\]|\]\(|\]\[", page.prose) == [], f"{name} shows the brackets of a link"
-        assert max([0, *map(len, "\n".join(page.signatures).splitlines())]) <= 80, f"{name} has a signature that is too wide"
+        assert max([0, *map(len, "\n".join(page.signatures).splitlines())]) <= 44, f"{name} has a signature that is too wide"
     assert built_site.lost_links(site, tmp_path) == []
     assert built_site.lost_files(tmp_path) == []
     _check_formulas([formula for page in site.values() for formula in page.formulas], tmp_path)
