@@ -11,7 +11,7 @@ FOLDER = markdown.ROOT / "examples"
 # Script -> arguments for a small problem, and text that the output must contain.
 SMALL = {
     "block_jacobi_cg.py": (["--particles", "40"], ["with block_jacobi"]),
-    "issue_787.py": (["--particles", "30"], ["20 random columns differ"]),
+    "issue_787.py": (["--particles", "30"], ["20 random columns", "predicted"]),
     "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
     "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "a minimum", "LOBPCG"]),
     "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after the same time"]),

@@ -256,7 +256,7 @@ def test_many_factors_are_multiplied_two_at_a_time_and_not_to_the_matrix(wanted)
     fn = lambda x: jnp.sum(jnp.tanh(jnp.tanh(inputs @ x) @ weights) ** 2)
     x = jnp.asarray(0.1 * r.randn(90, 3), FLOAT)
     H = hessop.HessianOperator(fn, x)
-    jaxpr, _ = open_jaxpr(_structured.traced_terms(H._point(), wanted, None))
+    jaxpr, _ = open_jaxpr(_terms.traced_terms(H._point(), wanted, None))
     assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) < 90 * 90
     matrix = np.asarray(jax.hessian(fn)(x)).reshape(270, 270)
     tolerance = {"rtol": 1e-4, "atol": 1e-6 * np.max(np.abs(matrix))}
