@@ -92,7 +92,7 @@ def test_check_hessian_says_what_is_not_finite():
 
 
 def test_only_a_part_of_a_large_matrix_is_checked(monkeypatch):
-    monkeypatch.setattr(_finite, "_CHECKED_ENTRIES", 50)
+    monkeypatch.setattr(_finite, "ENTRIES_CHECKED", 50)
     look = _finite.looks_finite.__wrapped__
     matrix = np.zeros((40, 40))
     assert look(jnp.asarray(matrix))

@@ -19,17 +19,12 @@ from hessop._base.layout import leaf_name
 from hessop._equations.flat import is_user_file
 from hessop._equations.xla import diagonal
 from hessop._program.program import AbstractProgram
-
-# Entries that are checked. Of a larger matrix these are the diagonal and evenly spaced rows: reading all of it takes up to half
-# of the time of computing it (`python benchmarks/trust.py`), and what poisons a Hessian nearly always shows on its diagonal.
-_CHECKED_ENTRIES = 2**20
-# Entries up to which NumPy checks an array, on any device: compiling a sum is not worth it. Not measured: chosen.
-_ON_HOST_ENTRIES = 2**16
+from hessop._program.tuning import ENTRIES_CHECKED, ENTRIES_CHECKED_ON_HOST
 
 
 def is_finite(array: Array) -> bool:
     """Whether an array is finite. Of a large square matrix only a part is checked."""
-    on_host = array.size <= _ON_HOST_ENTRIES or (array.size <= _CHECKED_ENTRIES and _on_cpu(array))
+    on_host = array.size <= ENTRIES_CHECKED_ON_HOST or (array.size <= ENTRIES_CHECKED and _on_cpu(array))
     return all_finite(np.asarray(array)) if on_host else bool(looks_finite(array))
 
 
@@ -41,15 +36,15 @@ def _on_cpu(array: Array) -> bool:
 def looks_finite(array: Array) -> Array:
     """`is_finite`, inside an executable."""
     n = array.shape[0]
-    if array.shape != (n, n) or array.size <= _CHECKED_ENTRIES:
+    if array.shape != (n, n) or array.size <= ENTRIES_CHECKED:
         return jnp.all(jnp.isfinite(array))
-    step = -(-array.size // _CHECKED_ENTRIES)
+    step = -(-array.size // ENTRIES_CHECKED)
     return jnp.all(jnp.isfinite(diagonal(array))) & jnp.all(jnp.isfinite(array[::step]))
 
 
 def all_finite(array: Any) -> bool:
     """Whether a NumPy array, of any floating dtype, is finite."""
-    if array.size > _ON_HOST_ENTRIES and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
+    if array.size > ENTRIES_CHECKED_ON_HOST and array.dtype.kind == "f" and array.dtype.itemsize > 2 and array.flags.contiguous:
         flat = array.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.dot(flat, flat)  # needs no array of booleans; but finite entries may overflow

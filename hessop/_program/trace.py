@@ -23,6 +23,7 @@ from hessop._base.arguments import Static, call_module, is_floating, split_args
 from hessop._base.settings import x64_is_on
 from hessop._equations.flat import is_user_file, open_jaxpr
 from hessop._program.fingerprint import Reading, read
+from hessop._program.tuning import COPIED_BYTES, COPIES_KEPT
 
 # Raised by JAX if Python needs the number behind a tracer: for a branch, a conversion to NumPy or a boolean index. Shapes and
 # slices raise Python's own errors, which may mean something else.
@@ -132,10 +133,8 @@ def _traced(fn: Callable[..., Any], x: Any, arrays: tuple[Any, ...], static: Sta
     return Trace(name_of(fn), _owner(fn), flat, x_leaves, arrays, static, jaxpr, reading, fixed, trees[-1])
 
 
-# Copies on the device of small NumPy arrays that functions captured, by their content: up to so many bytes each, the last so
-# many of them. Not measured: chosen.
+# Copies on the device of small NumPy arrays that functions captured, by their content.
 _COPIES: "OrderedDict[Hashable, Array]" = OrderedDict()
-_KEPT_BYTES, _KEPT_COPIES = 2**14, 256
 
 
 def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -143,7 +142,7 @@ def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
     around = (jax.config.jax_default_device, x64_is_on())  # pyright: ignore[reportAttributeAccessIssue]
     found = []
     for value in values:
-        if isinstance(value, np.ndarray) and value.nbytes <= _KEPT_BYTES:
+        if isinstance(value, np.ndarray) and value.nbytes <= COPIED_BYTES:
             key = (value.dtype, value.shape, value.tobytes(), around)
             copy = _COPIES.get(key)
             value = _kept_copy(key, value) if copy is None or copy.is_deleted() else copy
@@ -158,7 +157,7 @@ def _kept_copy(key: Hashable, value: np.ndarray) -> Array:
     if isinstance(copy, Tracer):  # belongs to an outer trace, and must not outlive it
         return copy
     with contextlib.suppress(KeyError):  # another thread may have emptied it
-        while len(_COPIES) >= _KEPT_COPIES:
+        while len(_COPIES) >= COPIES_KEPT:
             _COPIES.popitem(last=False)
     _COPIES[key] = copy
     return copy
