@@ -1,4 +1,4 @@
-"""check_hessian: silent on what is right, loud on each kind of what is wrong."""
+"""check_hessian: silent on a consistent Hessian, and a message for each kind of error."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import hessop
+from hessop._certify import check, tuning
 from tests.objectives import KINDS, OBJECTIVES, as_pytree, lift
 
 
@@ -13,14 +14,14 @@ def point(kind="array", seed=0):
     return as_pytree(kind, 8, jnp.result_type(float), jax.random.key(seed))
 
 
-# One of each kind of program; what they have in common is in test_entries.py.
+# One of each kind of program; test_entries.py covers the rest.
 QUICK = {"affine", "rosenbrock", "lennard_jones", "ode_scan", "sort_cumsum", "kinks", "custom_jvp", "custom_vjp"}
 
 
 @pytest.mark.parametrize(
     "objective", [pytest.param(o, id=o.name, marks=[pytest.mark.slow] * (o.name not in QUICK)) for o in OBJECTIVES]
 )
-def test_silent_on_what_is_right(objective):
+def test_silent_on_a_consistent_hessian(objective):
     assert hessop.check_hessian(objective.fn, point()) is None
 
 
@@ -78,18 +79,18 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize(("text", "fn"), [(text, fn) for text, fns in MUTANTS.items() for fn in fns])
-def test_loud_on_what_is_wrong(text, fn):
+def test_wrong_derivatives_are_reported(text, fn):
     for seed in range(3):
         with pytest.raises(hessop.VerificationError, match=text):
             hessop.check_hessian(fn, point(), seed=seed)
 
 
-def test_not_finite_is_said():
+def test_not_finite_is_reported():
     with pytest.raises(hessop.VerificationError, match=r"not finite: 3 of 3 entries of the gradient with respect to x\b"):
         hessop.check_hessian(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3))
 
 
-def test_silent_where_there_is_nothing():
+def test_silent_without_unknowns():
     assert hessop.check_hessian(lambda x: jnp.sum(x**2), jnp.zeros((0, 3))) is None
 
 
@@ -98,3 +99,26 @@ def test_errors():
         hessop.check_hessian(jnp.sum, point(), probes=0)
     assert issubclass(hessop.VerificationError, AssertionError)
     assert issubclass(hessop.VerificationError, hessop.HessopError)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("exponent", "fails"), [(tuning.LEAST_SLOPE - 0.01, True), (tuning.LEAST_SLOPE + 0.01, False)])
+def test_the_slope_that_passes(exponent, fails):
+    at = check._At(lambda x: jnp.sum(x**2), jnp.ones(2), (), {})
+    v = np.ones(2)
+
+    def error(there):
+        return check._TaylorError(float(np.max(there - at.x)) ** exponent, 0.0)
+
+    assert (check._taylor(at, v, error, "product", "wrong") is not None) == fails
+
+
+@pytest.mark.once
+def test_the_errors_that_give_a_slope():
+    errors = lambda values, rounding: [check._TaylorError(value, rounding) for value in values]
+    few = 2.0 ** -np.arange(0, 2 * tuning.LEAST_ERRORS, 2)
+    assert check._slope(errors(few, 0.0)) == 2
+    assert check._slope(errors(few[1:], 0.0)) is None
+    # Whether the last one is above rounding.
+    assert check._slope(errors(few, few[-1] / (0.99 * tuning.ABOVE_ROUNDING))) is None
+    assert check._slope(errors(few, few[-1] / (1.01 * tuning.ABOVE_ROUNDING))) == 2

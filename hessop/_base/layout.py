@@ -61,6 +61,30 @@ class Layout:
         return leaves
 
 
+class TreeLayout:
+    """A `Layout` with its container: whole pytrees as flat vectors and back.
+
+    Attributes:
+        tree: structure of the pytree.
+        layout: layout of its leaves.
+        n: total size.
+        dtype: dtype of the flat vector.
+    """
+
+    def __init__(self, structure: Any):
+        leaves, self.tree = jax.tree.flatten(structure)
+        self.layout = Layout(leaves)
+        self.n, self.dtype = self.layout.n, self.layout.dtype
+
+    def ravel(self, tree: Any, batch: int = 0) -> Array:
+        """Pytree with leaves [*batch, *shape] -> array [*batch, n]."""
+        return self.layout.ravel(jax.tree.leaves(tree), batch)
+
+    def unravel(self, vectors: Array) -> Any:
+        """Array [*batch, n] -> pytree with leaves [*batch, *shape]."""
+        return self.tree.unflatten(self.layout.unravel(vectors))
+
+
 def leaf_name(path: Any, root: str) -> str:
     """A leaf as the user would write it: x['charge'][0]."""
     return root + jax.tree_util.keystr(path)

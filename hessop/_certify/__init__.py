@@ -1,1 +1,1 @@
-"""Is this a Hessian; is this a minimum."""
+"""Is this a Hessian, and is this point a minimum?"""

@@ -1,11 +1,11 @@
-"""Numerical checks of a Hessian at a point: finite, linear, symmetric, and the derivative of the function it is said of.
+"""Numerical checks of a Hessian at a point: finite, linear, symmetric, and the derivative of its function.
 
-The value is that of the plain function, which is run as it is now; gradients and products are the operator's. Depends on the
-operator. Must never know a route: it asks for values, gradients and products only.
+Values come from the plain function, run now; gradients and products come from the operator. Depends on the operator. Must never
+know a route: it asks for values, gradients and products only.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +21,24 @@ from hessop._program.finite import result_problem
 
 
 def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count = 5, seed: int = 0, **options: Any) -> None:
-    """Check the Hessian of `fn` at `x` with random directions; silent where all is well.
+    """Check the Hessian of `fn` at `x` in random directions; silent if it is consistent.
 
     The tests: value, gradient and products are finite; products are linear; u.Hv = v.Hu; the error of the first-order Taylor
-    expansion of fn falls as h^2 (the gradient belongs to fn), and that of the gradient too (the products belong to the
-    gradient). What they catch: a custom_jvp or custom_vjp rule that is wrong or asymmetric, a stop_gradient, NaN.
+    expansion of fn falls as h^2 (the gradient is that of fn), and so does that of the gradient (the products are its
+    derivative). They catch a custom_jvp or custom_vjp rule that is wrong or asymmetric, a stop_gradient, and NaN.
 
     Args:
         fn: function fn(x, *args) that returns a real scalar.
-        x: pytree of real floating arrays; a point where fn is smooth.
-        args: what follows x.
+        x: pytree of real floating arrays; a point at which fn is smooth.
+        args: the arguments of fn after x.
         probes: number of pairs of random directions.
-        seed: of the random directions.
+        seed: seed of the random directions.
         **options: as for `HessianOperator`.
 
     Raises:
-        VerificationError: with each test that failed, by how much, and what to look at.
+        VerificationError: lists each test that failed, by how much, and what to look for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> hessop.check_hessian(lambda x: jnp.sum(jnp.sin(x) * x[::-1] ** 2), jnp.arange(1.0, 5.0))
 
@@ -53,7 +53,7 @@ def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count =
     if problem is not None:
         raise VerificationError(problem)
     rng = np.random.default_rng(seed)
-    # Whatever entry is not finite, it shows in the product with a vector without zeros.
+    # Any entry that is not finite shows in the product with a vector without zeros.
     if not np.all(np.isfinite(at.product(1.0 + rng.random(at.layout.n)))):
         raise VerificationError(result_problem(at.H.program, None, "Hessian", True))
     failures: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count =
             found = test(at, u, v)
             if found is not None:
                 failures.setdefault(test.__name__, []).append(found)
-    # Rounding can bend a single slope: a Taylor test counts when most directions fail it.
+    # Rounding can bend a single slope: a Taylor test fails only if most directions fail it.
     lines = [
         found[0] + f" ({len(found)} of {probes} directions)"
         for name, found in failures.items()
@@ -91,24 +91,16 @@ class _At:
         return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
 
     def _tree(self, flat: np.ndarray) -> Any:
-        return self.tree.unflatten(
-            [
-                jnp.asarray(flat[start : start + size].reshape(shape), dtype)
-                for start, size, shape, dtype in zip(
-                    self.layout.offsets,
-                    self.layout.sizes,
-                    self.layout.shapes,
-                    self.layout.dtypes,
-                    strict=True,
-                )
-            ]
-        )
+        layout = self.layout
+        parts = np.split(flat, layout.offsets[1:])
+        leaves = zip(parts, layout.shapes, layout.dtypes, strict=True)
+        return self.tree.unflatten([jnp.asarray(part.reshape(shape), dtype) for part, shape, dtype in leaves])
 
     def product(self, v: np.ndarray) -> np.ndarray:
         return self._flat(self.H._product(jax.tree.leaves(self._tree(v))))
 
     def rounded(self, v: np.ndarray) -> np.ndarray:
-        """`v` as the dtypes of x hold it."""
+        """`v` rounded to the dtypes of x."""
         return self._flat(jax.tree.leaves(self._tree(v)))
 
     def value_and_gradient(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -125,7 +117,7 @@ def _linearity(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
     a, b = 0.75, -1.5
     Hu, Hv = at.product(u), at.product(v)
     error = _norm(at.product(a * at.rounded(u) + b * at.rounded(v)) - a * Hu - b * Hv)
-    size = at.eps * (_norm(Hu) + _norm(Hv) + _operator_size(at, Hu, u) * (_norm(u) + _norm(v)))
+    size = at.eps * (_norm(Hu) + _norm(Hv) + _operator_size(Hu, u) * (_norm(u) + _norm(v)))
     if error <= ROUNDING * size:
         return None
     return f"linearity: H(au + bv) differs from aHu + bHv by {error:.1e}, {error / size:.0f} units of rounding"
@@ -143,59 +135,61 @@ def _symmetry(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
     )
 
 
-def _operator_size(at: _At, Hu: np.ndarray, u: np.ndarray) -> float:
+def _operator_size(Hu: np.ndarray, u: np.ndarray) -> float:
     return _norm(Hu) / max(_norm(u), np.finfo(float).tiny)
+
+
+class _TaylorError(NamedTuple):
+    """The error of a first-order expansion at one step, and the rounding of it."""
+
+    value: float
+    rounding: float
 
 
 def _taylor_of_value(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
     """|f(x + hv) - f - h g.v| falls as h^2."""
 
-    def error(h: float) -> tuple[float, float]:
-        there = at.rounded(at.x + h * v)
-        step = there - at.x
+    def error(there: np.ndarray) -> _TaylorError:
         value, _ = at.value_and_gradient(there)
-        floor = at.eps * (abs(value) + abs(at.value0) + float(np.abs(at.gradient0) @ np.abs(at.x)))
-        return abs(value - at.value0 - float(step @ at.gradient0)), floor
+        rounding = at.eps * (abs(value) + abs(at.value0) + float(np.abs(at.gradient0) @ np.abs(at.x)))
+        return _TaylorError(abs(value - at.value0 - float((there - at.x) @ at.gradient0)), rounding)
 
-    slope = _slope(at, error)
-    if slope is None or slope > tuning.LEAST_SLOPE:
-        return None
-    return (
-        f"gradient: the error of the Taylor expansion of fn falls as h^{slope:.2f}, expected h^2: the gradient is not that of "
-        f"fn; look for a stop_gradient or a wrong custom_jvp or custom_vjp rule (or a kink at x)"
-    )
+    return _taylor(at, v, error, "gradient: the error of the Taylor expansion of fn", "the gradient is not that of fn")
 
 
 def _taylor_of_gradient(at: _At, u: np.ndarray, v: np.ndarray) -> str | None:
     """|g(x + hv) - g - h Hv| falls as h^2."""
 
-    def error(h: float) -> tuple[float, float]:
-        there = at.rounded(at.x + h * v)
+    def error(there: np.ndarray) -> _TaylorError:
         product = at.product(there - at.x)
         _, gradient = at.value_and_gradient(there)
-        size = _norm(product) / max(_norm(there - at.x), np.finfo(float).tiny)
-        floor = at.eps * (_norm(gradient) + _norm(at.gradient0) + size * _norm(at.x))
-        return _norm(gradient - at.gradient0 - product), floor
+        size = _operator_size(product, there - at.x)
+        rounding = at.eps * (_norm(gradient) + _norm(at.gradient0) + size * _norm(at.x))
+        return _TaylorError(_norm(gradient - at.gradient0 - product), rounding)
 
-    slope = _slope(at, error)
+    return _taylor(at, v, error, "product: the error of the Taylor expansion of the gradient", "Hv is not its derivative")
+
+
+def _taylor(at: _At, v: np.ndarray, error: Callable[[np.ndarray], _TaylorError], what: str, verdict: str) -> str | None:
+    """What is wrong if the error at x + hv does not fall as h^2."""
+    slope = _slope(error(at.rounded(at.x + float(h) * v)) for h in at.steps)
     if slope is None or slope > tuning.LEAST_SLOPE:
         return None
     return (
-        f"product: the error of the Taylor expansion of the gradient falls as h^{slope:.2f}, expected h^2: Hv is not its "
-        f"derivative; look for a stop_gradient or a wrong custom_jvp or custom_vjp rule (or a kink at x)"
+        f"{what} falls as h^{slope:.2f}, expected h^2: {verdict}; look for a stop_gradient or a wrong custom_jvp or custom_vjp "
+        f"rule (or a kink at x)"
     )
 
 
-def _slope(at: _At, error: Callable[[float], tuple[float, float]]) -> float | None:
-    """The exponent with which the error falls, from the smallest steps that stand above rounding; None if none do."""
+def _slope(errors: Iterable[_TaylorError]) -> float | None:
+    """The exponent with which errors at halving steps fall, from the smallest above rounding; None if there are too few."""
     above = []
-    for h in at.steps:
-        value, floor = error(float(h))
-        if not value > tuning.ABOVE_ROUNDING * floor:  # rounding from here on (or NaN: the step left the domain of fn)
+    for error in errors:
+        if not error.value > tuning.ABOVE_ROUNDING * error.rounding:  # or NaN: the step left the domain of fn
             if above:
                 break
             continue
-        above.append(value)
+        above.append(error.value)
     if len(above) < tuning.LEAST_ERRORS:
         return None
     slopes = np.log2(np.array(above[:-1]) / np.array(above[1:]))

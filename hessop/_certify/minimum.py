@@ -1,9 +1,8 @@
-"""Is this point a minimum, and which shift makes a Hessian positive definite: what the lowest eigenvalue tells.
+"""Is this point a minimum, and which shift makes its Hessian positive definite: answers from the lowest eigenvalue.
 
 Depends on the operator and on the Lanczos iteration. Must never know a route.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,9 +15,10 @@ from jax.core import Tracer
 
 from hessop._base.annotations import Count, Scalar
 from hessop._base.arguments import check_vector
-from hessop._base.layout import Layout
+from hessop._base.layout import TreeLayout
 from hessop._certify import tuning
-from hessop._krylov import tuning as krylov_tuning
+from hessop._krylov import tuning as krylov_tuning, vectors as vec
+from hessop._krylov.dense import contract, project_out
 from hessop._krylov.lanczos import Lowest, lowest_eigenpair
 from hessop._krylov.options import nonnegative
 from hessop._operator.abstract import AbstractHessian, Hessian
@@ -26,9 +26,9 @@ from hessop._operator.hessian import HessianOperator
 
 
 class Verdict(eqx.Enumeration):
-    """What `is_minimum` found: `certificate.verdict`. `Verdict[verdict]` is its sentence.
+    """What `is_minimum` found: `certificate.verdict`. `Verdict[verdict]` is a sentence.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2))
         >>> print(hessop.Verdict[hessop.is_minimum(H).verdict])
@@ -48,28 +48,30 @@ class Verdict(eqx.Enumeration):
 
 
 class Certificate(eqx.Module):
-    """What `is_minimum` knows; true (outside of jit) where the verdict is a minimum.
+    """The result of `is_minimum`; true (outside jit) if the point is a minimum.
 
     Attributes:
         verdict: a `hessop.Verdict`.
-        lowest: the lowest eigenvalue that was found, never below the true one but for rounding.
-        uncertainty: the true one is no further below.
-        direction: the eigenvector that belongs to `lowest`, of length one, a pytree like x.
-        largest: the largest |eigenvalue| that was found.
-        distance: |gradient| / (lowest - uncertainty), an estimate of how far the minimum is, in units of x; infinite where
-            not all eigenvalues are known to be positive.
-        num_products: products with the Hessian, 0 where the dense matrix was taken.
-        num_negative: the number of eigenvalues that are negative by more than `rtol` allows, which at a saddle point is its
-            index; -1 where it is not known: where only products were made, and where something is not finite.
+        lowest: lowest eigenvalue found, never below the true one except by rounding.
+        uncertainty: the true one is at most this much lower.
+        direction: eigenvector of `lowest`, of unit length, a pytree like x.
+        largest: largest |eigenvalue| found.
+        distance: |gradient| / (lowest - uncertainty), an estimate of the distance to the minimum, in units of x; infinite
+            unless all eigenvalues are known to be positive.
+        num_products: number of products with the Hessian, 0 if the dense matrix was used.
+        num_negative: number of eigenvalues that are negative by more than `rtol` allows, at a saddle point its index. -1 if it
+            is not known: if only products were used, or if something is not finite.
         rigid: whether the lowest eigenvalue is zero because the rows of x (one array, [N, 2] or [N, 3]) can move together: its
-            eigenvector is a rigid motion of particles. Pass the rigid motions as `null` then.
+            eigenvector is a rigid motion of particles. If so, pass the rigid motions as `null`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - 3 * x[1] ** 2, jnp.zeros(2))
         >>> certificate = hessop.is_minimum(H)
-        >>> print(f"{certificate.lowest:.1f} along {jnp.abs(certificate.direction)}, index {certificate.num_negative}")
-        -6.0 along [0. 1.], index 1
+        >>> certificate
+        <Certificate: a saddle point or a maximum, lowest eigenvalue -6>
+        >>> print(f"along {jnp.abs(certificate.direction)}, index {certificate.num_negative}")
+        along [0. 1.], index 1
     """
 
     verdict: Any
@@ -94,7 +96,7 @@ class Certificate(eqx.Module):
         if not self._is_concrete():
             return repr(self)
         sentence = Verdict[self.verdict]
-        if sentence == Verdict[Verdict.not_finite]:  # then no number below means anything
+        if sentence == Verdict[Verdict.not_finite]:  # the numbers are meaningless
             return sentence
         lines = [sentence]
         numbers = jax.device_get((self.lowest, self.uncertainty, self.largest, self.distance, self.num_negative))
@@ -107,18 +109,16 @@ class Certificate(eqx.Module):
         if np.isfinite(distance):
             lines.append(f"  the minimum is about {distance:.2g} away")
         if self.rigid:
-            lines.append(
-                "  its direction is a rigid motion: if x are positions of particles, pass translations and rotations as null="
-            )
+            lines.append("  the direction is a rigid motion: if x holds positions, pass translations and rotations as null=")
         return "\n".join(lines)
 
     def _is_concrete(self) -> bool:
-        """Whether this is the certificate of one point, outside of a trace."""
+        """Whether this is the certificate of a single point, outside a trace."""
         return eqx.is_array(self.lowest) and not isinstance(self.lowest, Tracer) and self.lowest.ndim == 0
 
 
 class _Spectrum(NamedTuple):
-    """What is known of the eigenvalues: the lowest; and all of them with their eigenvectors as columns, or None and None."""
+    """The lowest eigenpair; and all eigenvalues, with their eigenvectors as columns, or None and None."""
 
     lowest: Lowest
     values: Array | None
@@ -134,27 +134,27 @@ def is_minimum(
     max_products: Count | None = None,
     key: Array | None = None,
 ) -> Certificate:
-    """Whether the point of a Hessian is a minimum: the lowest eigenvalue, its uncertainty, and what they say.
+    """Whether the point of a Hessian is a minimum: the lowest eigenvalue, its uncertainty, and what they imply.
 
-    A gradient is near zero where the stationary point is at most `xtol` away. The estimate of that distance depends on what is
-    known. Where all eigenvalues are positive, it is |gradient| / (lowest - uncertainty). Where one is negative, it is the
-    length of the Newton step, |H^-1 gradient|, from the dense matrix, with no eigenvalue taken as smaller than `rtol` allows;
-    with products only it is |gradient| / |lowest|.
+    The gradient is near zero if the stationary point is at most `xtol` away. If all eigenvalues are positive, the distance is
+    estimated as |gradient| / (lowest - uncertainty). If one is negative, the estimate is the length of the Newton step,
+    |H^-1 gradient|, from the dense matrix, with every |eigenvalue| at least as large as `rtol` allows; from products alone, it
+    is |gradient| / |lowest|.
 
-    Up to 1000 unknowns the dense matrix answers. Beyond, Lanczos with a random start finds the lowest eigenvalue from above,
-    and the uncertainty is what it may have missed, but for one case in a thousand. It falls as `max_products`^-2.
+    Up to 1000 unknowns, the dense matrix answers. Beyond that, Lanczos with a random start finds the lowest eigenvalue from
+    above. The uncertainty bounds what it may have missed, except in one case in a thousand. It falls as `max_products`^-2.
 
     Args:
         H: the Hessian, a `HessianOperator`.
-        null: directions along which the function is known to be constant, as rigid motions of particles are: k pytrees like
-            x, stacked in front. They are left out, or they would be the lowest.
-        rtol: an eigenvalue is zero where it is smaller, relative to the largest; by default the square root of the dtype's
-            epsilon.
-        xtol: how near a minimum or a saddle point must be to be this point, in the units and the Euclidean norm of x; by
+        null: directions along which the function is known to be constant, such as rigid motions of particles: k pytrees like
+            x, stacked along a new leading axis. They are projected out; otherwise they would be the lowest eigenvectors.
+        rtol: an eigenvalue is zero if it is smaller than this, relative to the largest; by default the square root of the
+            dtype's epsilon.
+        xtol: how close a minimum or a saddle point must be to count as this point, in the units and the Euclidean norm of x; by
             default a thousandth of the norm of x.
-        max_products: the largest number of products, and of stored vectors; by default the dense matrix where it has
-            at most 1000 rows, and else 100.
-        key: of `jax.random`, for the start.
+        max_products: largest number of products, and of stored vectors. By default, the dense matrix if it has at most 1000
+            rows, else 100 products.
+        key: key of `jax.random`, for the start.
 
     Returns:
         A certificate; `bool(...)` of it is the answer, `print(...)` of it the reason.
@@ -162,7 +162,7 @@ def is_minimum(
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum((x - 1) ** 2) + x[0] * x[1] / 2, jnp.array([0.8, 0.8]))
         >>> certificate = hessop.is_minimum(H)
@@ -195,24 +195,24 @@ def inertia_shift(
 ) -> Array:
     """The smallest shift that makes a Hessian positive definite, for `H.damped(shift)`.
 
-    It is zero where all eigenvalues are known to be above the floor already. What Lanczos may have missed of the lowest is
-    added, so that the tag which `damped` gives is true, but for one case in a thousand.
+    It is zero if all eigenvalues are known to be above the floor already. It includes what Lanczos may have missed of the
+    lowest eigenvalue, so the tag that `damped` sets is true, except in one case in a thousand.
 
     Args:
         H: the Hessian.
-        floor: the smallest eigenvalue afterwards, relative to the largest |eigenvalue|; by default the square root of the
+        floor: smallest eigenvalue after the shift, relative to the largest |eigenvalue|; by default the square root of the
             dtype's epsilon.
-        null: directions to leave out, as in `is_minimum`.
-        max_products: as in `is_minimum`; where the lowest eigenvalue is known only roughly, the shift is larger.
-        key: of `jax.random`, for the start.
+        null: directions to project out, as in `is_minimum`.
+        max_products: as in `is_minimum`; if the lowest eigenvalue is known only roughly, the shift is larger.
+        key: key of `jax.random`, for the start.
 
     Returns:
-        A scalar that is not negative.
+        A nonnegative scalar.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1.0, 1.0]))
         >>> shift = hessop.inertia_shift(H, floor=0.5)
@@ -234,9 +234,9 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
     if max_products is not None and (isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1):
         raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")
     structure = H.in_structure()
-    layout = Layout(jax.tree.leaves(structure))
+    layout = TreeLayout(structure).layout
     if layout.n == 0:
-        raise ValueError("H: got one without a row, which has no lowest eigenvalue")
+        raise ValueError("H: got a Hessian without rows, which has no lowest eigenvalue")
     if null is not None:
         null = _orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
         if not isinstance(null, Tracer) and np.count_nonzero(np.any(jax.device_get(null), axis=1)) == layout.n:
@@ -250,7 +250,7 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
 def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
     matrix = _wide(matrix)
     if null is not None:
-        # What is left out goes above everything else.
+        # The directions that are projected out get an eigenvalue above all others.
         kept = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - null.T @ null
         matrix = kept @ matrix @ kept + 2 * jnp.linalg.norm(matrix) * null.T @ null
     w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
@@ -263,14 +263,10 @@ def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
 
 @eqx.filter_jit
 def _from_products(H: lx.AbstractLinearOperator, null: Array | None, key: Array | None, max_products: int) -> _Spectrum:
-    leaves, tree = jax.tree.flatten(H.in_structure())
-    layout = Layout(leaves)
+    layout = TreeLayout(H.in_structure())
     dtype = _wide(jnp.zeros((), layout.dtype)).dtype
-
-    def product(v: Array) -> Array:
-        return layout.ravel(jax.tree.leaves(H.mv(tree.unflatten(layout.unravel(v))))).astype(dtype)
-
-    # Made here, a key is a constant of the program; made outside, it would be a transfer from the host.
+    product = lambda v: layout.ravel(H.mv(layout.unravel(v))).astype(dtype)
+    # Created here, the key is a constant of the program; created outside, it would be a transfer from the host.
     start = jax.random.normal(jax.random.key(0) if key is None else key, (layout.n,), dtype)
     lowest = lowest_eigenpair(product, start, null, max_products=max_products, failure=krylov_tuning.FAILURE)
     return _Spectrum(lowest, None, None)
@@ -287,15 +283,12 @@ def _shift(lowest: Lowest, floor: Array | None) -> Array:
 def _certificate(
     spectrum: _Spectrum, value: Array, gradient: Any, x: Any, rtol: Array | None, xtol: Array | None
 ) -> Certificate:
-    pair = spectrum.lowest
-    leaves, tree = jax.tree.flatten(x)
-    layout = Layout(leaves)
+    pair, layout = spectrum.lowest, TreeLayout(x)
     dtype = pair.value.dtype
-    flat = lambda like_x: layout.ravel(jax.tree.leaves(like_x)).astype(dtype)
     rtol = jnp.sqrt(jnp.finfo(dtype).eps) if rtol is None else rtol
     zero = rtol.astype(dtype) * pair.size
-    near = tuning.NEAR * jnp.linalg.norm(flat(x)) if xtol is None else xtol.astype(dtype)
-    slope = flat(gradient)
+    near = tuning.NEAR * jnp.linalg.norm(layout.ravel(x).astype(dtype)) if xtol is None else xtol.astype(dtype)
+    slope = layout.ravel(gradient).astype(dtype)
     least, size = pair.value - pair.error, jnp.linalg.norm(slope)
     finite = jnp.isfinite(value) & jnp.isfinite(pair.value) & jnp.isfinite(size)
     positive = (least > zero) & finite
@@ -310,21 +303,19 @@ def _certificate(
         negative = jnp.asarray(-1, jnp.int32)
     else:
         negative = jnp.where(finite, jnp.sum(spectrum.values < -zero, dtype=jnp.int32), -1)
-    direction = tree.unflatten(layout.unravel(pair.vector.astype(layout.dtype)))
-    rigid = (jnp.abs(pair.value) <= zero) & _is_rigid(pair.vector, leaves)
+    direction = layout.unravel(pair.vector.astype(layout.dtype))
+    rigid = (jnp.abs(pair.value) <= zero) & _is_rigid(pair.vector, jax.tree.leaves(x))
     return Certificate(verdict, pair.value, pair.error, direction, pair.size, distance, pair.steps, negative, rigid)
 
 
 def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
-    """How far the stationary point of the model is, where the lowest eigenvalue is negative."""
+    """The distance to the stationary point of the model, if the lowest eigenvalue is negative."""
     if spectrum.values is None or spectrum.vectors is None:
-        # Of the others only bounds are known. Where they are no smaller than the lowest, this is an upper bound.
-        size = jnp.abs(spectrum.lowest.value)
-        return jnp.linalg.norm(gradient) / jnp.where(size > 0, size, 1)
-    parts = jnp.tensordot(gradient, spectrum.vectors, axes=1, precision=jax.lax.Precision.HIGHEST)
-    # Along zero modes that nobody left out, the gradient is rounding, and so is the curvature.
-    size = jnp.maximum(jnp.abs(spectrum.values), zero)
-    return jnp.linalg.norm(parts / jnp.where(size > 0, size, 1))
+        # An upper bound if no other |eigenvalue| is smaller than the lowest one's.
+        return vec.quotient(jnp.linalg.norm(gradient), jnp.abs(spectrum.lowest.value))
+    parts = contract(gradient, spectrum.vectors)
+    # Along zero modes that nobody projected out, gradient and curvature are both rounding.
+    return jnp.linalg.norm(vec.quotient(parts, jnp.maximum(jnp.abs(spectrum.values), zero)))
 
 
 def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
@@ -332,28 +323,27 @@ def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
     if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] not in (2, 3):
         return jnp.zeros((), bool)
     motions = _orthonormal(_rigid_motions(leaves[0].astype(direction.dtype)))
-    dot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
-    return jnp.linalg.norm(direction - dot(dot(motions, direction), motions)) <= tuning.RIGID
+    return jnp.linalg.norm(project_out(direction, motions)[0]) <= tuning.RIGID
 
 
 def _rigid_motions(x: Array) -> Array:
     """Translations and rotations about the centre of particles x [N, d], as rows [k, N d]."""
     centred = x - jnp.mean(x, axis=0, keepdims=True)
     axes = jnp.eye(x.shape[1], dtype=x.dtype)
-    pairs = [(i, j) for j in range(x.shape[1]) for i in range(j)]
+    planes = [(i, j) for j in range(x.shape[1]) for i in range(j)]
     translations = [jnp.broadcast_to(axis, x.shape) for axis in axes]
-    rotations = [centred[:, i, None] * axes[None, j] - centred[:, j, None] * axes[None, i] for i, j in pairs]
+    rotations = [centred[:, i, None] * axes[None, j] - centred[:, j, None] * axes[None, i] for i, j in planes]
     return jnp.stack([motion.ravel() for motion in (*translations, *rotations)])
 
 
 def _wide(array: Array) -> Array:
-    """In float32 at least: LAPACK knows no half precision."""
+    """In float32 at least: LAPACK does not support half precision."""
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 
 @jax.jit
 def _orthonormal(rows: Array) -> Array:
-    """Rows of the same span, orthonormal; zero where they depend on each other, as rotations of particles in a line do."""
+    """Orthonormal rows of the same span; zero rows replace dependent ones, such as a rotation of particles on a line."""
     rows = _wide(rows)
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
     _, s, vt = jnp.linalg.svd(rows, full_matrices=False)

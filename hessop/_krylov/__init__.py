@@ -1,1 +1,1 @@
-"""Iterative solvers for symmetric, possibly indefinite operators, as lineax takes them: one algorithm a file."""
+"""Iterative solvers for symmetric operators that may be indefinite, for `lineax.linear_solve`: see README.md."""

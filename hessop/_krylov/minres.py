@@ -1,18 +1,17 @@
 """MINRES: the smallest residual in a Krylov space, for symmetric operators whether definite, indefinite or singular.
 
-Where `lineax.CG` needs a definite operator and GMRES stores its whole basis, this keeps a handful of vectors. Depends on
-lineax. Must never know Hessians.
+Unlike `lineax.CG`, it does not need a definite operator; unlike GMRES, it stores only a handful of vectors. Depends on lineax.
+Must never know Hessians.
 """
 
 from typing import Any
 
 import equinox as eqx
-import jax
 import lineax as lx
 from jax import Array
 
 from hessop._base.annotations import Scalar
-from hessop._krylov import tuning, vectors as vec
+from hessop._krylov import vectors as vec
 from hessop._krylov.options import (
     check_operator,
     check_steps,
@@ -20,41 +19,43 @@ from hessop._krylov.options import (
     nonnegative,
     read_options,
     real_scalar,
+    require_static,
     transposed_options,
 )
 from hessop._krylov.paige_saunders import minimize_residual
-from hessop._krylov.problem import Problem
+from hessop._krylov.problem import pose
 from hessop._krylov.results import StopReason, lineax_result
 
 
 class MINRES(lx.AbstractLinearSolver):
-    """Minimal residuals for symmetric operators, definite or not: a lineax solver.
+    """Minimal residuals: a lineax solver for symmetric operators, definite or not.
 
-    The residual |b - (A - shift) x| never increases from step to step (in the norm of the preconditioner, if there is one).
-    Convergence, |b - (A - shift) x| <= max(rtol |b|, atol), is claimed of the residual itself and not of what the recurrences
-    make of it: one more product computes it, and where rounding kept it above, the iteration goes on from there. That holds
-    for x = 0 too, where b = 0 or is within `atol`: an operator that is not finite has no solution.
+    The residual |b - (A - shift) x| (in the norm of the preconditioner, if there is one) never increases from step to step. The
+    solve has converged if |b - (A - shift) x| <= max(rtol |b|, atol). Before MINRES reports that, it recomputes the residual,
+    at the cost of one product; if rounding has kept it above the tolerance, the iteration goes on from there. It does so even
+    for x = 0 (b = 0, or b within `atol`), because an operator that is not finite has no solution.
 
-    A singular system that has a solution is solved; without y0 and preconditioner, by the shortest. One that has none is an
-    error, unless `well_posed=False`: then the solution is the shortest of least squares, as `lineax.SVD` gives it, with
-    |A r| <= rtol |A| |r| for its residual r, and derivatives are those of the pseudoinverse at the cost of two more solves.
+    A singular system that has a solution is solved; without y0 and preconditioner, the solution is the shortest. A system
+    without a solution is an error, unless `well_posed=False`. Then the result is the shortest least-squares solution, as from
+    `lineax.SVD`, with |A r| <= rtol |A| |r| for its residual r. Derivatives are those of the pseudoinverse and cost two more
+    solves.
 
     `options` of `linear_solve`: `preconditioner`, a positive definite lineax operator that applies an approximate inverse of
-    |A|; and `y0`, a start.
+    |A|; and `y0`, an initial guess.
 
-    `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`; and on request
-    `history`, the residual norm after 0, 1, 2, ... products, inf where there is none: after the last product, and before the
-    first where the solve starts from y0.
+    `stats`: `num_steps`, the number of products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`; and
+    on request `history`, the norm of the residual after 0, 1, 2, ... products. Its entries after the last product are inf, and
+    so is the first if the solve starts from y0.
 
     Attributes:
         rtol: tolerance of the residual relative to b.
         atol: absolute tolerance of the residual.
-        shift: what is subtracted from the operator's diagonal, or None.
+        shift: number subtracted from the operator's diagonal, or None.
         max_steps: largest number of products, or None for ten times the size.
         well_posed: whether a system without a solution is an error.
-        history: whether the statistics hold the residuals.
+        history: whether the statistics contain the history of the residual.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - 2 * x[1] ** 2 + x[0] * x[1], jnp.array([1.0, 2.0]))
         >>> solution = lx.linear_solve(H, H.gradient, hessop.MINRES(1e-6))
@@ -86,18 +87,18 @@ class MINRES(lx.AbstractLinearSolver):
         well_posed: bool = True,
         history: bool = False,
     ):
-        """Hold the numbers; they may be traced, and new ones do not compile anything again.
+        """Store the settings. The numbers may be traced, and new numbers do not recompile.
 
         Args:
             rtol: tolerance of the residual relative to the right-hand side.
             atol: absolute tolerance of the residual.
             shift: solve (A - shift I) x = b.
             max_steps: largest number of products with the operator, an int; by default ten times the size.
-            well_posed: True: the system has a solution, else it is an error. False: the shortest least-squares solution.
-            history: whether to return the residual norm after each product; `max_steps` must then be an int or None.
+            well_posed: True raises an error for a system without a solution; False returns the shortest least-squares solution.
+            history: whether to return the norm of the residual after each product; `max_steps` must then be an int or None.
 
         Raises:
-            ValueError, TypeError: a number is negative or no scalar, or the choices do not go together.
+            ValueError, TypeError: a number is negative or not a scalar, or two arguments exclude each other.
         """
         self.rtol = nonnegative(rtol, "rtol")
         self.atol = nonnegative(atol, "atol")
@@ -107,11 +108,11 @@ class MINRES(lx.AbstractLinearSolver):
         self.history = history
         if shift is not None and not well_posed:
             raise ValueError(
-                "shift: got one with well_posed=False, whose derivatives lineax takes of the operator without the shift; put "
-                "it into the operator, for example by H.damped(-shift)"
+                "shift: got a shift with well_posed=False, but lineax would differentiate the operator without it; make it "
+                "part of the operator, for example H.damped(-shift)"
             )
-        if history and isinstance(max_steps, Array):
-            raise ValueError("max_steps: got an array; with history=True it is the length of the history, so give an int")
+        if history:
+            require_static(max_steps, "history=True", "the length of the history")
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> lx.AbstractLinearOperator:
         """The operator, checked and linearised.
@@ -126,34 +127,22 @@ class MINRES(lx.AbstractLinearSolver):
     def compute(
         self, state: lx.AbstractLinearOperator, vector: Any, options: dict[str, Any]
     ) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
-        """The solution, what it is to lineax, and the statistics.
+        """The solution, its result for lineax, and the statistics.
 
         Raises:
-            ValueError: an option is unknown or does not fit.
+            ValueError: an option is unknown or does not match the operator.
         """
         preconditioner, y0 = read_options(options, state, vector, "MINRES")
         if preconditioner is not None and not self.well_posed:
             raise ValueError(
-                "options['preconditioner']: got one for a solver with well_posed=False, but it would change which solution is "
-                "the one of least squares; leave it out, or well_posed"
+                "options['preconditioner']: got a preconditioner for a solver with well_posed=False, but it would change which "
+                "solution is the least-squares one; omit the preconditioner, or well_posed=False"
             )
-        dtype = vec.working_dtype(vector)
-        number = lambda value: value.astype(dtype)
-        product = vec.product_with(state, dtype)
-        shifted = lambda v: product(v) if self.shift is None else vec.plus(product(v), -number(self.shift), v)
-        problem = Problem(
-            product=shifted,
-            precondition=None if preconditioner is None else vec.product_with(preconditioner, dtype),
-            b=vec.cast(vector, dtype),
-            y0=None if y0 is None else vec.cast(y0, dtype),
-            rtol=number(self.rtol),
-            atol=number(self.atol),
-            radius=None,
-            dtype=dtype,
-        )
-        count = sum(leaf.size for leaf in jax.tree.leaves(problem.b))
-        max_steps = tuning.STEPS_PER_UNKNOWN * count if self.max_steps is None else self.max_steps
-        solution, stats = minimize_residual(problem, max_steps, well_posed=self.well_posed, history=self.history)
+        problem = pose(state, vector, preconditioner, y0, rtol=self.rtol, atol=self.atol)
+        if self.shift is not None:
+            product, shift = problem.product, self.shift.astype(problem.dtype)
+            problem = problem._replace(product=lambda v: vec.plus(product(v), -shift, v))
+        solution, stats = minimize_residual(problem, self.max_steps, well_posed=self.well_posed, history=self.history)
         stats["max_steps"] = self.max_steps
         singular = (StopReason.least_squares,) if self.well_posed else ()
         return vec.cast_like(solution, vector), lineax_result(stats["stop_reason"], singular=singular), stats
@@ -171,5 +160,5 @@ class MINRES(lx.AbstractLinearSolver):
         return lx.conj(state), conjugated_options(options)
 
     def assume_full_rank(self) -> bool:
-        """Whether derivatives are those of the inverse rather than of the pseudoinverse."""
+        """Whether derivatives are those of the inverse, not of the pseudoinverse."""
         return self.well_posed

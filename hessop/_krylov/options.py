@@ -1,4 +1,4 @@
-"""What a caller hands to a solver, checked at trace time: the operator, `options` and the numbers of the constructor.
+"""The arguments of a solver, checked at trace time: the operator, `options` and the numbers of the constructor.
 
 Depends on lineax. Must never know an algorithm.
 """
@@ -17,21 +17,22 @@ KNOWN_OPTIONS = ("preconditioner", "y0")
 
 
 def check_operator(operator: lx.AbstractLinearOperator, solver: str) -> None:
-    """Refuse an operator that is not square, real and symmetric.
+    """Reject an operator that is not square, real and symmetric.
 
     Raises:
-        ValueError: it is not, or does not say that it is.
+        ValueError: it is not, or is not tagged as symmetric.
     """
     name = type(operator).__name__
     if not _same(operator.in_structure(), operator.out_structure()):
         raise ValueError(
-            f"operator: got {name} from {operator.in_structure()} to {operator.out_structure()}; {solver} needs a square one"
+            f"operator: got {name} from {operator.in_structure()} to {operator.out_structure()}, but {solver} needs a square "
+            f"operator"
         )
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(operator.in_structure())):
-        raise ValueError(f"operator: got {name} of complex numbers; {solver} needs a real one")
+        raise ValueError(f"operator: got {name} of complex numbers, but {solver} needs a real operator")
     if not lx.is_symmetric(operator):
         raise ValueError(
-            f"operator: got {name} that is not known to be symmetric; {solver} needs one that is. If it is, say so: "
+            f"operator: got {name} that is not known to be symmetric, which {solver} needs. If it is symmetric, pass "
             f"lineax.TaggedLinearOperator(operator, lineax.symmetric_tag)"
         )
 
@@ -39,10 +40,10 @@ def check_operator(operator: lx.AbstractLinearOperator, solver: str) -> None:
 def read_options(
     options: dict[str, Any], operator: lx.AbstractLinearOperator, vector: Any, solver: str
 ) -> tuple[lx.AbstractLinearOperator | None, Any]:
-    """The preconditioner, linearised, and y0; None for what was not given.
+    """The preconditioner, linearised, and y0; None for one that is missing.
 
     Raises:
-        ValueError: a key is unknown, or a value does not fit the operator.
+        ValueError: a key is unknown, or a value does not match the operator.
     """
     unknown = [key for key in options if key not in KNOWN_OPTIONS]
     if unknown:
@@ -59,7 +60,7 @@ def read_options(
 
 
 def transposed_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of the transposed system: a start for the one says nothing of the other."""
+    """The options of the transposed system: it has another solution, so y0 is dropped."""
     return {key: value.transpose() for key, value in options.items() if key == "preconditioner"}
 
 
@@ -74,29 +75,29 @@ def real_scalar(value: Any, name: str) -> Array:
     Raises:
         ValueError: it is not a real scalar.
     """
-    # Explicitly put on the device: jnp.asarray does so implicitly, which jax.transfer_guard may disallow.
-    array = (
-        value if isinstance(value, Array) else jax.device_put(value if isinstance(value, int | float) else np.asarray(value))
-    )
+    array = value
+    if not isinstance(value, Array):
+        # An explicit transfer: jnp.asarray makes an implicit one, which jax.transfer_guard may disallow.
+        array = jax.device_put(value if isinstance(value, int | float) else np.asarray(value))
     if array.shape != () or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def nonnegative(value: Any, name: str) -> Array:
-    """A tolerance as a floating scalar array: a new value does not compile anything again.
+    """A tolerance as a floating scalar array, so that a new value does not recompile.
 
     Raises:
         ValueError: it is negative, or not a real scalar.
     """
     array = real_scalar(value, name)
     if not isinstance(value, Tracer) and not float(jax.device_get(value)) >= 0:
-        raise ValueError(f"{name}: got {value}, expected a number that is not negative")
+        raise ValueError(f"{name}: got {value}, expected a nonnegative number")
     return array
 
 
 def positive(value: Any, name: str) -> Array:
-    """As `nonnegative`, for what must be positive (infinity is)."""
+    """As `nonnegative`, for a number that must be positive (infinity is)."""
     array = real_scalar(value, name)
     if not isinstance(value, Tracer) and not float(jax.device_get(value)) > 0:
         raise ValueError(f"{name}: got {value}, expected a positive number")
@@ -104,7 +105,7 @@ def positive(value: Any, name: str) -> Array:
 
 
 def check_steps(value: Any, name: str = "max_steps") -> Any:
-    """A number of steps: None, an int or a traced integer.
+    """A number of steps: None, a nonnegative int or an integer array.
 
     Raises:
         TypeError, ValueError: it is something else.
@@ -112,10 +113,20 @@ def check_steps(value: Any, name: str = "max_steps") -> Any:
     if value is None or isinstance(value, Array):
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int that is not negative, or None")
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a nonnegative int or None")
     if value < 0:
-        raise ValueError(f"{name}: got {value}, expected an int that is not negative, or None")
+        raise ValueError(f"{name}: got {value}, expected a nonnegative int or None")
     return value
+
+
+def require_static(steps: Any, option: str, role: str) -> None:
+    """Reject a `max_steps` that is an array, if an option makes it the size of an array.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(steps, Array):
+        raise ValueError(f"max_steps: got an array, but with {option} it is {role}; pass an int")
 
 
 def _check_preconditioner(preconditioner: Any, operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
@@ -128,18 +139,18 @@ def _check_preconditioner(preconditioner: Any, operator: lx.AbstractLinearOperat
     structure = operator.in_structure()
     if not _same(preconditioner.in_structure(), structure) or not _same(preconditioner.out_structure(), structure):
         raise ValueError(
-            f"{name}: got one from {preconditioner.in_structure()} to {preconditioner.out_structure()}, expected both to be "
-            f"{structure}, as the operator has them"
+            f"{name}: got an operator from {preconditioner.in_structure()} to {preconditioner.out_structure()}, expected the "
+            f"structure of the system's operator for both, {structure}"
         )
     if not lx.is_positive_semidefinite(preconditioner):
         raise ValueError(
-            f"{name}: got {type(preconditioner).__name__} that is not known to be positive definite. If it is, say so: "
+            f"{name}: got {type(preconditioner).__name__} that is not known to be positive definite. If it is, pass "
             f"lineax.TaggedLinearOperator(preconditioner, lineax.positive_semidefinite_tag)"
         )
     return lx.linearise(preconditioner)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two pytrees of shapes are equal; weak types and shardings do not count."""
+    """Whether two pytrees of shapes are equal, except for weak types and shardings."""
     strip = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     return eqx.tree_equal(strip(a), strip(b)) is True

@@ -1,6 +1,6 @@
-"""Why an iteration stopped, and what that is to lineax.
+"""Why an iteration stopped, and what that means to lineax.
 
-lineax takes members of its own RESULTS only, which say whether a solution may be used; `StopReason`, in the statistics of a
+lineax accepts only members of its own RESULTS, which say whether a solution may be used. `StopReason`, in the statistics of a
 solve, says more. Depends on equinox and lineax. Must never know an algorithm.
 """
 
@@ -12,9 +12,9 @@ from jax import Array
 class StopReason(eqx.Enumeration):
     """Why a solver stopped: `solution.stats["stop_reason"]`.
 
-    `StopReason[reason]` is its sentence. Comparing is possible inside jit.
+    `StopReason[reason]` is a sentence. Reasons can be compared under jit.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> saddle = lx.DiagonalLinearOperator(jnp.array([1.0, -2.0]))
         >>> stats = lx.linear_solve(saddle, jnp.ones(2), hessop.TruncatedCG(1e-6)).stats
@@ -27,15 +27,15 @@ class StopReason(eqx.Enumeration):
     converged = "the residual is within the tolerance"
     negative_curvature = "met a direction in which the curvature is not positive"
     boundary = "reached the boundary of the trust region"
-    least_squares = "the residual is as small as it gets: the system has no solution"
-    max_steps = "reached the largest number of steps"
+    least_squares = "the residual is as small as possible: the system has no solution"
+    max_steps = "reached the maximum number of steps"
     stagnation = "rounding keeps the residual above the tolerance"
     breakdown = "the preconditioner is not positive definite, or a derivative met curvature that is not positive"
-    gradient = "the step was not finite or not downhill; the gradient is in its place"
-    not_finite = "the right-hand side, the start or a product with the operator or the preconditioner is not finite"
+    gradient = "the step was not finite or not downhill; the gradient replaces it"
+    not_finite = "the right-hand side, the initial guess or a product with the operator or the preconditioner is not finite"
 
 
-# What is not listed is a success.
+# Every other reason is a success.
 _FAILURES = {
     "max_steps": lx.RESULTS.max_steps_reached,
     "stagnation": lx.RESULTS.stagnation,
@@ -45,7 +45,7 @@ _FAILURES = {
 
 
 def first_of(*cases: tuple[Array, StopReason], default: StopReason) -> tuple[Array, StopReason]:
-    """Whether any condition holds, and the reason that belongs to the first that does."""
+    """Whether any condition holds, and the reason of the first that does."""
     found, reason = None, default
     for condition, name in reversed(cases):
         reason = StopReason.where(condition, name, reason)

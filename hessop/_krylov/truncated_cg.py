@@ -1,8 +1,8 @@
-"""Conjugate gradients that stop at curvature that is not positive and at the boundary of a trust region.
+"""Conjugate gradients that stop at curvature that is not positive, and at the boundary of a trust region.
 
-`lineax.CG` needs a positive definite operator and does not look; on an indefinite one it returns a saddle point of the
-model as a success. The Hessian of a function that is being minimized is indefinite as a rule, and where it is, the place to
-stop and the direction found there are the result. Depends on lineax. Must never know Hessians.
+`lineax.CG` needs a positive definite operator and does not check: for an indefinite one, it returns a saddle point of the model
+and reports success. The Hessian of a function that is being minimized is usually indefinite, and the point at which it is found
+to be, with the direction, is the result. Depends on lineax. Must never know Hessians.
 """
 
 from typing import Any, Literal
@@ -20,9 +20,10 @@ from hessop._krylov.options import (
     nonnegative,
     positive,
     read_options,
+    require_static,
     transposed_options,
 )
-from hessop._krylov.problem import Problem
+from hessop._krylov.problem import pose
 from hessop._krylov.results import StopReason, lineax_result
 from hessop._krylov.steihaug import conjugate_gradients
 from hessop._krylov.subspace import minimize_exactly
@@ -31,52 +32,52 @@ Subproblem = Literal["truncated", "exact"]
 
 
 class _State(eqx.Module):
-    """What `init` makes: the operator with its linearization done."""
+    """The result of `init`."""
 
-    operator: lx.AbstractLinearOperator
-    # Whether lineax made it to pull a derivative back, where a truncated solution would be a wrong number.
+    operator: lx.AbstractLinearOperator  # linearised
+    # Whether this is for a reverse-mode derivative: a truncated solution would make it wrong.
     derivative: bool = eqx.field(static=True)
 
 
 class TruncatedCG(lx.AbstractLinearSolver):
-    """Truncated, preconditioned conjugate gradients for symmetric operators that may be indefinite: a lineax solver.
+    """Truncated, preconditioned conjugate gradients: a lineax solver for symmetric operators that may be indefinite.
 
     It solves A x = b by minimizing the model m(x) = x.Ax / 2 - b.x, and stops at the first of these:
 
-    - converged: |b - A x| <= max(rtol |b|, atol). Where rounding may have let the residual that the iteration carries along
-      drift by as much as that, it is recomputed before it is believed.
+    - convergence: |b - A x| <= max(rtol |b|, atol). If rounding may have moved the recurred residual by as much as the
+      tolerance, the residual is recomputed first.
     - negative curvature: p.Ap <= 0, or zero to rounding relative to |p| |Ap| and |A| |p|^2, in a search direction p. With a
-      radius the step goes along p to the boundary. Without one it goes as far as curvature |p.Ap| of the other sign would
-      take it, so that it has left a saddle point and still is a step downhill.
-    - boundary: the step would leave the trust region; it ends on its boundary.
-    - the largest number of steps; values that are not finite; a preconditioner that is not positive definite.
+      radius, the step goes along p to the boundary. Without one, it goes as far as curvature |p.Ap| of the opposite sign would
+      take it, so it has left a saddle point and is still a descent step.
+    - boundary: the step would leave the trust region; it ends on the boundary.
+    - the maximum number of steps; values that are not finite; a preconditioner that is not positive definite.
 
-    The first three are results as `lineax.linear_solve` understands them, the others are failures, which raise unless
-    `throw=False`. Unless it starts from y0 or is not finite, every value is a step downhill, b.x > 0 and m(x) < 0; with a
-    radius m(x) is no larger than anywhere in the region along the preconditioned b. No threshold is absolute: f -> s f and
-    x -> c x change nothing but the units. Where b = 0, or is within `atol`, one product shows whether the operator is finite
+    To `lineax.linear_solve`, the first three are successes. The others are failures, which raise unless `throw=False`. Unless
+    the solve starts from y0 or fails with values that are not finite, its result is a descent step, b.x > 0 and m(x) < 0; with
+    a radius, m(x) is at most its lowest value in the region along the preconditioned b. No threshold is absolute: the scalings
+    f -> s f and x -> c x change only the units. If b = 0, or b is within `atol`, one product checks that the operator is finite
     before zero is called a solution.
 
-    `options` of `linear_solve`: `preconditioner`, a positive definite lineax operator that applies an approximate inverse;
-    and `y0`, a start, only without a radius (a trust region is about zero).
+    `options` of `linear_solve`: `preconditioner`, a positive definite lineax operator that applies an approximate inverse; and
+    `y0`, an initial guess, only without a radius (a trust region is centred at zero).
 
-    `stats`: `num_steps`, products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`, |b - A x|;
-    `model_value`, m(x); `curvature`, d.Ad of the direction d at which curvature was not positive, inf where none was met;
-    `direction`, d itself, with |d| = 1 and b.d >= 0, zero where none was met; with a radius `step_norm`, the length of x in
-    the norm of the trust region; with subproblem="exact" `multiplier` and `certified`, see there.
+    `stats`: `num_steps`, the number of products with the operator; `stop_reason`, a `hessop.StopReason`; `residual_norm`,
+    |b - A x|; `model_value`, m(x); `direction`, the direction d in which the curvature was not positive, with |d| = 1 and
+    b.d >= 0, or zero if none was met; `curvature`, d.Ad, or inf if none was met. With a radius, also `step_norm`, the length of
+    x in the norm of the trust region. With subproblem="exact", also `multiplier` and `certified`, explained there.
 
-    Derivatives through `linear_solve` are those of A^-1 b: right where the solve converged, without meaning where it was
-    truncated. In reverse mode the transposed system is solved without a radius, and raises where it is indefinite; in
-    forward mode lineax solves for the tangent as for the value, so leave the radius out there.
+    Derivatives through `linear_solve` are those of A^-1 b: correct if the solve converged, meaningless if it was truncated. In
+    reverse mode, the transposed system is solved without a radius, and raises if A is indefinite. In forward mode, lineax
+    solves for the tangent as for the value, so do not pass a radius there.
 
     Attributes:
         rtol: tolerance of the residual relative to b.
         atol: absolute tolerance of the residual.
-        radius: of the trust region, or None.
+        radius: radius of the trust region, or None.
         max_steps: largest number of products, or None for ten times the size (100 with "exact").
         subproblem: "truncated" or "exact".
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum(jnp.cos(x)), jnp.array([0.5, 3.0]))
         >>> solution = lx.linear_solve(H, -H.gradient, hessop.TruncatedCG(1e-3, radius=0.5))
@@ -105,22 +106,22 @@ class TruncatedCG(lx.AbstractLinearSolver):
         max_steps: Any = None,
         subproblem: Any = "truncated",
     ):
-        """Hold the numbers; they may be traced, and new ones do not compile anything again.
+        """Store the settings. The numbers may be traced, and new numbers do not recompile.
 
         Args:
             rtol: tolerance of the residual relative to the right-hand side.
             atol: absolute tolerance of the residual.
-            radius: of the trust region, in the norm sqrt(x.M^-1 x) of the preconditioner M; None for no trust region.
+            radius: radius of the trust region in the norm sqrt(x.M^-1 x) of the preconditioner M; None for no trust region.
             max_steps: largest number of products with the operator, an int; by default ten times the size.
             subproblem: "truncated" stops where the path of conjugate gradients leaves the trust region. "exact" finds the
-                global minimum over the region, also in the hard case, where b does not show the direction of the leftmost
-                eigenvalue (a symmetric saddle point, or b = 0), and stores max_steps + 2 vectors for it (102 by default):
-                |A x + multiplier M^-1 x - b| is within the tolerance of the larger of b and multiplier M^-1 x, or as small
-                as the rounding of A x; A + multiplier M^-1 is positive semidefinite as far as a pseudorandom start sees,
-                and `stats["certified"]` says whether it saw enough; multiplier > 0 on the boundary only.
+                global minimum over the region, even in the hard case, in which b does not show the direction of the leftmost
+                eigenvalue (a symmetric saddle point, or b = 0). It stores max_steps + 2 vectors (102 by default).
+                |A x + multiplier M^-1 x - b| is within the tolerance of the larger of b and multiplier M^-1 x, or as small as
+                the rounding of A x. multiplier > 0 only on the boundary. A + multiplier M^-1 is positive semidefinite as far as
+                a pseudorandom start can see, and `stats["certified"]` says whether it saw enough.
 
         Raises:
-            ValueError, TypeError: a number is negative or no scalar, or the name is unknown.
+            ValueError, TypeError: a number is negative or not a scalar, or the name is unknown.
         """
         self.rtol = nonnegative(rtol, "rtol")
         self.atol = nonnegative(atol, "atol")
@@ -128,10 +129,10 @@ class TruncatedCG(lx.AbstractLinearSolver):
         self.max_steps = check_steps(max_steps)
         if subproblem not in ("truncated", "exact"):
             raise ValueError(f"subproblem: got {subproblem!r}, expected 'truncated' or 'exact'")
-        if subproblem == "exact" and radius is None:
-            raise ValueError("subproblem: got 'exact' without a radius; the exact minimum needs a region, so give radius=")
-        if subproblem == "exact" and isinstance(max_steps, Array):
-            raise ValueError("max_steps: got an array; with subproblem='exact' it is the size of a buffer, so give an int")
+        if subproblem == "exact":
+            if radius is None:
+                raise ValueError("subproblem: got 'exact' without a radius, but the exact minimum needs a region; pass radius=")
+            require_static(max_steps, "subproblem='exact'", "the size of a buffer")
         self.subproblem = subproblem
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _State:
@@ -145,30 +146,19 @@ class TruncatedCG(lx.AbstractLinearSolver):
         return _State(lx.linearise(operator), derivative=False)
 
     def compute(self, state: _State, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
-        """The step, what it is to lineax, and the statistics.
+        """The step, its result for lineax, and the statistics.
 
         Raises:
-            ValueError: an option is unknown or does not fit.
+            ValueError: an option is unknown or does not match the operator.
         """
-        operator = state.operator
-        preconditioner, y0 = read_options(options, operator, vector, "TruncatedCG")
+        preconditioner, y0 = read_options(options, state.operator, vector, "TruncatedCG")
         if y0 is not None and self.radius is not None:
             raise ValueError(
-                "options['y0']: got a start for a solver with a radius, but a trust region is about zero and its path starts "
-                "there; leave y0 out, or radius"
+                "options['y0']: got an initial guess for a solver with a radius, but a trust region is centred at zero, where "
+                "its path starts; omit y0, or radius"
             )
-        dtype = vec.working_dtype(vector)
-        number = lambda value: value.astype(dtype)
-        problem = Problem(
-            product=vec.product_with(operator, dtype),
-            precondition=None if preconditioner is None else vec.product_with(preconditioner, dtype),
-            b=vec.cast(vector, dtype),
-            y0=None if y0 is None else vec.cast(y0, dtype),
-            rtol=number(self.rtol),
-            atol=number(self.atol),
-            radius=None if self.radius is None or state.derivative else number(self.radius),
-            dtype=dtype,
-        )
+        radius = None if state.derivative else self.radius
+        problem = pose(state.operator, vector, preconditioner, y0, rtol=self.rtol, atol=self.atol, radius=radius)
         if self.subproblem == "exact" and not state.derivative:
             assert not isinstance(self.max_steps, Array)
             step, stats = minimize_exactly(problem, self.max_steps)
@@ -182,7 +172,7 @@ class TruncatedCG(lx.AbstractLinearSolver):
         return vec.cast_like(step, vector), lineax_result(stats["stop_reason"]), stats
 
     def transpose(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
-        """For the system that pulls a derivative back: without a radius, and curvature that is not positive is a failure."""
+        """The system of a reverse-mode derivative: without a radius, and curvature that is not positive is a failure."""
         return _State(state.operator.transpose(), derivative=True), transposed_options(options)
 
     def conj(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
@@ -190,5 +180,5 @@ class TruncatedCG(lx.AbstractLinearSolver):
         return _State(lx.conj(state.operator), derivative=state.derivative), conjugated_options(options)
 
     def assume_full_rank(self) -> bool:
-        """True: where the solve converges, derivatives are those of the inverse."""
+        """True: derivatives are those of the inverse, provided that the solve converges."""
         return True

@@ -56,7 +56,7 @@ FAILURE = 1e-3
 
 # --- the exact subproblem (subspace.py, boundary.py) ---
 
-# Products, and stored vectors but for two, if `max_steps` is None. Chosen.
+# Products, if `max_steps` is None; two more vectors are stored. Chosen.
 EXACT_STEPS = 100
 
 # Solutions of the small problem within one solve, at even intervals: its size is fixed at compile time, so an early one costs

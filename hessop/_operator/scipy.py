@@ -1,16 +1,15 @@
 """A Hessian as a `scipy.sparse.linalg.LinearOperator`.
 
-Imports scipy, which JAX brings with it. Must never be imported by the rest of hessop at import.
+Imports scipy, a dependency of JAX. The rest of hessop must never import this module at import time.
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from hessop._base.layout import Layout
+from hessop._base.layout import TreeLayout
 from hessop._operator.abstract import AbstractHessian
 
 
@@ -23,31 +22,30 @@ def linear_operator(operator: AbstractHessian) -> LinearOperator:
     Returns:
         A LinearOperator of shape (n, n) with matvec, rmatvec, matmat and rmatmat (the matrix is its own transpose).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, hessop
         >>> H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
         >>> print(H.to_scipy() @ jnp.array([1.0, 1.0]))
         [ 6. 12.]
     """
-    structure = operator.in_structure()
-    leaves, tree = jax.tree.flatten(structure)
-    layout = Layout(leaves)
+    layout = TreeLayout(operator.in_structure())
 
-    # Copies: what scipy is given it writes into, and a view of an array of JAX is read-only.
+    # Both return copies: scipy writes into the arrays that it gets, and a view of a JAX array is read-only.
 
     def matvec(v: Any) -> np.ndarray:
         flat = jnp.asarray(np.asarray(v, layout.dtype).reshape(layout.n))
-        return np.array(layout.ravel(jax.tree.leaves(operator.mv(tree.unflatten(layout.unravel(flat))))))
+        return np.array(layout.ravel(operator.mv(layout.unravel(flat))))
 
     def matmat(vectors: Any) -> np.ndarray:
         rows = np.asarray(vectors, layout.dtype).T
-        # LOBPCG drops columns one by one as they converge; each width would recompile, which takes longer than zeros do.
+        # LOBPCG drops columns one by one as they converge. Each new width would recompile, which takes longer than padding with
+        # zeros.
         width = 1 << (len(rows) - 1).bit_length()
         padded = jnp.asarray(np.pad(rows, ((0, width - len(rows)), (0, 0))))
-        products = operator.mm(tree.unflatten(layout.unravel(padded)))
-        return np.array(layout.ravel(jax.tree.leaves(products), batch=1)[: len(rows)]).T
+        products = operator.mm(layout.unravel(padded))
+        return np.array(layout.ravel(products, batch=1)[: len(rows)]).T
 
-    # scipy's constructor returns a class that its annotations do not know.
+    # The annotations of scipy's constructor do not know the class that it returns.
     make: Any = LinearOperator
     return make(
         (layout.n, layout.n), dtype=np.dtype(layout.dtype), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat
