@@ -1,8 +1,8 @@
-"""The energy of JAX issue #787 at its real size: 2483 particles, every pair, as it was posted.
+"""JAX issue #787 at full size: 2483 particles, every pair, with the energy copied verbatim from the issue.
 
-`jax.hessian` of it asks for 551 GB. Here: the plan, energy and gradient, a damped Newton step by conjugate gradients,
-the block preconditioner and the dense Hessian, all at full size; random columns of it are checked against
-Hessian-vector products, and at 100 particles all of it against `jax.hessian`.
+`jax.hessian` would need 551 GB. This script prints the plan, then computes energy and gradient, a damped Newton step by
+conjugate gradients, the block preconditioner and the dense Hessian. It checks random columns of the matrix against
+Hessian-vector products, and the whole matrix for 100 particles against `jax.hessian`.
 
     python examples/issue_787.py [--particles N]
 """
@@ -18,7 +18,7 @@ import hessop
 
 
 def E_fn(conf):
-    """Sum of all distances, self pairs included: as posted, with `np` for jax.numpy."""
+    """The sum of all distances, self-pairs included: verbatim, except that the issue calls jax.numpy `np`."""
     ri = jnp.expand_dims(conf, 0)
     rj = jnp.expand_dims(conf, 1)
     dxdydz = jnp.power(ri - rj, 2)
@@ -27,14 +27,14 @@ def E_fn(conf):
 
 
 def safe_E_fn(conf):
-    """E_fn with self pairs masked by hand, so that jax.hessian is finite."""
+    """E_fn with self-pairs masked by hand, which makes jax.hessian finite."""
     d2 = jnp.sum((conf[None] - conf[:, None]) ** 2, axis=-1)
     other = ~jnp.eye(conf.shape[0], dtype=bool)
     return jnp.sum(jnp.where(other, jnp.sqrt(jnp.where(other, d2, 1.0)), 0.0))
 
 
 def timed(label, function):
-    """Run, wait, say how long it took (compilation included)."""
+    """Run a function and print how long it took, compilation included."""
     start = time.perf_counter()
     result = jax.block_until_ready(function())
     print(f"{label:<48} {time.perf_counter() - start:8.2f} s")
@@ -45,7 +45,7 @@ def newton_step(H, lam):
     """Solve (H + lam I) p = -g with conjugate gradients."""
     rhs = -H.gradient
     damped = H.damped(lam)
-    # lineax asks for the tolerance in each component; those near zero cannot have a relative one.
+    # lineax applies the tolerance to each component, so components near zero need an absolute one.
     solver = lx.CG(rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(rhs))))
     solution = timed("(H + lam I) p = -g by lineax.CG", lambda: lx.linear_solve(damped, rhs, solver))
     relative = jnp.linalg.norm(damped.mv(solution.value) - rhs) / jnp.linalg.norm(rhs)
@@ -55,13 +55,13 @@ def newton_step(H, lam):
 
 
 def dense(H, columns):
-    """The dense Hessian, and random columns of it against Hessian-vector products."""
+    """Compute the dense Hessian, and compare random columns with Hessian-vector products."""
     n = H.in_size()
-    matrix = timed(f"dense Hessian {n} x {n}, compiled", H.materialize)
-    matrix = timed(f"dense Hessian {n} x {n}, again", H.materialize)
+    matrix = timed(f"dense Hessian {n} x {n}, first call", H.materialize)
+    matrix = timed(f"dense Hessian {n} x {n}, second call", H.materialize)
     chosen = jax.random.choice(jax.random.key(1), n, (columns,), replace=False)
     basis = jnp.zeros((columns, n)).at[jnp.arange(columns), chosen].set(1.0)
-    # One product at a time differentiates the energy; many at once would be made of the same terms as the matrix.
+    # Single products differentiate the energy. A block of products would come from the same terms as the matrix.
     products = jax.lax.map(H.mv, basis.reshape(columns, *H.x.shape)).reshape(columns, n)
     error = jnp.max(jnp.abs(matrix[chosen] - products)) / jnp.max(jnp.abs(matrix))
     print(f"    {columns} random columns differ from products by {error:.1e} of the largest entry")
@@ -69,10 +69,10 @@ def dense(H, columns):
 
 
 def against_jax(conf):
-    """All of the matrix, at a size where jax.hessian can."""
+    """Compare the whole matrix, at a size that jax.hessian can handle."""
     n = conf.size
     matrix = timed(f"dense Hessian {n} x {n}", lambda: hessop.hessian(E_fn)(conf))
-    reference = timed("jax.hessian of the safe form", lambda: jax.hessian(safe_E_fn)(conf))
+    reference = timed("jax.hessian of the masked energy", lambda: jax.hessian(safe_E_fn)(conf))
     error = jnp.max(jnp.abs(matrix - reference)) / jnp.max(jnp.abs(reference))
     print(f"    largest difference {error:.1e} of the largest entry")
     assert error < 1e-5

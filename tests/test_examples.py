@@ -14,7 +14,7 @@ SMALL = {
     "issue_787.py": (["--particles", "30"], ["20 random columns differ"]),
     "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
     "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "a minimum", "LOBPCG"]),
-    "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after as much time"]),
+    "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after the same time"]),
 }
 # The examples choose their own dtype: one lane is enough.
 pytestmark = [pytest.mark.x64, pytest.mark.once]

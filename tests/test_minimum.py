@@ -1,4 +1,4 @@
-"""The lowest eigenvalue, what is claimed of it, and what `is_minimum` and `inertia_shift` make of it."""
+"""The lowest eigenvalue and its uncertainty, and what `is_minimum` and `inertia_shift` conclude from them."""
 
 import functools
 
@@ -50,7 +50,7 @@ def many_lowest(spectra, keys, steps):
 
 @pytest.mark.parametrize("steps", [8, 20])
 def test_the_bound_holds(steps):
-    """Spectra that hide their lowest eigenvalue: one below a crowd, a dense edge, geometric, uniform."""
+    """Spectra that hide their lowest eigenvalue: one below a cluster, a dense edge, geometric, uniform."""
     rng = np.random.RandomState(0)
     n, count = 200, 250
     crowd = np.concatenate([np.full((count, 1), -1e-2), rng.uniform(0, 1, (count, n - 1))], axis=1)
@@ -63,7 +63,7 @@ def test_the_bound_holds(steps):
     slack = 100 * EPS
     assert np.all(found.value >= true - slack)
     assert np.all(found.value - found.error <= true + slack)
-    # A bound that is always infinite would hold too.
+    # An infinite bound would hold trivially.
     assert np.all(found.error < (0.3 if steps == 20 else np.inf))
 
 
@@ -142,13 +142,13 @@ def test_clusters_with_and_without_their_rigid_motions():
         np.testing.assert_allclose(found.lowest, dense[6], rtol=1e4 * EPS)
     square = jnp.asarray(SQUARE, float)
     found = hessop.is_minimum(hessop.HessianOperator(lennard_jones, square), null=rigid_motions(square), rtol=rtol)
-    assert verdict(found) == "negative_curvature"  # it folds, and its sides are too short
+    assert verdict(found) == "negative_curvature"  # unstable against folding, and its sides are too short
     assert int(found.num_negative) >= 1
 
 
 @pytest.mark.slow
 def test_rotations_that_depend_on_each_other():
-    x = jnp.asarray([[0.0, 0.0, 0.0], [R, 0.0, 0.0]], float)  # along its axis one rotation does nothing
+    x = jnp.asarray([[0.0, 0.0, 0.0], [R, 0.0, 0.0]], float)  # one rotation, about its axis, does nothing
     for max_products in (None, 6):
         found = hessop.is_minimum(
             hessop.HessianOperator(lennard_jones, x), null=rigid_motions(x), rtol=1e-4, max_products=max_products, xtol=1e-2
@@ -176,18 +176,18 @@ def test_thresholds(monkeypatch):
     for rows, products in ((4, 0), (3, 2)):
         monkeypatch.setattr(tuning, "DENSE_ROWS", rows)
         monkeypatch.setattr(tuning, "PRODUCTS", 2)
-        assert int(hessop.is_minimum(at(0.0)).num_products) == min(products, 1)  # one product shows that H is 2 I
+        assert int(hessop.is_minimum(at(0.0)).num_products) == min(products, 1)  # one product is enough for H = 2 I
     x = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]], float)
     along, stretch = jnp.asarray([1.0, 0.0, 1.0, 0.0]) / 2**0.5, jnp.asarray([1.0, 0.0, -1.0, 0.0]) / 2**0.5
     for part, rigid in ((0.9, True), (1.1, False)):
         assert bool(_is_rigid(along + part * tuning.RIGID * stretch, [x])) == rigid
 
 
-# --- negative curvature: a saddle point or just a slope ---
+# --- negative curvature: at a saddle point or on a slope ---
 
 
 def bowl(lowest):
-    """Quadratic with known eigenvalues, moved to (1, ..., 1)."""
+    """A quadratic with known eigenvalues, centred at (1, ..., 1)."""
     d = np.concatenate([lowest, np.linspace(1, 50, 20)])
     return d, lambda x: 0.5 * jnp.sum(jnp.asarray(d, x.dtype) * (x - 1) ** 2)
 
@@ -198,7 +198,7 @@ def test_a_saddle_is_one_only_where_the_gradient_is_near_zero(max_products):
     n = len(d)
     exact = hessop.is_minimum(hessop.HessianOperator(fn, jnp.ones(n)), max_products=max_products)
     assert verdict(exact) == "saddle"
-    # The same within a thousandth of the norm of x, and with xtol within that.
+    # "Near" is within a thousandth of the norm of x, or within xtol.
     at = lambda step: hessop.HessianOperator(fn, jnp.ones(n).at[0].add(step))
     assert verdict(hessop.is_minimum(at(1e-4), max_products=max_products)) == "saddle"
     assert verdict(hessop.is_minimum(at(0.1), max_products=max_products)) == "negative_curvature"
@@ -209,7 +209,7 @@ def test_a_saddle_is_one_only_where_the_gradient_is_near_zero(max_products):
 
 
 def test_a_soft_direction_is_not_hidden_by_a_stiff_one():
-    # Beside the curvature of the first the gradient is nothing, along the others the stationary point is far.
+    # The gradient is small relative to the first curvature, but along the other directions the stationary point is far away.
     fn = lambda x: -0.5 * (1500 * x[0] ** 2 + x[1] ** 2 + x[2] ** 2)
     found = hessop.is_minimum(hessop.HessianOperator(fn, jnp.asarray([0.0, 0.5, 0.5], float)))
     assert verdict(found) == "negative_curvature"
@@ -221,7 +221,7 @@ def test_a_soft_direction_is_not_hidden_by_a_stiff_one():
     assert int(found.num_negative) == 1
 
 
-def test_the_index_leaves_out_what_is_left_out():
+def test_the_index_leaves_out_null():
     fn = lambda x: x[0] ** 2 - x[1] ** 2 - 3 * x[2] ** 2
     H = hessop.HessianOperator(fn, jnp.zeros(3))
     assert int(hessop.is_minimum(H).num_negative) == 2
@@ -229,7 +229,7 @@ def test_the_index_leaves_out_what_is_left_out():
     assert hessop.is_minimum(H).num_negative.dtype == jnp.int32
 
 
-def test_what_is_printed():
+def test_printed_certificates():
     text = lambda fn, x, **settings: str(hessop.is_minimum(hessop.HessianOperator(fn, jnp.asarray(x, float)), **settings))
     saddle = lambda x: x[0] ** 2 - x[1] ** 2 - 3 * x[2] ** 2
     lines = text(saddle, [0.0, 0.0, 0.0]).splitlines()
@@ -246,7 +246,7 @@ def test_what_is_printed():
     )
     assert lines[2:] == ["  2 negative eigenvalues"]
     assert text(lambda x: x[0] ** 2 - x[1] ** 2, [1.0, 1.0]).splitlines()[2:] == ["  1 negative eigenvalue"]
-    # One product tells no bound.
+    # One product does not give a bound.
     few = text(lambda x: jnp.sum(jnp.arange(1.0, 6.0) * x**2), np.ones(5), max_products=1).splitlines()
     assert few[1].split(", ")[1].startswith("how much lower is not known; largest ")
     assert len(few) == 2
@@ -270,7 +270,7 @@ def test_rigid_motions_are_suggested_for_null(max_products):
     left_out = hessop.is_minimum(hessop.HessianOperator(springs, x), null=rigid_motions(x), max_products=max_products)
     assert left_out
     assert not left_out.rigid
-    # A zero mode of another kind: all move away from the centre.
+    # A zero mode that is not rigid: a dilation.
     away = np.asarray(x - jnp.mean(x, axis=0, keepdims=True)).ravel()
     other = hessop.HessianOperator(lambda x: quadratic(np.eye(9) - np.outer(away, away) / (away @ away))(x.ravel()), x)
     found = hessop.is_minimum(other, max_products=max_products)
@@ -283,7 +283,7 @@ def test_a_certificate_in_one_line():
     run = lambda x: hessop.is_minimum(hessop.HessianOperator(lambda x: x[0] ** 2 - 3 * x[1] ** 2, x))
     x = jnp.zeros(2)
     assert repr(run(x)) == "<Certificate: a saddle point or a maximum, lowest eigenvalue -6>"
-    # Of many points, or in a trace, there are no numbers to print.
+    # For a batch, or in a trace, there is no number to print.
     batch = jax.vmap(run)(jnp.zeros((3, 2)))
     assert repr(batch) == str(batch) == f"<Certificate: lowest eigenvalue {eqx.tree_pformat(batch.lowest)}>"
     seen = []
@@ -291,7 +291,7 @@ def test_a_certificate_in_one_line():
     assert seen[0].startswith("<Certificate: lowest eigenvalue ")
 
 
-def test_what_is_not_known_well_is_undecided():
+def test_an_uncertain_eigenvalue_is_undecided():
     n = 1200
     d = np.linspace(1e-3, 1, n)
     H = hessop.HessianOperator(lambda x: 0.5 * jnp.sum(jnp.asarray(d, x.dtype) * x**2), jnp.zeros(n))
@@ -314,7 +314,7 @@ def test_not_finite():
 
 @pytest.mark.parametrize("max_products", [None, 2])
 def test_no_verdict_where_only_the_value_is_not_finite(max_products):
-    # Infinite, and its derivatives are those of x**2.
+    # Infinite, with the derivatives of x**2.
     fn = lambda x: jnp.sum(x**2) + jax.lax.stop_gradient(jnp.where(x[0] < 3, jnp.inf, 0.0))
 
     @jax.jit
@@ -373,7 +373,7 @@ def test_jit_vmap_pytrees_and_dtypes():
     assert [names[k] for k in batched.verdict._value] == ["minimum", "away"]
 
 
-def test_a_new_point_compiles_nothing_again(compilations):
+def test_a_new_point_does_not_recompile(compilations):
     def lowest(k, max_products):
         H = hessop.HessianOperator(lambda x: jnp.sum(x**4), points[k])
         return hessop.is_minimum(H, max_products=max_products).lowest
@@ -433,12 +433,12 @@ def test_messages():
     with pytest.raises(ValueError, match=r"^null: got all 3 independent directions, expected fewer: nothing is left"):
         hessop.is_minimum(H, null=jnp.eye(3))
     for name in ("rtol", "xtol"):
-        with pytest.raises(ValueError, match=rf"^{name}: got -1, expected a number that is not negative"):
+        with pytest.raises(ValueError, match=rf"^{name}: got -1, expected a nonnegative number"):
             hessop.is_minimum(H, **{name: -1})
-    with pytest.raises(ValueError, match=r"^floor: got -1, expected a number that is not negative"):
+    with pytest.raises(ValueError, match=r"^floor: got -1, expected a nonnegative number"):
         hessop.inertia_shift(H, floor=-1)
     empty = hessop.HessianOperator(lambda x: jnp.sum(x), jnp.zeros((0,)))
-    with pytest.raises(ValueError, match=r"^H: got one without a row, which has no lowest eigenvalue"):
+    with pytest.raises(ValueError, match=r"^H: got a Hessian without rows, which has no lowest eigenvalue"):
         hessop.is_minimum(empty)
 
 

@@ -22,12 +22,12 @@ def test_forcing_terms():
 
 
 def resized(ratio, suggested, length=1.0):
-    """The next radius after one of 1, where the parabola along the step has its minimum at `suggested` of its length."""
+    """The radius after 1, if the parabola along the step has its minimum at the fraction `suggested` of its length."""
     excess = 1 / (2 * suggested)
     return float(_resized(*map(jnp.asarray, (1.0, length, ratio, 1 - excess, -1.0))))
 
 
-# A step of 0.4 whose parabola suggests 0.1, and one of 1 whose parabola suggests 1.
+# A step of 0.4 for which the parabola suggests 0.1, and one of 1 for which it suggests 1.
 SHORT, LONG = {"suggested": 0.25, "length": 0.4}, {"suggested": 1.0}
 
 
