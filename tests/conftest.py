@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import pathlib
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -86,6 +87,21 @@ def compilations(restored_settings: None) -> Callable[[], contextlib.AbstractCon
             logger.setLevel(level)
 
     return listed
+
+
+# Of 65,530 memory maps that Linux gives a process. XLA takes some for each executable, and compiling one more is a
+# segmentation fault, after some thousand.
+MOST_MAPS, TESTS_BETWEEN = 30_000, 20
+_finished = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_executables() -> Iterator[None]:
+    """Forgets what was compiled before the maps of the process run out."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if next(_finished) % TESTS_BETWEEN == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
