@@ -249,7 +249,7 @@ def test_least_squares():
 
 @pytest.mark.x64
 def test_pytrees_with_y0_and_their_derivatives():
-    # A HessianOperator under jit, vmap, grad and jvp is in tests/test_solve.py.
+    # A HessianOperator under jit, vmap, grad and jvp is in tests/operator/test_solve.py.
     A, b = (jnp.asarray(a) for a in sample())
     assert np.linalg.eigvalsh(A)[[0, -1]].prod() < 0
 

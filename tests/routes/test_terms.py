@@ -131,7 +131,7 @@ def test_a_matrix_beyond_the_budget_is_written_in_chunks():
 
 
 def _benchmarks():
-    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "energies.py"
+    path = pathlib.Path(__file__).parents[2] / "benchmarks" / "energies.py"
     spec = importlib.util.spec_from_file_location("benchmark_energies", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -16,7 +16,7 @@ N = 11
 DTYPE = jnp.zeros(()).dtype
 TOLERANCE = 1e-12 if jnp.float64 == DTYPE else 2e-5
 
-# Run with other dtypes and versions too, where tests/test_program.py covers all objectives.
+# Run with other dtypes and versions too, where tests/program/test_program.py covers all objectives.
 AGAIN = {"affine", "custom_vjp", "fixed_loop", "lennard_jones", "neighbor_list", "ode_scan"}
 
 
