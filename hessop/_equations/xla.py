@@ -7,6 +7,7 @@ part of an algorithm stay with it: chunked sums and planes in `hessop._tiles`, s
 Depends on JAX. Must never know equations or what the arrays mean.
 """
 
+import functools
 import math
 import os
 import re
@@ -29,9 +30,15 @@ def short_call_options(seconds: float) -> dict[str, int]:
     Cost: code that may be slower, which short calls hide behind their dispatch, or earn back in the compilation.
     Unnecessary once: optimizing a small executable takes no longer than emitting it.
     """
-    if _LEVEL in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return next(({_LEVEL: level} for longest, level in tuning.LLVM_LEVELS if seconds < longest), {})
+    for longest, level in tuning.LLVM_LEVELS:
+        if seconds < longest:
+            return {} if _level_is_set() else {_LEVEL: level}
+    return {}
+
+
+@functools.cache  # XLA reads its flags once, too
+def _level_is_set() -> bool:
+    return _LEVEL in os.environ.get("XLA_FLAGS", "")
 
 
 def sum_as_product(array: Array, axis: int) -> Array:

@@ -90,11 +90,10 @@ def entries(
         return formed(empty, wanted, form, layout) if output is None else output.result
     decision = decide(point, request)
     if traced:
-        at_once = _at_once(point, wanted, decision)
-        if at_once is None:
+        if not _is_at_once(point, decision):
             assert decision.chunking is not None
             return formed(fill_traced(point, wanted, decision.chunking), wanted, form, layout)
-        return formed(at_once(point.source, point.shift)[0], wanted, form, layout)
+        return formed(_at_once(point, wanted, decision)(point.source, point.shift)[0], wanted, form, layout)
     output = None
     if out is None and progress is False:
         taken = _computed(point, wanted, decision, form)
@@ -111,39 +110,54 @@ def entries(
     return taken.given if rows is taken.rows and taken.given is not None else _formed(point, wanted, form, rows)
 
 
+def _is_at_once(point: Point, decision: Decision) -> bool:
+    return decision.chunking is None or decision.chunking.chunk == point.layout.n
+
+
 def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
-    """(source, shift) -> all rows at once and (value, gradient), jitted; None if the rows are computed in chunks."""
+    """(residuals or primals, shift) -> all rows at once and (value, gradient); jitted."""
     if decision.chunking is None:
         return structure_rows(point, wanted, decision.limit_bytes, decision.tiled)
-    return all_rows(point, wanted, decision.chunking.maker) if decision.chunking.chunk == point.layout.n else None
+    return all_rows(point, wanted, decision.chunking.maker)
 
 
 def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
-    """All rows in one dispatch, already in the requested form; or in chunks."""
-    rows, layout = _at_once(point, wanted, decision), point.layout
-    if rows is None:
+    """All rows in their form, in one dispatch; or else in chunks."""
+    if not _is_at_once(point, decision):
         return _in_chunks(point, wanted, decision)
-    if _copied_on_host(point, wanted, form):
-        form = "rows"
-
-    def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
-        found, seen = rows(*of_point)
-        if form == "rows":
-            return found, seen, None, None
-        given = formed(found, wanted, form, layout)
-        # Return one copy of the matrix, not two.
-        return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
-
-    options = short_call_options(decision.run_seconds) if _on_cpu(point) else {}
-    chunks, stored = decision.chunking is not None, point.stored
-    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     try:
-        build = lambda: jax.jit(run, compiler_options=options)
-        taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
-        (taken.finite if taken.rows is None else taken.rows).block_until_ready()  # an allocation may fail this late
-        return taken
+        return _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error)
+
+
+def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
+    """All rows in their form, in one dispatch.
+
+    Raises:
+        JaxRuntimeError: for example, if memory runs out.
+    """
+    options = short_call_options(decision.run_seconds) if _on_cpu(point) else {}
+
+    def build() -> Any:
+        rows, layout = _at_once(point, wanted, decision), point.layout
+
+        def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
+            found, seen = rows(*of_point)
+            if form == "rows":
+                return found, seen, None, None
+            given = formed(found, wanted, form, layout)
+            # A matrix is not returned twice.
+            return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
+
+        return jax.jit(run, compiler_options=options)
+
+    chunks, stored = decision.chunking is not None, point.stored
+    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
+    taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
+    # Memory may run out as late as this.
+    (taken.finite if taken.rows is None else taken.rows).block_until_ready()
+    return taken
 
 
 def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
@@ -157,20 +171,18 @@ def _on_cpu(point: Point) -> bool:
 
 
 def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, report: Callable[[Progress], None]) -> Taken:
-    """All rows, with progress reports; written to `output` if there is one."""
-    rows, n = _at_once(point, wanted, decision), point.layout.n
-    if rows is None:
+    """All rows, with progress; into the output, if there is one."""
+    n = point.layout.n
+    if not _is_at_once(point, decision):
         return _in_chunks(point, wanted, decision, out=output, report=report)
     try:
-        found, seen = rows(point.source, point.shift)
-        found.block_until_ready()
+        taken = _run_at_once(point, wanted, decision, "rows")
     except jax.errors.JaxRuntimeError as error:
         return _in_chunks(point, wanted, decision, error, out=output, report=report)
-    taken = Taken(found, seen)
     if output is not None:
-        here = np.asarray(found)
+        here = np.asarray(taken.rows)
         output[:] = here
-        taken = Taken(None, seen, all_finite(here))
+        taken = Taken(None, taken.seen, all_finite(here))
     report(Progress(done=n, total=n, chunk=n))
     return taken
 

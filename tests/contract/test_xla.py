@@ -112,14 +112,19 @@ def test_a_pullback_with_an_axis_gives_the_gradient():
 
 def test_short_calls_are_compiled_with_less_effort(monkeypatch):
     level = "xla_backend_optimization_level"
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert [xla.short_call_options(seconds) for seconds in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    is_set = xla._level_is_set.__wrapped__
     monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert is_set()
+    monkeypatch.delenv("XLA_FLAGS")
+    assert not is_set()
+    monkeypatch.setattr(xla, "_level_is_set", lambda: False)
+    assert [xla.short_call_options(seconds) for seconds in (1e-6, 1e-4, 1.0)] == [{level: 0}, {level: 1}, {}]
+    monkeypatch.setattr(xla, "_level_is_set", lambda: True)
     assert xla.short_call_options(1e-6) == {}
 
 
 def test_an_executable_that_is_not_optimized_gives_the_same(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(xla, "_level_is_set", lambda: False)
     fn = lambda x: jnp.sum(jnp.tanh(x) @ jnp.sin(x))
     x = jnp.asarray(np.random.RandomState(0).normal(size=(9, 9)), FLOAT)
     found = jax.jit(fn, compiler_options=xla.short_call_options(0.0))(x)

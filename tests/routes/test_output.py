@@ -53,7 +53,7 @@ def no_work(monkeypatch):
     for place in (
         "hessop._routes.entries.choose_route",
         "hessop._routes.chunks._rows_of",
-        "hessop._routes.entries.all_rows",
+        "hessop._routes.entries._run_at_once",
         "hessop._routes.entries.structure_rows",
     ):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it computed"))
@@ -112,7 +112,7 @@ def test_a_failing_computation_leaves_the_file(older, H, monkeypatch):
     def failing(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("hessop._routes.entries.all_rows", failing)
+    monkeypatch.setattr("hessop._routes.entries._run_at_once", failing)
     with pytest.raises(RuntimeError, match="broken"):
         H.materialize(out=older)
     assert_untouched(older)
