@@ -8,30 +8,32 @@ BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Tests take from a millisecond to half a minute: who is done takes over what waits at another.
+# Tests take from a millisecond to half a minute, so idle workers steal queued tests.
 PYTEST := $(BIN)/python -m pytest --dist worksteal
-# For what looks at another dtype or version, and not at the rest once more.
+# For lanes with another dtype or version: without the tests that depend on neither.
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-long counts test-float64 test-float32 lint format types slow soak bench docs lineax-tests newer clean
+.PHONY: help demo test test-all test-long counts test-float64 test-float32 lint format types slow soak bench pictures docs \
+	lineax-tests newer clean
 
 help:
-	@echo "make demo          the energy of JAX issue #787 with 2483 particles, start to end"
+	@echo "make demo          the Hessian of JAX issue #787, 2483 particles, in half a minute"
 	@echo "make test          the tests, in minutes"
-	@echo "make test-all      and those that take long; and with float64 off"
-	@echo "make counts        Python calls and compilations of small cases, against what was promised"
+	@echo "make test-all      also the long tests, and the tests again with 64-bit types off"
+	@echo "make counts        numbers of Python calls and compilations in small cases, against their limits"
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks, some hours; BENCH=--quick is short, BENCH=--help lists parts"
+	@echo "make bench         the benchmarks, several hours; BENCH=--quick is short, BENCH=--help lists parts"
 	@echo "make docs          the documentation, into site/; a warning is an error"
-	@echo "make newer         the tests with float64 on a newer Python, where this machine has one"
+	@echo "make pictures      draws the pictures of the README and the documentation again"
+	@echo "make newer         the tests on a newer Python, if this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
-	@echo "make clean         remove what the above made"
+	@echo "make clean         removes everything that the above created"
 
-# A stamp says that the environment holds what pyproject.toml asks for; a later change of
-# pyproject.toml installs again, a second call of make does not.
+# A stamp records that the environment holds the packages that pyproject.toml lists. A change of
+# pyproject.toml installs them again; a second call of make does not.
 $(VENV)/.package: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "hessop needs Python 3.11 or newer; $(PYTHON) is" `$(PYTHON) --version 2>&1` >&2; \
@@ -63,10 +65,10 @@ demo: $(VENV)/.package
 test: CHOSEN = -m "not (slow or gpu or cutest or soak or long)"
 test: test-float64
 
-# The rest: what takes long, and once more with 64-bit types off.
+# Also the long tests, and the tests again with 64-bit types off.
 test-all: test test-long test-float32
 
-# The slow tests, the demo and the code of the README in a process of its own run as users do.
+# Not for the slow tests, the demo and the fresh process that runs the README: these use XLA as users do.
 FAST = XLA_FLAGS="$$XLA_FLAGS `$(BIN)/python .ci/xla-flags`"
 
 test-float64: $(VENV)/.tests
@@ -78,7 +80,7 @@ test-long: $(VENV)/.tests
 test-float32: $(VENV)/.tests
 	$(FAST) HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
 
-# What a call costs, counted and not timed: Python calls, compilations.
+# The cost of a call, counted rather than timed: Python calls and compilations.
 counts: $(VENV)/.tests
 	$(BIN)/python benchmarks/first_call.py --quick
 
@@ -97,7 +99,7 @@ slow: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m slow
 	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) -m slow
 
-# Programs of tests/soak: HESSOP_SOAK_PROGRAMS and HESSOP_SOAK_SEED say how many and which.
+# Random programs; HESSOP_SOAK_PROGRAMS sets their number and HESSOP_SOAK_SEED the seed.
 soak: $(VENV)/.tests
 	$(FAST) $(PYTEST) -n $(JOBS) -m soak --hypothesis-profile=soak
 
@@ -109,20 +111,24 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/first_call.py $(BENCH)
 	$(BIN)/python benchmarks/entries.py
 
+# From benchmarks/results/growth.json, which benchmarks/growth.py measures.
+pictures: $(VENV)/.bench
+	$(BIN)/python benchmarks/pictures.py
+
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# One process per file, as lineax runs its own tests: together they run out of memory.
+# One process per file, as lineax runs its own tests: in one process they run out of memory.
 lineax-tests: $(VENV)/.tests
 	@test -f "$(LINEAX)/tests/helpers.py" || { \
 	  echo "usage: make lineax-tests LINEAX=/path/to/a/checkout/of/lineax" >&2; exit 1; }
 	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
 
-# Once is enough there: the lane with 64-bit types off is about hessop and not about versions.
+# One lane is enough there: the lane with 64-bit types off tests hessop, not versions of JAX.
 newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
-	else echo "the tests once more, on $$newer"; \
+	else echo "the tests again, on $$newer"; \
 	  $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(NOT_AGAIN)'; fi
 
 clean:

@@ -1,7 +1,7 @@
-"""The constants of `hessop/_price.py`: what XLA takes to compile equations, and to run them, fitted to measurements.
+"""Measures and fits the constants of `hessop/_equations/tuning.py`: what XLA takes to compile equations, and to run them.
 
   python benchmarks/prices.py                       measure all functions of first_call_cases.py and fit, half an hour
-  python benchmarks/prices.py --cases net torsions  of some
+  python benchmarks/prices.py --cases net torsions  measure some
   python benchmarks/prices.py --fit FILE            fit what was measured before
 
 Each function is compiled as columns and as terms on whole arrays, in a process of its own: CPU seconds against the number of
@@ -27,20 +27,21 @@ def measured(name, size):
 
     jax.config.update("jax_enable_x64", True)
     import hessop
-    from hessop import _columns, _price, _structured
-    from hessop._chunks import all_rows
-    from hessop._jaxpr import open_jaxpr
-    from hessop._take import Row
+    from hessop._equations import cost as _cost
+    from hessop._equations.flat import open_jaxpr
+    from hessop._routes import columns as _columns, terms as _structured
+    from hessop._routes.chunks import all_rows
+    from hessop._routes.wanted import MATRIX
 
     fn, x, args = build(name, size)
     point = hessop.HessianOperator(fn, x, args)._point()
-    program, n, take, limit = point.program, point.layout.n, Row(), 2**33
+    program, n, take, limit = point.program, point.layout.n, MATRIX, 2**33
     terms, _ = open_jaxpr(_structured.traced_terms(point, take, limit))
     primal, linear = program.primal.eqns, program.linear.eqns
-    work = _price.work_of(primal)
+    work = _cost.work_of(primal)
     for route, eqns, elements, rows in (
-        ("columns", linear, n * _price.work_of(linear), all_rows(point, take, _columns.products(program))),
-        ("structure", terms.eqns, _price.work_of(terms.eqns), _structured.structure_rows(point, take, limit, False)),
+        ("columns", linear, n * _cost.work_of(linear), all_rows(point, take, _columns.products(program))),
+        ("structure", terms.eqns, _cost.work_of(terms.eqns), _structured.structure_rows(point, take, limit, False)),
     ):
         start = time.process_time()
         compiled = rows.lower(list(point.source), None).compile()
@@ -51,7 +52,7 @@ def measured(name, size):
             jax.block_until_ready(compiled(list(point.source), None))
             calls.append(time.perf_counter() - start)
         counts = dict.fromkeys(KINDS, 0) | {"executable": 1}
-        for kind in map(_price.kind_of, _price.flat([*primal, *eqns])):
+        for kind in map(_cost.kind_of, _cost.with_carried([*primal, *eqns])):
             counts[kind] += 1
         row = {"case": name, "size": size, "route": route, "n": n, "compile": seconds, "run": min(calls)}
         yield {**row, "elements": work + elements, "counts": list(counts.values())}
@@ -67,10 +68,10 @@ def fit(rows):
     for kind, constant in zip(KINDS, constants, strict=True):
         print(f"| {kind} | {constant:.2g} |")
     tenths = statistics.quantiles(counts @ constants / seconds, n=10)
-    print(f"\nforetold / measured: {tenths[0]:.2f} to {tenths[-1]:.2f} in four cases of five, the median {tenths[4]:.2f}")
+    print(f"\npredicted / measured: {tenths[0]:.2f} to {tenths[-1]:.2f} in four cases of five, median {tenths[4]:.2f}")
     long = [r["run"] / r["elements"] for r in rows if r["run"] > 2e-4]
     tenths = statistics.quantiles(long, n=10) if len(long) > 1 else [*long] * 9
-    print(f"seconds of an element: {tenths[4]:.2g}, in four cases of five from {tenths[0]:.2g} to {tenths[-1]:.2g}")
+    print(f"seconds per element: {tenths[0]:.2g} to {tenths[-1]:.2g} in four cases of five, median {tenths[4]:.2g}")
 
 
 def main():

@@ -15,9 +15,10 @@ import numpy as np
 from measuring import in_turns
 
 import hessop
-from hessop import _entries, _finite
-from hessop._plan import Request
-from hessop._take import Row
+from hessop._program import finite as _finite
+from hessop._routes import entries as _entries
+from hessop._routes.decision import Request
+from hessop._routes.wanted import Matrix
 
 
 def two_lines(x):
@@ -108,9 +109,9 @@ def making():
 
 def unlooked(fn, x):
     """`materialize` by an executable that gives neither value nor gradient, and without a look at the result."""
-    point, request = hessop.HessianOperator(fn, x)._point(), Request(Row(), "auto")
+    point, request = hessop.HessianOperator(fn, x)._point(), Request(Matrix(), "auto")
     choice = _entries.decide(point, request)
-    rows = _entries._at_once(point, Row(), choice)
+    rows = _entries._at_once(point, Matrix(), choice)
     bare = jax.jit(lambda source: rows(source, None)[0])  # what is not returned is not computed
     return lambda: bare(point.source)
 

@@ -1,8 +1,8 @@
-"""Conjugate gradients with and without the block preconditioner, on 2483 particles.
+"""Conjugate gradients with and without a block preconditioner, on 2483 particles.
 
-The energy is that of JAX issue #787, as it was posted, with a weight for each particle. Weights spread over some decades, and
-so do the diagonal blocks of the Hessian: plain conjugate gradients see a matrix of large condition number, those with
-`hessop.block_jacobi` do not. (H + lam I) p = -g is solved by `lineax.CG` to the same tolerance; residuals are recomputed.
+The energy is that of JAX issue #787, with a weight for each particle. The weights spread over a few decades, and so do the
+diagonal blocks of the Hessian. The matrix therefore has a large condition number, which `hessop.block_jacobi` removes.
+`lineax.CG` solves (H + lam I) p = -g to the same tolerance with and without it; the residuals printed are recomputed.
 
     python examples/block_jacobi_cg.py [--particles N] [--decades D] [--plot FILE.png]
 """
@@ -19,7 +19,7 @@ import hessop
 
 
 def energy(conf, weights):
-    """The sum of all distances, those of particles to themselves included, each with the weights of its two ends."""
+    """The sum of all distances, self-pairs included, each times the weights of both particles."""
     ri = jnp.expand_dims(conf, 0)
     rj = jnp.expand_dims(conf, 1)
     dij = jnp.sqrt(jnp.sum(jnp.power(ri - rj, 2), axis=-1))
@@ -28,13 +28,13 @@ def energy(conf, weights):
 
 @eqx.filter_jit
 def solve(H, solver, M):
-    """Newton's equation, with or without a preconditioner (None)."""
+    """Solve Newton's equation, with a preconditioner or with None."""
     options = {} if M is None else {"preconditioner": M}
     return lx.linear_solve(H, -H.gradient, solver, options=options, throw=False)
 
 
 def timed(function, *arguments):
-    """Result and seconds of a second call: the first compiles."""
+    """Result of a call, and the seconds it takes once compiled."""
     jax.block_until_ready(function(*arguments))
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
@@ -42,16 +42,16 @@ def timed(function, *arguments):
 
 
 def report(name, H, solution, seconds):
-    """One line on a solve."""
+    """Print one line about a solve."""
     residual = jnp.linalg.norm(H.mv(solution.value) + H.gradient) / jnp.linalg.norm(H.gradient)
     steps = int(solution.stats["num_steps"])
-    result = "" if solution.result == lx.RESULTS.successful else "  (stopped before its tolerance)"
+    result = "" if solution.result == lx.RESULTS.successful else "  (stopped above the tolerance)"
     print(f"{name:<24} {steps:6d} {seconds:9.2f} s {residual:12.1e}{result}")
     return name, steps, seconds
 
 
 def plot(rows, path):
-    """Steps and seconds side by side."""
+    """Plot steps and seconds side by side."""
     import matplotlib.pyplot as plt
 
     names, steps, seconds = zip(*rows, strict=True)
@@ -69,7 +69,7 @@ def main():
     """Solve twice and compare."""
     parser = argparse.ArgumentParser(description="conjugate gradients with a block preconditioner")
     parser.add_argument("--particles", type=int, default=2483)
-    parser.add_argument("--decades", type=float, default=2.0, help="over which the weights spread")
+    parser.add_argument("--decades", type=float, default=2.0, help="number of decades over which the weights spread")
     parser.add_argument("--rtol", type=float, default=1e-6)
     parser.add_argument("--plot", metavar="FILE", help="write a plot (needs matplotlib: pip install 'hessop[plot]')")
     options = parser.parse_args()
@@ -79,13 +79,13 @@ def main():
     conf = jax.random.uniform(places, (options.particles, 3))
     weights = 10 ** jax.random.uniform(powers, (options.particles,), maxval=options.decades)
     H = hessop.HessianOperator(energy, conf, (weights,))
-    # Translations cost no energy, so H alone is singular; a fraction of the smallest block mends it.
+    # Translations cost no energy, so H itself is singular. Damping by a fraction of the smallest block makes it definite.
     blocks = H.block_diagonal()
     lam = 0.1 * float(jnp.min(jnp.trace(blocks, axis1=1, axis2=2))) / 3
     damped = H.damped(lam)
     M, seconds = timed(jax.jit(hessop.block_jacobi), damped)
-    print(f"{options.particles} particles, {conf.size} unknowns, lam = {lam:.3g}; the preconditioner took {seconds:.3f} s\n")
-    # lineax asks for the tolerance in each component; those near zero cannot have a relative one.
+    print(f"{options.particles} particles, {conf.size} unknowns, lam = {lam:.3g}; preconditioner built in {seconds:.3f} s\n")
+    # lineax applies the tolerance to each component, so components near zero need an absolute one.
     largest = float(jnp.max(jnp.abs(H.gradient)))
     solver = lx.CG(rtol=options.rtol, atol=options.rtol * largest, max_steps=20 * conf.size)
     print(f"{'lineax.CG':<24} {'steps':>6} {'time':>11} {'residual':>12}")

@@ -1,8 +1,8 @@
-"""A Lennard-Jones cluster, relaxed by Newton's method in a chain of optax.
+"""A Lennard-Jones cluster, relaxed by Newton's method in an optax chain.
 
-Particles start on a cubic lattice with noise, far from any minimum, where the Hessian has many negative eigenvalues.
-`hessop.optax.newton_cg` goes downhill from there and converges superlinearly at the end. Each line is one Newton step: the
-products with the Hessian that it took, and whether they met a direction in which the curvature is not positive.
+The particles start on a noisy cubic lattice, far from any minimum, where the Hessian has many negative eigenvalues.
+`hessop.optax.newton_cg` goes downhill from there and converges superlinearly at the end. Each line printed is one Newton step,
+with the number of products with the Hessian, and whether they met a direction of negative curvature.
 
     python examples/lennard_jones_cluster.py [--particles N] [--noise S] [--seed K] [--plot FILE.png]
 """
@@ -19,7 +19,7 @@ import hessop.optax
 
 
 def energy(x):
-    """The sum over all pairs, in units of the depth and the length of the well."""
+    """The sum over all pairs, in units of the well's depth and the particles' diameter."""
     apart = ~jnp.eye(len(x), dtype=bool)
     squared = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
     sixth = jnp.where(apart, 1 / jnp.where(apart, squared, 1.0) ** 3, 0.0)
@@ -27,7 +27,7 @@ def energy(x):
 
 
 def lattice(particles, noise, seed):
-    """The sites of a cubic lattice that are nearest to its middle, each a little off its place."""
+    """The sites of a cubic lattice closest to its centre, with noise."""
     side = np.arange(-np.ceil(particles ** (1 / 3)), np.ceil(particles ** (1 / 3)) + 1)
     sites = np.stack(np.meshgrid(side, side, side), axis=-1).reshape(-1, 3)
     nearest = np.argsort(np.sum(sites**2, axis=-1), kind="stable")[:particles]
@@ -35,7 +35,7 @@ def lattice(particles, noise, seed):
 
 
 def centred():
-    """Updates that leave the centre where it is: the energy does not notice, and rounding has no way to push the cluster."""
+    """Remove translations from the updates: they do not change the energy, and rounding would let the cluster drift."""
 
     def update(updates: Any, params: Any) -> Any:
         return updates - jnp.mean(updates, axis=0)
@@ -44,7 +44,7 @@ def centred():
 
 
 def relax(x, steps, tolerance):
-    """Newton's method until the largest entry of the gradient is below the tolerance; one record per step."""
+    """Run Newton's method until the largest entry of the gradient is below the tolerance; one record per step."""
     solver = optax.chain(hessop.optax.newton_cg(preconditioner="block_jacobi"), centred())
     value_and_grad = optax.value_and_grad_from_state(energy)
 
@@ -77,7 +77,7 @@ def spectrum(x):
 
 
 def plot(records, path):
-    """Energy and largest force over the steps."""
+    """Plot energy and largest force against steps."""
     import matplotlib.pyplot as plt
 
     values, forces, negative = map(np.asarray, zip(*records, strict=True))
@@ -85,11 +85,11 @@ def plot(records, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(steps, values, color="C0")
     left.set(xlabel="Newton step", ylabel="energy")
-    # The first steps may be so high that nothing else shows.
+    # The first energies may be so high that they hide the rest.
     left.set_ylim(values[-1] - 0.05 * abs(values[-1]), min(values[0], 0.3 * abs(values[-1])))
     right.semilogy(steps, forces, color="C0", zorder=1)
-    right.scatter(steps[~negative], forces[~negative], color="C0", s=16, label="curvature positive", zorder=2)
-    right.scatter(steps[negative], forces[negative], color="C3", s=16, label="negative curvature met", zorder=2)
+    right.scatter(steps[~negative], forces[~negative], color="C0", s=16, label="positive curvature", zorder=2)
+    right.scatter(steps[negative], forces[negative], color="C3", s=16, label="negative curvature", zorder=2)
     right.set(xlabel="Newton step", ylabel="largest force")
     right.legend()
     figure.savefig(path, dpi=120)
@@ -97,13 +97,13 @@ def plot(records, path):
 
 
 def main():
-    """Relax a cluster and say how it went."""
+    """Relax a cluster and report on it."""
     parser = argparse.ArgumentParser(description="a Lennard-Jones cluster relaxed by Newton's method")
     parser.add_argument("--particles", type=int, default=100)
-    parser.add_argument("--noise", type=float, default=0.05, help="standard deviation of the start from a lattice")
+    parser.add_argument("--noise", type=float, default=0.05, help="standard deviation of the noise on the lattice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200, help="at most")
-    parser.add_argument("--tolerance", type=float, default=1e-11, help="of the largest force; those of pairs are about 1")
+    parser.add_argument("--steps", type=int, default=200, help="maximum number of steps")
+    parser.add_argument("--tolerance", type=float, default=1e-11, help="for the largest force; pair forces are about 1")
     parser.add_argument("--plot", metavar="FILE", help="write a plot (needs matplotlib: pip install 'hessop[plot]')")
     options = parser.parse_args()
 
@@ -113,7 +113,7 @@ def main():
     x, records = relax(start, options.steps, options.tolerance)
     eigenvalues = spectrum(x)
     rigid = 6 if options.particles > 2 else 5
-    print(f"the {rigid} eigenvalues of rigid motions are below {jnp.max(jnp.abs(eigenvalues[:rigid])):.1e}")
+    print(f"the {rigid} eigenvalues of rigid motions are at most {jnp.max(jnp.abs(eigenvalues[:rigid])):.1e}")
     print(f"the lowest of the others is {eigenvalues[rigid]:.4g}: {'a minimum' if eigenvalues[rigid] > 0 else 'a saddle'}")
     if options.plot:
         plot(records, options.plot)

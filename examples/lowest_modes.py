@@ -1,8 +1,8 @@
-"""The softest modes of a relaxed cluster, from products with its Hessian, by scipy.
+"""The softest modes of a relaxed cluster, from products with its Hessian, with scipy.
 
-`H.to_scipy()` is a `scipy.sparse.linalg.LinearOperator`. LOBPCG finds the lowest eigenpairs from blocks of products; the six
-rigid motions, whose eigenvalue is zero, are passed as constraints (`eigsh` would return some of the six and miss others),
-and `hessop.block_jacobi` is its preconditioner. The dense matrix, which is still cheap at this size, says what is right.
+`H.to_scipy()` is a `scipy.sparse.linalg.LinearOperator`. LOBPCG finds the lowest eigenpairs from blocks of products, with
+`hessop.block_jacobi` as its preconditioner. The six rigid motions, whose eigenvalue is zero, are passed as constraints (`eigsh`
+would return some of the six and miss others). The dense matrix, which is still cheap at this size, confirms the result.
 
     python examples/lowest_modes.py [--particles N] [--modes K] [--plot FILE.png]
 """
@@ -21,7 +21,7 @@ import hessop.optax
 
 
 def energy(x):
-    """Lennard-Jones: the sum over all pairs, in units of the depth and the length of the well."""
+    """Lennard-Jones: the sum over all pairs, in units of the well's depth and the particles' diameter."""
     apart = ~jnp.eye(len(x), dtype=bool)
     squared = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
     sixth = jnp.where(apart, 1 / jnp.where(apart, squared, 1.0) ** 3, 0.0)
@@ -29,7 +29,7 @@ def energy(x):
 
 
 def ball(particles):
-    """The sites of a face-centred cubic lattice that are nearest to one of them, shaken so that no symmetry holds a saddle."""
+    """The sites of a face-centred cubic lattice closest to one of them, with noise to break the symmetry of saddle points."""
     side = np.arange(-np.ceil(particles ** (1 / 3)), np.ceil(particles ** (1 / 3)) + 1)
     sites = np.stack(np.meshgrid(side, side, side), axis=-1).reshape(-1, 3)
     sites = sites[np.sum(sites, axis=-1) % 2 == 0]
@@ -38,7 +38,7 @@ def ball(particles):
 
 
 def relax(x, steps=200):
-    """The minimum that Newton's method finds from x."""
+    """The minimum that Newton's method finds, starting from x."""
     solver = hessop.optax.newton_cg(preconditioner="block_jacobi")
     value_and_grad = optax.value_and_grad_from_state(energy)
 
@@ -67,28 +67,28 @@ def rigid_motions(x):
 
 
 def preconditioner(H):
-    """`hessop.block_jacobi` on numpy vectors and on blocks of them."""
+    """`hessop.block_jacobi` as an operator on numpy vectors and blocks of vectors."""
     M = hessop.block_jacobi(H)
     many = jax.jit(jax.vmap(lambda v: M.mv(v.reshape(H.x.shape)).ravel(), in_axes=1, out_axes=1))
-    # A copy: LOBPCG writes into what it is given, and arrays of JAX cannot be written into.
+    # A copy: LOBPCG writes into the arrays that it gets, and JAX arrays are read-only.
     apply = lambda block: np.array(many(np.reshape(block, (H.in_size(), -1)))).reshape(block.shape)
-    # scipy's constructor returns a class that its annotations do not know.
+    # The annotations of scipy's constructor do not know the class that it returns.
     make: Any = LinearOperator
     return make((H.in_size(), H.in_size()), matvec=apply, matmat=apply, dtype=np.float64)
 
 
 def timed(function):
-    """The result, and how long it took with compilation and without."""
+    """The result, and how long the first and the second call took."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
         result = function()
         seconds.append(time.perf_counter() - start)
-    return result, f"{seconds[0]:.2f} s, and {seconds[1]:.2f} s once all is compiled"
+    return result, f"{seconds[0]:.2f} s, compilation included; {seconds[1]:.2f} s without"
 
 
 def plot(found, exact, path):
-    """The spectrum as a step curve, with what LOBPCG found."""
+    """Plot the eigenvalues from the dense matrix and from LOBPCG."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -101,7 +101,7 @@ def plot(found, exact, path):
 
 
 def main():
-    """Find the modes both ways and compare."""
+    """Compute the modes both ways and compare."""
     parser = argparse.ArgumentParser(description="the softest modes of a relaxed cluster")
     parser.add_argument("--particles", type=int, default=200)
     parser.add_argument("--modes", type=int, default=8)
@@ -113,17 +113,17 @@ def main():
     H = hessop.HessianOperator(energy, x)
     operator, M, rigid = H.to_scipy(), preconditioner(H), rigid_motions(x)
     print(hessop.is_minimum(H, null=rigid.T.reshape(6, *x.shape)), "\n")
-    # Some more than asked for: the last ones of a block converge slowest.
+    # A few more than needed: the last ones in a block converge slowest.
     start = np.random.default_rng(0).standard_normal((H.in_size(), options.modes + 4))
 
     (found, vectors), times = timed(
         lambda: lobpcg(operator, start, M=M, Y=rigid, tol=1e-5, maxiter=300, largest=False),
     )
-    print(f"LOBPCG {times}")
+    print(f"LOBPCG: {times}")
     order = np.argsort(found)[: options.modes]
     found, vectors = found[order], vectors[:, order]
     exact, times = timed(lambda: np.linalg.eigvalsh(H.materialize())[6:])
-    print(f"dense matrix and all of its eigenvalues {times}\n")
+    print(f"dense matrix and all its eigenvalues: {times}\n")
 
     residuals = np.linalg.norm(operator @ vectors - found * vectors, axis=0)
     print(f"{'mode':>4} {'LOBPCG':>14} {'dense':>14} {'difference':>11} {'residual':>9}")

@@ -1,8 +1,8 @@
-"""Newton's method on the parameters of a small net, against Adam.
+"""Newton's method on the parameters of a small neural network, compared with Adam.
 
-A net with two hidden layers learns a curve from points: few parameters and all data at once, where second derivatives
-pay. The parameters are a pytree, the Hessian is indefinite for most of the way. Adam gets as many gradients as Newton's
-products and line searches cost (a product counts as two gradients), then as much time, and the best of four learning rates.
+A network with two hidden layers learns a curve from points. With few parameters and full batches, second derivatives pay off.
+The parameters are a pytree, and the Hessian is indefinite most of the time. Adam gets the best of four learning rates, and
+first as many gradients as Newton's products and line searches cost (a product counts as two gradients), then as much time.
 
     python examples/newton_small_net.py [--width W] [--points N] [--steps K] [--plot FILE.png]
 """
@@ -40,7 +40,7 @@ def loss(params, inputs, targets):
 
 
 def newton(params, data, steps):
-    """The losses after 0, 1, ... steps, what they cost in gradients, and the seconds without compilation."""
+    """The losses after 0, 1, ... steps, their cost in gradients, and the seconds without compilation."""
     solver = hessop.optax.newton_cg()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
@@ -64,7 +64,7 @@ def newton(params, data, steps):
 
 
 def adam(params, data, rate, chunk):
-    """A function of parameters and state that makes `chunk` steps, compiled, and the first state."""
+    """A compiled function that takes `chunk` steps from parameters and state, and both at the start."""
     solver = optax.adam(rate)
 
     @jax.jit
@@ -83,7 +83,7 @@ def adam(params, data, rate, chunk):
 
 
 def adam_losses(run, carry, enough):
-    """Losses, chunk by chunk, until `enough(steps, seconds)`."""
+    """The losses, computed chunk by chunk until `enough(steps, seconds)`."""
     values, start, steps = [], time.perf_counter(), 0
     while not enough(steps, time.perf_counter() - start):
         carry, losses = run(carry)
@@ -93,7 +93,7 @@ def adam_losses(run, carry, enough):
 
 
 def plot(ours, costs, curves, path):
-    """Loss over gradients."""
+    """Plot the loss against the number of gradients."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
@@ -107,11 +107,11 @@ def plot(ours, costs, curves, path):
 
 
 def main():
-    """Train by both and compare."""
-    parser = argparse.ArgumentParser(description="Newton's method on a small net, against Adam")
+    """Train with both and compare."""
+    parser = argparse.ArgumentParser(description="Newton's method on a small neural network, compared with Adam")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--points", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=150, help="of Newton's method")
+    parser.add_argument("--steps", type=int, default=150, help="number of Newton steps")
     parser.add_argument("--plot", metavar="FILE", help="write a plot (needs matplotlib: pip install 'hessop[plot]')")
     options = parser.parse_args()
 
@@ -128,10 +128,10 @@ def main():
         run, carry = adam(params, data, rate, chunk=max(1, min(100, int(costs[-1]) // 10)))
         curves[rate] = adam_losses(run, carry, lambda steps, _: steps >= costs[-1])
     best = min(RATES, key=lambda rate: curves[rate][-1])
-    print(f"Adam ({best:g}): loss {curves[best][-1]:.2e} after as many gradients")
+    print(f"Adam ({best:g}): loss {curves[best][-1]:.2e} after the same number of gradients")
     run, carry = adam(params, data, best, chunk=100)
     values = adam_losses(run, carry, lambda _, elapsed: elapsed >= seconds)
-    print(f"Adam ({best:g}): loss {values[-1]:.2e} after as much time, {len(values)} gradients")
+    print(f"Adam ({best:g}): loss {values[-1]:.2e} after the same time, {len(values)} gradients")
     if options.plot:
         plot(ours, costs, curves, options.plot)
 

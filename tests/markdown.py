@@ -1,6 +1,6 @@
 """Markdown files as their tests read them: the Python blocks as a program, the headings, the links.
 
-A fence may be indented, inside an admonition or a tab. What an HTML comment hides is no part of a page.
+A fence may be indented, inside an admonition or a tab. HTML comments are not part of a page.
 """
 
 import pathlib
@@ -13,12 +13,12 @@ _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILIN
 
 
 def read(path: pathlib.Path) -> str:
-    """The text with its comments blanked out; line numbers stay."""
+    """The text without its comments; line numbers stay the same."""
     return re.sub(r"<!--.*?-->", lambda found: "\n" * found[0].count("\n"), path.read_text(), flags=re.DOTALL)
 
 
 def program(text: str) -> str:
-    """The Python blocks as one program, each on the lines that it has in the text."""
+    """The Python blocks as one program, each on the same lines as in the text."""
     source = ""
     for fence in _FENCE.finditer(text):
         if fence[2] == "python":
@@ -28,19 +28,20 @@ def program(text: str) -> str:
 
 
 def run(path: pathlib.Path) -> dict[str, Any]:
-    """Run the blocks in order as one program; what they defined."""
+    """Run the blocks in order as one program, and return its names."""
     namespace: dict[str, Any] = {"__name__": path.stem}
     exec(compile(program(read(path)), str(path), "exec"), namespace)
     return namespace
 
 
 def links(text: str) -> list[str]:
-    """What the text links to in its own repository, images included."""
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", text)) if "://" not in link]
+    """The links of the text to files of the repository, including images."""
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", _FENCE.sub("", text))
+    return [link for pair in found for link in pair if link and "://" not in link]
 
 
 def anchors(text: str) -> set[str]:
-    """What `#anchor` may say of a page: its headings as mkdocs names them, and the objects that mkdocstrings puts there."""
+    """The anchors of a page: its headings as mkdocs names them, and the objects that mkdocstrings documents there."""
     text = _FENCE.sub("", text)
     found = set(re.findall(r"^::: ([\w.]+)", text, re.MULTILINE))
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):

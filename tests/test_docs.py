@@ -1,15 +1,19 @@
-"""The pages of the documentation: their code runs, they are in the navigation, their links lead somewhere."""
+"""The pages of the documentation: their code runs, they are in the navigation, their links resolve, they render."""
 
+import importlib.util
 import inspect
+import json
 import pathlib
 import pkgutil
 import re
+import shutil
+import subprocess
 
 import pytest
 
 import hessop
 
-from . import markdown
+from . import built_site, markdown
 from .test_imports import LAYERS
 
 DOCS = markdown.ROOT / "docs"
@@ -31,12 +35,13 @@ def test_every_page_is_in_the_navigation_once():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str):
+def test_links_resolve(page: str):
     lost = []
     for link in markdown.links(markdown.read(DOCS / page)):
         name, _, anchor = link.partition("#")
         target = (DOCS / page).parent / name if name else DOCS / page
-        if not target.exists() or (anchor and anchor not in markdown.anchors(markdown.read(target))):
+        anchors = markdown.anchors(markdown.read(target)) if target.suffix == ".md" and target.exists() else {anchor}
+        if not target.exists() or (anchor and anchor not in anchors):
             lost.append(link)
     assert lost == []
 
@@ -62,3 +67,38 @@ def test_the_api_pages_name_what_exists_and_all_that_is_public():
 def test_the_design_names_every_module():
     table = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|.*", markdown.read(DOCS / "design.md"), re.MULTILINE))))
     assert {name for layer in LAYERS for name in layer} - table == set()
+
+
+# --- the built site ---
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))), reason="needs the group `docs`"
+)
+def test_the_site_renders(tmp_path: pathlib.Path):
+    built_site.build(tmp_path)
+    site = built_site.pages(tmp_path)
+    assert len(site) == len(PAGES) + 1  # and the page for what is not found
+    for name, page in site.items():
+        assert "http" not in " ".join(page.loaded), f"{name} loads files of other sites"
+        for mark in (">>>", "```", "\\(", "\\[", "$$", "::: "):
+            assert mark not in page.prose, f"{name} shows {mark!r} outside of code and formulas"
+        assert page.quotes == 0, f"{name} has an example that is not code: its heading must be `Examples:`"
+        assert re.findall(r"\[`[^\]]*\]|\]\(|\]\[", page.prose) == [], f"{name} shows the brackets of a link"
+        assert max([0, *map(len, "\n".join(page.signatures).splitlines())]) <= 44, f"{name} has a signature that is too wide"
+    assert built_site.lost_links(site, tmp_path) == []
+    assert built_site.lost_files(tmp_path) == []
+    _check_formulas([formula for page in site.values() for formula in page.formulas], tmp_path)
+
+
+def _check_formulas(formulas: list[str], site: pathlib.Path) -> None:
+    """KaTeX reads every formula; where node is not installed, they are only counted."""
+    assert len(formulas) > 20
+    if shutil.which("node"):
+        code = (
+            "const katex = require(process.argv[1]); const formulas = JSON.parse(require('fs').readFileSync(0));"
+            "for (const f of formulas) katex.renderToString(f.trim().slice(2, -2), {throwOnError: true, strict: 'error'})"
+        )
+        command = ["node", "-e", code, str(site / "javascripts/katex/katex.min.js")]
+        done = subprocess.run(command, input=json.dumps(formulas), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """The examples in docstrings run, and every public name has one.
 
-Collected here and not by pytest's own `--doctest-modules`: doctest's finder skips functions that a
-decorator has wrapped and the methods of equinox modules, and would do so silently.
+They are collected here rather than by pytest's `--doctest-modules`, whose finder silently skips decorated functions and the
+methods of equinox modules.
 """
 
 import doctest
@@ -14,7 +14,7 @@ import pytest
 
 import hessop
 
-# The examples are run as JAX is installed, whatever the lane.
+# The examples run with JAX's default settings in every lane.
 pytestmark = pytest.mark.once
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -29,7 +29,7 @@ def _documented() -> Iterator[tuple[str, object]]:
                 continue
             if inspect.isclass(member):
                 yield f"{info.name}.{name}", member
-                # getattr and not vars: equinox stores methods behind a descriptor.
+                # getattr rather than vars, because equinox stores methods behind a descriptor.
                 for key, value in vars(member).items():
                     method = value if isinstance(value, property) else getattr(member, key, None)
                     if isinstance(method, property) or inspect.isroutine(method):
@@ -49,7 +49,7 @@ def _examples() -> dict[str, doctest.DocTest]:
 
 
 EXAMPLES = _examples()
-# Without modules: the import hook that checks annotations leaves one of its own there.
+# Without modules: the import hook that checks annotations adds one.
 PUBLIC = sorted(name for name, member in vars(hessop).items() if not name.startswith("_") and not inspect.ismodule(member))
 
 
@@ -67,6 +67,6 @@ def test_example(name: str):
 def test_public_names_have_an_example(name: str):
     member = getattr(hessop, name)
     if inspect.isclass(member) and issubclass(member, (Exception, tuple)):
-        assert member.__doc__  # a record or an error is made by hessop, not by its users
+        assert member.__doc__  # hessop creates records and errors; users do not
     else:
         assert f"{member.__module__}.{member.__name__}" in EXAMPLES

@@ -1,4 +1,4 @@
-"""The examples run, as scripts and at small sizes, and say what they promise."""
+"""The examples run as scripts, at small sizes, and print what they promise."""
 
 import runpy
 import sys
@@ -8,25 +8,25 @@ import pytest
 from . import markdown
 
 FOLDER = markdown.ROOT / "examples"
-# Script -> the arguments that make it small, and what its output must hold.
+# Script -> arguments for a small problem, and text that the output must contain.
 SMALL = {
     "block_jacobi_cg.py": (["--particles", "40"], ["with block_jacobi"]),
-    "issue_787.py": (["--particles", "30"], ["20 random columns differ"]),
+    "issue_787.py": (["--particles", "30"], ["20 random columns", "predicted"]),
     "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
     "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "a minimum", "LOBPCG"]),
-    "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after as much time"]),
+    "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after the same time"]),
 }
-# The examples choose their own dtype: one lane is enough.
+# The examples choose their own dtype, so one lane is enough.
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
-def test_all_are_listed():
+def test_all_examples_are_listed():
     assert sorted(SMALL) == sorted(path.name for path in FOLDER.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.usefixtures("default_settings")  # Adam of optax does not run under strict promotion
-def test_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.usefixtures("default_settings")  # optax's Adam does not run under strict promotion
+def test_example_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     arguments, expected = SMALL[name]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(FOLDER / name), run_name="__main__")

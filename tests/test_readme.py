@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -45,7 +46,16 @@ def test_commands_exist(name: str):
     assert named <= defined
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     local = markdown.links(TEXT)
-    assert local
+    assert any(link.endswith(".svg") for link in local)
     assert [link for link in local if not (markdown.ROOT / link).exists()] == []
+
+
+def test_badges_and_citation_are_true():
+    project = tomllib.loads((markdown.ROOT / "pyproject.toml").read_text())["project"]
+    badges = dict(re.findall(r"img\.shields\.io/badge/(\w+)-(.+?)-blue", TEXT))
+    assert badges["license"].replace("--", "-") == project["license"]
+    assert ">=" + badges["python"].removesuffix("%2B") == project["requires-python"]
+    assert any(found.startswith("jax>=" + badges["JAX"].removesuffix("%2B")) for found in project["dependencies"])
+    assert re.findall(r"version = \{(.+)\}", TEXT) == [project["version"]]

@@ -1,4 +1,4 @@
-"""`hessop.scipy.minimize`: scipy's minimizers on pytrees, without glue."""
+"""`hessop.scipy.minimize`: scipy's minimizers on pytrees."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_every_method(method):
     extra = {"options": {"maxiter": 3000}} if method in ("Nelder-Mead", "trust-constr", "CG") else {}
     result = hessop.scipy.minimize(fn, start, (2.0,), method=method, **extra)
     rough = method in ("Nelder-Mead", "Powell", "CG", "TNC")
-    lost = method == "TNC" and not DOUBLE  # in the rounding of float32, anywhere along the valley; it started 2.2 away
+    lost = method == "TNC" and not DOUBLE  # float32 rounding stops it anywhere along the valley; it starts 2.2 away
     near_one(result.x, 1.0 if lost else 0.05 if rough or not DOUBLE else 1e-3)
     if method not in ("Nelder-Mead", "Powell"):
         gradient = result.grad if method == "trust-constr" else result.jac
@@ -65,7 +65,26 @@ def test_takes_the_path_of_scipy_with_derivatives_made_by_hand(method):
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(result.x)[0], expected.x, rtol=1e-8)
 
 
-def test_one_linearization_a_point():
+def test_anything_but_a_tuple_is_one_argument():
+    # As in scipy, a list is one argument too.
+    run = lambda args: hessop.scipy.minimize(fn, START, args, method="L-BFGS-B", options={"maxiter": 2}).fun
+    assert run(2.0) == run((2.0,))
+    assert run(np.float64(2.0)) == run((2.0,))
+    by_name = lambda p, named: fn(p, named["scale"][0])
+    found = hessop.scipy.minimize(by_name, START, {"scale": [2.0]}, method="L-BFGS-B", options={"maxiter": 2})
+    assert found.fun == run((2.0,))
+    weighed = lambda p, weights: fn(p, weights[0] + weights[1])
+    found = hessop.scipy.minimize(weighed, START, [0.5, 1.5], method="L-BFGS-B", options={"maxiter": 2})
+    assert found.fun == run((2.0,))
+
+
+@pytest.mark.once
+def test_the_methods_are_those_of_scipy():
+    # If scipy adds a method, hessop/scipy.py must list the derivatives it takes.
+    assert sorted(hessop.scipy._METHODS) == sorted(scipy.optimize._minimize.MINIMIZE_METHODS)
+
+
+def test_one_linearization_per_point():
     traced = []
 
     def counted(x):
@@ -73,13 +92,13 @@ def test_one_linearization_a_point():
         return jnp.sum(x**4 - x**2) + jnp.sum(x[1:] * x[:-1])
 
     result = hessop.scipy.minimize(counted, jnp.linspace(0.5, 1, 6), method="trust-ncg")
-    assert result.nhev > result.nit  # several products a point
-    assert len(traced) < 8  # and none of them traces
+    assert result.nhev > result.nit  # several products per point
+    assert len(traced) < 8  # none of which traces
 
 
 @pytest.mark.once
-def test_pairs_as_they_are_posted():
-    """Self pairs of a distance are singular in scipy's hands, too, but not here."""
+def test_unmasked_self_pairs():
+    """Distances of self-pairs are singular for jax.grad, but not here."""
 
     def energy(x):
         d = jnp.sqrt(jnp.sum((x[:, None] - x[None]) ** 2, axis=-1))
@@ -117,7 +136,7 @@ def test_bounds_and_callbacks():
 def test_a_function_as_the_method():
     def newton(fun, x0, jac, hessp, **ignored):
         value, gradient = fun(x0), jac(x0)
-        gradient += 0  # methods of scipy may write into what they are given
+        gradient += 0  # scipy's methods may write into the arrays that they get
         H = np.stack([hessp(x0, e) for e in np.eye(x0.size)])
         step = np.linalg.solve(H, gradient)
         return scipy.optimize.OptimizeResult(x=x0 - step, fun=value, success=True)
@@ -127,9 +146,9 @@ def test_a_function_as_the_method():
 
 
 def test_messages():
-    with pytest.raises(TypeError, match=r"^jac: got one, but hessop makes it of fn; call scipy\.optimize\.minimize to give"):
+    with pytest.raises(TypeError, match=r"^jac: got one, but hessop derives it from fn; call scipy\.optimize\.minimize to"):
         hessop.scipy.minimize(fn, START, jac=True)
     with pytest.raises(TypeError, match=r"^x0: got int, expected a real floating array"):
         hessop.scipy.minimize(fn, 3)
-    with pytest.raises(ValueError, match=r"Unknown solver"):
+    with pytest.raises(ValueError, match=r"^method: got 'nothing', expected a function or one of 'bfgs', .*, 'trust-ncg'"):
         hessop.scipy.minimize(fn, START, method="nothing")

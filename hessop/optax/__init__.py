@@ -1,9 +1,9 @@
-"""Newton's method as optax transformations: directions and whole solvers that survive indefinite Hessians.
+"""Newton's method as optax transformations: directions and complete solvers that cope with indefinite Hessians.
 
-Imports optax, which `import hessop` does not: this package is loaded when `hessop.optax` is first asked for.
+Imports optax, which `import hessop` does not: this package is loaded on first access to `hessop.optax`.
 """
 
-# A direction to chain with a step size or a line search, and that chain.
+# A direction, to be chained with a step size or a line search, and that chain.
 from hessop.optax._newton_cg import (
     NewtonCGInfo as NewtonCGInfo,
     ScaleByNewtonCGState as ScaleByNewtonCGState,
@@ -11,7 +11,7 @@ from hessop.optax._newton_cg import (
     scale_by_newton_cg as scale_by_newton_cg,
 )
 
-# A whole solver.
+# A complete solver.
 from hessop.optax._trust_region import (
     NewtonTrustRegionState as NewtonTrustRegionState,
     TrustRegionInfo as TrustRegionInfo,

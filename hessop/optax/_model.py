@@ -1,7 +1,7 @@
-"""The quadratic model of the objective at the parameters, and how well its minimum is worth knowing.
+"""The quadratic model of the objective at the parameters, and the tolerance to which its minimum is computed.
 
-What both transformations share: which arguments are the objective's, the operator, its preconditioner, and the tolerance of
-the linear solve. Depends on the operator. Must never know a step size or a state.
+Shared by both transformations: which arguments belong to the objective, the operator, its preconditioner, the linear solve.
+Depends on the operator. Must never know a step size or a state.
 """
 
 import inspect
@@ -14,28 +14,50 @@ import lineax as lx
 import optax
 from jax import Array
 
-from hessop._arguments import as_leaf
-from hessop._operator import HessianOperator
-from hessop._precondition import quiet_block_jacobi
-from hessop._tiled import untiled
-from hessop._trace import Wrapped
-from hessop.krylov import _vectors as vec
-from hessop.krylov._options import check_steps, nonnegative
+from hessop._base.arguments import as_leaf
+from hessop._krylov import vectors as vec
+from hessop._krylov.options import check_steps, nonnegative
+from hessop._krylov.truncated_cg import TruncatedCG
+from hessop._operator.block_jacobi import quiet_block_jacobi
+from hessop._operator.hessian import HessianOperator
+from hessop._program.trace import Wrapped
+from hessop._routes.tiled import untiled
+from hessop.optax import _tuning as tuning
 
-# Eisenstat and Walker (1996), choice 2 with the exponent they name: rtol = gamma (|g| / |g of the last step|)^alpha.
-# An exponent of 2 ends in steps that solve to 1e-13 what 1e-6 was asked of. This one, a start at 0.3 (theirs is 0.9, for
-# Jacobians that are expensive to multiply by) and bounds on the steps together save a tenth of the products of 16 problems of
-# benchmarks/minimise.py.
-_GAMMA, _ALPHA, _LOOSEST = 0.9, (1 + 5**0.5) / 2, 0.3
+
+class Model(NamedTuple):
+    """The model g.p + p.Hp / 2 at the parameters of one update.
+
+    Attributes:
+        gradient: g, the incoming updates in the dtypes of the parameters.
+        norm: |g|, in working precision.
+        rtol: tolerance of the linear solve.
+        operator: H.
+        options: options of `lineax.linear_solve`: the preconditioner, if there is one.
+        objective: function of the parameters alone.
+        dtype: working precision.
+    """
+
+    gradient: Any
+    norm: Array
+    rtol: Array
+    operator: lx.AbstractLinearOperator
+    options: dict[str, Any]
+    objective: Callable[[Any], Any]
+    dtype: Any
+
+    def solve(self, solver: TruncatedCG) -> lx.Solution:
+        """Solve H d = g."""
+        return lx.linear_solve(self.operator, self.gradient, solver, options=self.options, throw=False)
 
 
 class Settings(NamedTuple):
-    """What was chosen when the transformation was made, checked.
+    """The arguments that the transformations share, checked.
 
     Attributes:
         rtol: tolerance of the linear solves, or None for one that follows the progress.
-        max_cg_steps: largest number of products of a solve, or None.
-        damping: what is added to the diagonal, or None.
+        max_cg_steps: largest number of products in one solve, or None.
+        damping: number added to the diagonal, or None.
         preconditioner: operator -> preconditioner, or None.
         curvature_fn: (params, **arguments of the objective) -> operator, or None for the Hessian.
     """
@@ -55,7 +77,7 @@ class Settings(NamedTuple):
         """
         named = isinstance(preconditioner, str) and preconditioner == "block_jacobi"
         expected = "'block_jacobi' or a function of the operator, such as lambda H: hessop.block_jacobi(H, block=1)"
-        # A step from where the blocks are not finite must not raise: it falls back to the gradient.
+        # A step from a point at which the blocks are not finite must not raise: it falls back to the gradient.
         make = _function(quiet_block_jacobi if named else preconditioner, "preconditioner", expected)
         expected = "a function of the parameters and of the objective's other arguments that returns a lineax operator"
         curvature_fn = _function(curvature_fn, "curvature_fn", expected)
@@ -66,6 +88,39 @@ class Settings(NamedTuple):
             damping=None if undamped else nonnegative(damping, "damping"),
             preconditioner=make,
             curvature_fn=curvature_fn,
+        )
+
+    def model(self, updates: Any, params: Any, value_fn: Callable[..., Any], extra: dict[str, Any], last_norm: Array) -> Model:
+        """The model of one update.
+
+        Args:
+            updates: incoming updates.
+            params: parameters.
+            value_fn: the objective.
+            extra: all extra arguments of the update.
+            last_norm: norm of the gradient at the last update, infinite before the first.
+
+        Raises:
+            ValueError: `params` is None.
+        """
+        if params is None:
+            raise ValueError(
+                "params: got None, but second derivatives are taken at the parameters; call update(updates, state, params, "
+                "value_fn=...)"
+            )
+        dtype = vec.working_dtype(params)
+        gradient = vec.cast_like(updates, params)
+        norm = vec.safe_norm(vec.cast(gradient, dtype))
+        arguments = _objective_arguments(value_fn, extra)
+        operator = self.operator(value_fn, params, arguments)
+        return Model(
+            gradient=gradient,
+            norm=norm,
+            rtol=self.tolerance(norm, last_norm),
+            operator=operator,
+            options={} if self.preconditioner is None else {"preconditioner": self.preconditioner(operator)},
+            objective=lambda at: value_fn(at, **arguments),
+            dtype=dtype,
         )
 
     def operator(self, value_fn: Callable[..., Any], params: Any, arguments: dict[str, Any]) -> lx.AbstractLinearOperator:
@@ -81,65 +136,40 @@ class Settings(NamedTuple):
         damping = self.damping.astype(vec.working_dtype(params))
         return operator + damping * lx.IdentityLinearOperator(operator.in_structure())
 
-    def options(self, operator: lx.AbstractLinearOperator) -> dict[str, Any]:
-        """What `lineax.linear_solve` takes."""
-        return {} if self.preconditioner is None else {"preconditioner": self.preconditioner(operator)}
-
     def tolerance(self, norm: Array, last_norm: Array) -> Array:
         """The tolerance of a solve for a gradient of this norm; `last_norm` is infinite before the first.
 
-        Loose while the gradient falls slowly and tight enough for superlinear convergence at the end; a ratio, so that the
-        units of the objective do not matter.
+        Loose while the gradient falls slowly, tight enough for superlinear convergence at the end.
         """
         if self.rtol is not None:
             return self.rtol.astype(norm.dtype)
         known = jnp.isfinite(last_norm) & (last_norm > 0)
-        rtol = _GAMMA * (norm / jnp.where(known, last_norm, 1)) ** _ALPHA
-        # Below the square root of epsilon a solve costs products and gains no digits.
-        return jnp.where(known, jnp.clip(rtol, jnp.sqrt(jnp.finfo(norm.dtype).eps), _LOOSEST), _LOOSEST)
-
-
-def objective_arguments(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Those of the extra arguments that the objective has parameters for, as optax's line searches pick them."""
-    names = inspect.signature(value_fn).parameters
-    return {name: value for name, value in extra_args.items() if name in names}
+        rtol = tuning.FORCING_FACTOR * (norm / jnp.where(known, last_norm, 1)) ** tuning.FORCING_EXPONENT
+        # Below sqrt(eps), a solve costs products and gains no digits.
+        return jnp.where(known, jnp.clip(rtol, jnp.sqrt(jnp.finfo(norm.dtype).eps), tuning.LOOSEST_RTOL), tuning.LOOSEST_RTOL)
 
 
 def transformation(init_fn: Callable[..., Any], update_fn: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """What optax takes."""
-    # Its annotations know nothing of arguments by name, which its own line searches require too.
+    """The optax transformation of two functions."""
+    # optax's annotations do not allow keyword-only arguments, which its own line searches require too.
     make: Any = optax.GradientTransformationExtraArgs
     return make(init_fn, update_fn)
 
 
-def require_params(params: Any) -> None:
-    """Refuse an update without parameters.
-
-    Raises:
-        ValueError: `params` is None.
-    """
-    if params is None:
-        raise ValueError(
-            "params: got None, but second derivatives are taken at the parameters; call update(updates, state, params, "
-            "value_fn=...)"
-        )
+def next_state(new: Any, state: Any) -> Any:
+    """The new state, with the dtypes of the old one."""
+    return optax.tree.cast_like(new._replace(count=jnp.asarray(optax.safe_increment(state.count))), other_tree=state)
 
 
 def state_dtype(params: Any) -> Any:
-    """The dtype of the numbers in a state; `optax.tree.map_params` asks for the state of no parameters at all."""
+    """The dtype of the numbers in a state; `optax.tree.map_params` asks for the state of an empty pytree."""
     return vec.working_dtype(params) if jax.tree.leaves(params) else jnp.float32
 
 
-def size(tree: Any, dtype: Any) -> Array:
-    """The Euclidean norm, also of vectors whose squares overflow or vanish."""
-    tree = vec.cast(tree, dtype)
-    unit = vec.power_of_two(vec.largest(tree))
-    return unit * vec.norm(vec.scaled(tree, 1 / unit))
-
-
-def finite(tree: Any) -> Array:
-    """Whether all entries are finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _objective_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments for which the objective has parameters, as optax's line searches select them."""
+    names = inspect.signature(value_fn).parameters
+    return {name: value for name, value in extra.items() if name in names}
 
 
 def _function(value: Any, name: str, expected: str) -> Any:
@@ -157,7 +187,7 @@ def _hessian(value_fn: Callable[..., Any], params: Any, arguments: dict[str, Any
 
 
 def _call_by_name(fn: Callable[..., Any], how: Any, params: Any, values: Any, module: Any) -> Any:
-    """Fn with its keyword arguments."""
+    """Call fn with its keyword arguments."""
     names, is_module = how
     arguments = dict(zip(names, values, strict=True))
     return module[0](params, **arguments) if is_module else fn(params, **arguments)

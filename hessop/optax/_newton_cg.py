@@ -1,7 +1,7 @@
 """Newton directions from truncated conjugate gradients, as an optax transformation, and a solver with a line search.
 
-The transformation is a preconditioner in optax's sense, as `optax.scale_by_lbfgs` is: it makes H^-1 g of g, downhill whatever
-the signature of H. Depends on optax. Must never know how a product with the Hessian is computed.
+The transformation is a preconditioner in optax's sense, like `optax.scale_by_lbfgs`: it maps g to H^-1 g, downhill whatever the
+signature of H. Depends on optax. Must never know how a product with the Hessian is computed.
 """
 
 from collections.abc import Callable
@@ -9,30 +9,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optax
 from jax import Array, lax
 
-from hessop._annotations import Function, Scalar
-from hessop.krylov import _vectors as vec
-from hessop.krylov._results import StopReason
-from hessop.krylov.truncated_cg import TruncatedCG
-from hessop.optax._model import Settings, finite, objective_arguments, require_params, size, state_dtype, transformation
-
-# With a line search, steps along curvature that is not positive are tried at so many times the length of the last step first.
-# Over a dozen starts of 60 ions that takes 51 evaluations in the geometric mean instead of 90, of a fluid of 120 particles 155
-# instead of 405, with fewer products too; on a cluster of 55, which sees little of such curvature, it makes no difference.
-_LEAP = 4.0
+from hessop._base.annotations import Function, Scalar
+from hessop._krylov import vectors as vec
+from hessop._krylov.results import StopReason
+from hessop._krylov.truncated_cg import TruncatedCG
+from hessop.optax import _tuning as tuning
+from hessop.optax._model import Model, Settings, next_state, state_dtype, transformation
 
 
 class NewtonCGInfo(NamedTuple):
-    """How the last direction came about, for debugging.
+    """How the last direction was found, for debugging.
 
     Attributes:
-        num_cg_steps: products with the Hessian.
-        residual: |g - H d|, of a direction from a radius or a saddle point too.
-        curvature: d.Hd / d.d of the direction in which curvature was not positive, inf where none was met.
-        stop_reason: a `hessop.StopReason`; `gradient` where the step was not finite or not downhill.
+        num_cg_steps: number of products with the Hessian.
+        residual: |g - H d|, even if the solve ended at curvature that is not positive.
+        curvature: d.Hd / d.d in the direction in which the curvature was not positive, inf if none was met.
+        stop_reason: a `hessop.StopReason`; `gradient` if the step was not finite or not downhill.
     """
 
     num_cg_steps: Array
@@ -46,10 +41,9 @@ class ScaleByNewtonCGState(NamedTuple):
 
     Attributes:
         count: number of updates.
-        gradient_norm: of the last incoming updates, infinite before the first.
-        point: the parameters at the last update, which say how far the step went that was made of it; None where that is not
-            asked for.
-        info: how the last direction came about.
+        gradient_norm: norm of the last incoming updates, infinite before the first.
+        point: parameters at the last update, from which the length of the last step follows; None if it is not needed.
+        info: how the last direction was found.
     """
 
     count: Array
@@ -68,36 +62,39 @@ def scale_by_newton_cg(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by the inverse of the Hessian: the Newton direction, where there is one.
 
-    H d = g is solved by `hessop.TruncatedCG`, which stops at curvature that is not positive. The direction is always downhill
-    before its sign is flipped, d.g > 0: where the solve found none that is finite, it is g itself.
+    `hessop.TruncatedCG` solves H d = g, and stops at curvature that is not positive. The direction is always downhill before
+    its sign is flipped, d.g > 0: if the solve finds no direction that is finite and downhill, the result is g itself.
 
-    `update` needs `params` and the objective, `value_fn=fn`; other arguments of fn are given by name, as for optax's line
-    searches, and what fn does not have is ignored. `fn(params, **arguments)` returns a real scalar. Under `optax.masked` and
-    `optax.partition` params are a part of themselves, and fn must be one of that part.
+    The sign is left to the chain, as in `optax.scale_by_lbfgs`: after this transformation, one factor must be negative, such as
+    `optax.scale(-0.5)` or `optax.scale_by_learning_rate(0.5)`. With `optax.scale(0.5)` instead, the steps go uphill.
 
-    The Hessian is a `hessop.HessianOperator`, with all that it knows of fn. Give `hessop.tiled(fn)` where the values of fn
-    that a line search asks for would store too much.
+    `update` needs `params` and the objective, `value_fn=fn`. Pass other arguments of fn by name, as for optax's line searches;
+    arguments that fn does not have are ignored. `fn(params, **arguments)` returns a real scalar. Under `optax.masked` and
+    `optax.partition`, `params` contains only some of the parameters, and fn must be a function of those.
+
+    The Hessian is a `hessop.HessianOperator`, which exploits the structure of fn. Pass `hessop.tiled(fn)` if the values of fn
+    that a line search computes would need too much memory.
 
     Args:
-        rtol: tolerance of the linear solve relative to the gradient; by default 0.3 at first, and then less as the
-            gradient falls (Eisenstat and Walker's second choice), so that convergence is superlinear at the end, of order
-            1.6. A small one makes it quadratic, for more products.
+        rtol: tolerance of the linear solve relative to the gradient. By default 0.3 at first, then less as the gradient falls
+            (Eisenstat and Walker's choice 2), so that convergence is superlinear at the end, of order 1.6. A small `rtol` makes
+            it quadratic, for more products.
         max_cg_steps: largest number of products with the Hessian for one direction; by default ten times the number of
             parameters.
-        damping: what is added to the Hessian's diagonal.
+        damping: number added to the Hessian's diagonal.
         preconditioner: None; "block_jacobi"; or a function of the operator that returns an approximate inverse as a lineax
             operator, such as `hessop.block_jacobi` itself.
         curvature_fn: function of params and of the objective's other arguments that returns a symmetric lineax operator to
-            be used in place of the Hessian: a Gauss-Newton matrix, or a `hessop.HessianOperator` with options of its own.
+            use instead of the Hessian: a Gauss-Newton matrix, or a `hessop.HessianOperator` with other options.
 
     Returns:
-        A transformation. Under `optax.inject_hyperparams` give `static_args=("preconditioner", "curvature_fn")` where these
-        are functions, which would pass for schedules.
+        A transformation. Under `optax.inject_hyperparams`, pass `static_args=("preconditioner", "curvature_fn")` if these are
+        functions, which optax would take for schedules.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, hessop.optax, optax
         >>> fn = lambda x: jnp.sum(jnp.cosh(x))
         >>> solver = optax.chain(hessop.optax.scale_by_newton_cg(), optax.scale(-1.0))
@@ -114,17 +111,13 @@ def scale_by_newton_cg(
         Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method (1996), doi:10.1137/0917003.
     """
     settings = Settings.checked(
-        rtol=rtol,
-        max_cg_steps=max_cg_steps,
-        damping=damping,
-        preconditioner=preconditioner,
-        curvature_fn=curvature_fn,
+        rtol=rtol, max_cg_steps=max_cg_steps, damping=damping, preconditioner=preconditioner, curvature_fn=curvature_fn
     )
     return _directions(settings)
 
 
 def _directions(settings: Settings, leap: float | None = None) -> optax.GradientTransformationExtraArgs:
-    """What `scale_by_newton_cg` makes; with `leap`, steps along other than positive curvature are bounded by the last one."""
+    """`scale_by_newton_cg`; with `leap`, steps along curvature that is not positive are bounded by the last step."""
 
     def init_fn(params: Any) -> ScaleByNewtonCGState:
         number = lambda value: jnp.asarray(value, state_dtype(params))
@@ -135,34 +128,27 @@ def _directions(settings: Settings, leap: float | None = None) -> optax.Gradient
     def update_fn(
         updates: Any, state: ScaleByNewtonCGState, params: Any = None, *, value_fn: Callable[..., Any], **extra_args: Any
     ) -> tuple[Any, ScaleByNewtonCGState]:
-        require_params(params)
-        dtype = vec.working_dtype(params)
-        gradient = vec.cast_like(updates, params)
-        norm = size(gradient, dtype)
-        rtol = settings.tolerance(norm, state.gradient_norm)
-        operator = settings.operator(value_fn, params, objective_arguments(value_fn, extra_args))
-        solver = TruncatedCG(rtol, max_steps=settings.max_cg_steps)
-        solution = lx.linear_solve(operator, gradient, solver, options=settings.options(operator), throw=False)
+        model = settings.model(updates, params, value_fn, extra_args, state.gradient_norm)
+        solution = model.solve(TruncatedCG(model.rtol, max_steps=settings.max_cg_steps))
         stats, direction = solution.stats, solution.value
         if leap is not None:
             bounded = stats["stop_reason"] == StopReason.negative_curvature
-            direction = vec.select(bounded, _shortened(direction, params, state, leap, dtype), direction)
-        downhill = _is_downhill(direction, gradient, dtype)
+            direction = vec.select(bounded, _shortened(direction, params, state, leap, model.dtype), direction)
+        downhill = _is_downhill(direction, model)
         info = NewtonCGInfo(
             num_cg_steps=stats["num_steps"],
             residual=stats["residual_norm"],
             curvature=stats["curvature"],
             stop_reason=StopReason.where(downhill, stats["stop_reason"], StopReason.gradient),
         )
-        point = None if leap is None else params
-        new_state = ScaleByNewtonCGState(jnp.asarray(optax.safe_increment(state.count)), norm, point, info)
-        return vec.select(downhill, direction, gradient), optax.tree.cast_like(new_state, other_tree=state)
+        new = ScaleByNewtonCGState(state.count, model.norm, None if leap is None else params, info)
+        return vec.select(downhill, direction, model.gradient), next_state(new, state)
 
     return transformation(init_fn, update_fn)
 
 
-# Takes the full step where it will do, which a Newton method needs to converge faster than linearly.
-_ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
+# It tries the full step first, which a Newton method needs for superlinear convergence.
+_ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=tuning.LINESEARCH_STEPS, initial_guess_strategy="one")
 
 
 def newton_cg(
@@ -175,21 +161,25 @@ def newton_cg(
     curvature_fn: Function | None = None,
     linesearch: Any = _ZOOM,
 ) -> optax.GradientTransformationExtraArgs:
-    """Newton's method with truncated conjugate gradients and a line search: `optax.lbfgs` with the Hessian in its place.
+    """Newton's method with truncated conjugate gradients and a line search: like `optax.lbfgs`, with the exact Hessian.
 
-    It converges superlinearly at a minimum, and goes downhill from wherever it starts. Like every method that follows the
-    gradient it stays on a saddle point on which it starts exactly; `newton_trust_region(subproblem="exact")` does not.
+    It converges superlinearly at a minimum, and goes downhill from any start. Like every method that follows the gradient, it
+    stays on a saddle point if it starts exactly there; `newton_trust_region(subproblem="exact")` does not.
 
     `update` needs params, `value`, `grad` and `value_fn`, as for `optax.lbfgs`, and the objective's other arguments by name.
 
+    The updates are ready to apply, sign included. Do not chain a factor after them: with `optax.scale(-1.0)` the steps go
+    uphill, and with any other factor, the value and gradient that the line search stores belong to a point that is never
+    reached. Use `learning_rate` instead.
+
     Args:
-        learning_rate: what the direction is scaled by before the line search; by default by nothing.
+        learning_rate: positive factor of the direction before the line search; by default 1.
         rtol: as for `scale_by_newton_cg`.
         max_cg_steps: as for `scale_by_newton_cg`.
         damping: as for `scale_by_newton_cg`.
         preconditioner: as for `scale_by_newton_cg`.
         curvature_fn: as for `scale_by_newton_cg`.
-        linesearch: a line search of optax, or None for the step as it is.
+        linesearch: an optax line search, or None to take the step unchanged.
 
     Returns:
         A transformation whose updates are ready for `optax.apply_updates`.
@@ -197,7 +187,7 @@ def newton_cg(
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, hessop.optax, optax
         >>> fn = lambda x: 100.0 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2
         >>> solver = hessop.optax.newton_cg()
@@ -214,19 +204,15 @@ def newton_cg(
         [1. 1.]
     """
     settings = Settings.checked(
-        rtol=rtol,
-        max_cg_steps=max_cg_steps,
-        damping=damping,
-        preconditioner=preconditioner,
-        curvature_fn=curvature_fn,
+        rtol=rtol, max_cg_steps=max_cg_steps, damping=damping, preconditioner=preconditioner, curvature_fn=curvature_fn
     )
-    # Only where steps are as long as the line search makes them: short ones by a learning rate would make ever shorter ones.
-    direction = _directions(settings, None if linesearch is None or learning_rate is not None else _LEAP)
+    # Bounded steps only if the line search alone decides on their length: a learning rate would make them ever shorter.
+    direction = _directions(settings, None if linesearch is None or learning_rate is not None else tuning.LEAP)
     flip = optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
     solver = optax.chain(direction, flip, optax.identity() if linesearch is None else linesearch)
 
     def init_fn(params: Any) -> Any:
-        # optax's zoom line search begins with weakly typed placeholders, for which the second step would compile again.
+        # The initial state of optax's zoom line search is weakly typed, which would recompile the second step.
         return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), solver.init(params))
 
     return transformation(init_fn, solver.update)
@@ -235,18 +221,18 @@ def newton_cg(
 def _shortened(direction: Any, params: Any, state: ScaleByNewtonCGState, leap: float, dtype: Any) -> Any:
     """The direction, at most `leap` times as long as the last step.
 
-    The model has no minimum where curvature is not positive, and what conjugate gradients make of it is mostly much too long: a
-    line search finds that out for an evaluation per halving, and again at each step.
+    Without positive curvature the model has no minimum, and the step from conjugate gradients is usually much too long. A line
+    search would need one evaluation per halving to find that out, at every step.
     """
     moved = jax.tree.map(lambda a, b: a.astype(dtype) - b.astype(dtype), params, state.point)
-    limit, length = leap * size(moved, dtype), size(direction, dtype)
+    direction, like = vec.cast(direction, dtype), direction
+    limit, length = leap * vec.safe_norm(moved), vec.safe_norm(direction)
     too_long = (state.count > 0) & jnp.isfinite(limit) & (limit > 0) & (length > limit)
-    factor = jnp.where(too_long, limit / jnp.where(length > 0, length, 1), 1)
-    return vec.cast_like(vec.scaled(vec.cast(direction, dtype), factor), direction)
+    return vec.cast_like(vec.scaled(direction, jnp.where(too_long, vec.quotient(limit, length), 1)), like)
 
 
-def _is_downhill(direction: Any, gradient: Any, dtype: Any) -> Array:
-    """Whether a step against `direction` descends; where there is no gradient, whether there is no step."""
-    unit = lambda tree: vec.scaled(vec.cast(tree, dtype), 1 / vec.power_of_two(vec.largest(vec.cast(tree, dtype))))
-    slope = vec.dot(unit(direction), unit(gradient))
-    return finite(direction) & ((slope > 0) | (vec.largest(gradient) == 0))
+def _is_downhill(direction: Any, model: Model) -> Array:
+    """Whether a step against `direction` descends; without a gradient, whether the direction is finite."""
+    unit = lambda tree: vec.normalized(vec.cast(tree, model.dtype))[0]
+    slope = vec.dot(unit(direction), unit(model.gradient))
+    return vec.finite(direction) & ((slope > 0) | (vec.largest(model.gradient) == 0))

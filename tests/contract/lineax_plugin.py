@@ -1,9 +1,8 @@
-"""Runs lineax's own operator tests with hessop's operator in the place of theirs.
+"""Runs lineax's own operator tests on hessop's operator.
 
-`python lineax_plugin.py CHECKOUT` starts one pytest per test file of a checkout of lineax, with
-this module as a plugin (`make lineax-tests` does so). The plugin replaces the list of operator
-factories in their `tests/helpers.py`. Their helpers are private: the commit that this was written
-against is 2f0e083 of lineax. None of their code is copied here.
+`python lineax_plugin.py CHECKOUT` (`make lineax-tests`) starts one pytest for each test file of a checkout of lineax, with this
+module as a plugin. The plugin replaces the list of operator factories in their `tests/helpers.py`. These helpers are private;
+the plugin was written for commit 2f0e083 of lineax. None of their code is copied here.
 """
 
 import os
@@ -16,17 +15,17 @@ import pytest
 
 SKIP_REASON = "no Hessian is this matrix: it is complex, not square, or not tagged symmetric"
 
-# How many operators of hessop the running test has built, and how the tests ended that built some:
-# the files also hold tests of lineax's own operators, whose passing says nothing of hessop. One
-# that is skipped after building ends at its first matrix that no Hessian has.
+# The number of hessop's operators that the running test has made, and the outcomes of the tests that made some. The files also
+# hold tests of lineax's own operators, which do not count. A test that is skipped after making one has met a matrix that no
+# Hessian has.
 _built = 0
 _ended = {"passed": 0, "failed": 0, "skipped": 0}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Replace their operators before anything is collected.
+    """Replace their operators before tests are collected.
 
-    Not at import: their import hook, which checks annotations, must come before lineax.
+    Not at import, because their import hook, which checks annotations, must be installed before lineax is imported.
     """
     import jax.numpy as jnp
     import jax.random as jr
@@ -47,7 +46,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     def make_hessian_operator(getkey, matrix, tags):
         global _built
-        # By shape, dtype and tags only: under their filter_jvp the matrix is a tracer.
+        # Decide by shape, dtype and tags only: under their filter_jvp the matrix is a tracer.
         rows, columns = matrix.shape
         if rows != columns or jnp.iscomplexobj(matrix) or not tagged_symmetric(tags):
             pytest.skip(SKIP_REASON)
@@ -64,8 +63,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     helpers.make_operators[:] = [make_hessian_operator]
     helpers.make_jac_operator = make_hessian_operator
-    # What they solve untagged is solved tagged symmetric, so that indefinite Hessians are covered.
-    # Not as a pseudoinverse: their singular matrices are not symmetric.
+    # Untagged systems become symmetric ones, so that indefinite Hessians are covered. Pseudoinverses are left out: their
+    # singular matrices are not symmetric.
     cases = [
         (solver, lx.symmetric_tag if tags == () else tags, False) for solver, tags, _ in helpers.solvers_tags_pseudoinverse
     ]
@@ -73,7 +72,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs on an operator of lineax's own."""
+    """Leave out tests of lineax's own operators."""
 
     def foreign(item: pytest.Item) -> bool:
         make = getattr(item, "callspec", None) and item.callspec.params.get("make_operator")
@@ -84,25 +83,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup() -> None:
-    """Count anew for each test."""
+    """Reset the count for each test."""
     global _built
     _built = 0
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember how a test ended that has built operators of hessop."""
+    """Count the outcome of a test that has made operators of hessop."""
     if report.when == "call" and _built:
         _ended[report.outcome] += 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how the tests ended in which hessop took part."""
+    """Print the outcomes of the tests that made operators of hessop."""
     ended = ", ".join(f"{count} {outcome}" for outcome, count in _ended.items())
     terminalreporter.write_line(f"with operators of hessop: {ended}")
 
 
 def _run(checkout: pathlib.Path, file: pathlib.Path, extra: list[str]) -> tuple[int, str]:
-    """One file in one process; pytest's exit code and its counts."""
+    """Run one file in a process of its own; returns pytest's exit code and counts."""
     here = pathlib.Path(__file__).resolve()
     paths = [str(checkout), str(here.parent), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "pytest", "-p", here.stem, "-p", "no:cacheprovider"]
@@ -123,7 +122,7 @@ def _run(checkout: pathlib.Path, file: pathlib.Path, extra: list[str]) -> tuple[
 
 
 def main(argv: list[str]) -> int:
-    """Run every file that tests operators, say how each went, and return 1 if any failed."""
+    """Run every file that tests operators and print its outcome; returns 1 if any failed."""
     checkout, extra = pathlib.Path(argv[0]).resolve(), argv[1:]
     failed = False
     for file in sorted((checkout / "tests").glob("test_*.py")):

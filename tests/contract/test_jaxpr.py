@@ -1,4 +1,4 @@
-"""Each field of a jaxpr that the structure engine relies on: an upgrade of JAX that moves one fails here, by name."""
+"""The fields of a jaxpr that hessop relies on, so that an upgrade of JAX that changes one fails here, with its name."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,15 @@ import pytest
 from jax import lax
 from jax.extend import core as jex
 
-from hessop._jaxpr import bind, flatten_jaxpr, open_jaxpr
-from hessop.structure.propagate import RULES
+from hessop._equations import primitives
+from hessop._equations.flat import bind, flatten_jaxpr, open_jaxpr
+from hessop._structure.propagate import RULES
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 def equation(fn, name, *args):
-    """The first equation of that primitive in the flattened jaxpr of fn."""
+    """The first equation of a primitive in the flattened jaxpr of fn."""
     flat, _ = flatten_jaxpr(jax.make_jaxpr(fn)(*(args or (X,))))
     found = [eqn for eqn in flat.eqns if eqn.primitive.name == name]
     assert found, f"no {name} in {[eqn.primitive.name for eqn in flat.eqns]}"
@@ -41,7 +42,7 @@ def test_a_literal_is_a_numpy_scalar():
     assert np.ndim(literal.val) == 0
 
 
-def test_convert_element_type_says_its_dtype_in_the_output():
+def test_convert_element_type_has_its_dtype_in_the_output():
     assert equation(lambda x: x.astype(jnp.float16), "convert_element_type").outvars[0].aval.dtype == jnp.float16
 
 
@@ -52,7 +53,7 @@ def test_broadcast_in_dim():
     assert tuple(map(int, eqn.params["broadcast_dimensions"])) == (1, 2)
 
 
-def test_reshapes_say_their_shape_in_the_output():
+def test_reshapes_have_their_shape_in_the_output():
     assert equation(lambda x: x.reshape(3, 4), "reshape").outvars[0].aval.shape == (3, 4)
     assert equation(lambda x: x.reshape(3, 4), "reshape").params["dimensions"] is None
     assert equation(lambda x: lax.squeeze(x[:1], (0,)), "squeeze").outvars[0].aval.shape == (3,)
@@ -101,7 +102,7 @@ def test_slice_pad_concatenate_split():
 
 
 @pytest.mark.parametrize(("name", "fn"), [("stack", jnp.stack), ("unstack", jnp.unstack), ("tile", jnp.tile)])
-def test_newer_primitives_where_they_exist(name, fn):
+def test_primitives_of_newer_versions(name, fn):
     call = {"stack": lambda x: fn([x, x], axis=1), "unstack": lambda x: fn(x, axis=1), "tile": lambda x: fn(x, (2, 1))}
     flat, _ = flatten_jaxpr(jax.make_jaxpr(call[name])(X))
     found = [eqn for eqn in flat.eqns if eqn.primitive.name == name]
@@ -182,7 +183,7 @@ def test_an_equation_runs_again_with_its_own_parameters():
     assert len(bind(eqn, [jnp.float32(0), jnp.asarray(X)])) == 2
 
 
-def test_an_equation_takes_other_inputs_and_keeps_the_rest():
+def test_replacing_the_inputs_of_an_equation_keeps_the_rest():
     eqn = equation(lambda x: jnp.sum(jnp.sin(x), 1), "reduce_sum")
     other = eqn.replace(invars=[eqn.outvars[0]])
     assert other.invars == [eqn.outvars[0]]
@@ -190,7 +191,7 @@ def test_an_equation_takes_other_inputs_and_keeps_the_rest():
         assert getattr(other, name) is getattr(eqn, name)
 
 
-def test_the_context_of_an_equation_compares_by_what_it_says():
+def test_contexts_of_equations_compare_by_value():
     from jax.experimental.xla_metadata import set_xla_metadata
 
     def fn(x):
@@ -204,7 +205,7 @@ def test_the_context_of_an_equation_compares_by_what_it_says():
     assert a != c
 
 
-def test_an_output_that_nothing_reads_may_have_a_variable_of_another_type():
+def test_the_variable_of_an_unused_output_may_have_another_type():
     jaxpr, _ = open_jaxpr(jax.make_jaxpr(lambda x: lax.sort((x, x), num_keys=1)[0])(X))
     read, unread = next(e for e in jaxpr.eqns if e.primitive.name == "sort").outvars
     assert type(read) is jex.Var
@@ -212,7 +213,46 @@ def test_an_output_that_nothing_reads_may_have_a_variable_of_another_type():
 
 
 def test_names_of_rules_are_names_of_primitives():
-    # Both spellings of what JAX renamed are registered; everything else must exist.
+    # Rules exist for both names of what JAX renamed. Every other name must exist.
     aliases = {"copy_p", "scatter_add", "scatter_sub", "stack", "unstack", "tile", "expand_dims", "pvary"}
     known = {p.name for p in vars(lax).values() if isinstance(p, jex.Primitive)}
     assert {n for n in RULES if n not in aliases} - known <= {"add_any", "copy", "device_put", "sharding_constraint"}
+
+
+TABLES = {name: table for name, table in vars(primitives).items() if name.isupper()}
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.keys() - {"REMAT", "CALLS", "RULED", "BODIES"}))
+def test_names_of_tables_are_names_of_primitives(table):
+    known = {p.name for p in vars(lax).values() if isinstance(p, jex.Primitive)}
+    of_one_version = {"copy_p", "expand_dims", "tile", "square", "stop_gradient", "scatter_max", "scatter_min"}
+    assert TABLES[table] - known - of_one_version <= {"add_any", "copy"}
+
+
+def test_bodies_are_in_the_parameters_that_the_table_names():
+    for name, fn in {
+        "scan": lambda x: lax.scan(lambda s, r: (s + r, s), x[0], x)[0],
+        "cond": lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x),
+        "while": lambda x: lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + 1, x),
+    }.items():
+        bodies = equation(fn, name).params[primitives.BODIES[name]]
+        for body in bodies if isinstance(bodies, tuple) else [bodies]:
+            assert open_jaxpr(body)[0].eqns
+    (remat,) = open_jaxpr(jax.make_jaxpr(jax.checkpoint(jnp.sin))(X))[0].eqns
+    assert open_jaxpr(remat.params[primitives.BODIES[remat.primitive.name]])[0].eqns
+
+
+@pytest.mark.parametrize("table", ["COMPARISONS", "LOGIC", "COMMUTATIVE", "ODD", "SMOOTH", "EXPENSIVE", "WITHOUT_DERIVATIVE"])
+def test_tables_of_elementwise_primitives_are_parts_of_one(table):
+    assert TABLES[table] <= primitives.ELEMENTWISE
+
+
+@pytest.mark.parametrize("name", sorted(primitives.COMMUTATIVE))
+def test_commutative_primitives_commute_to_the_last_bit(name):
+    function = {"add_any": jnp.add, "and": jnp.bitwise_and, "or": jnp.bitwise_or, "xor": jnp.bitwise_xor}.get(name) or getattr(
+        lax, name
+    )
+    a, b = (np.random.RandomState(seed).randint(-9, 9, 100) for seed in (0, 1))
+    if name in ("add", "add_any", "mul"):
+        a, b = a / 7.0, b / 3.0
+    np.testing.assert_array_equal(function(jnp.asarray(a), jnp.asarray(b)), function(jnp.asarray(b), jnp.asarray(a)))

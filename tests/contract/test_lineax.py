@@ -1,7 +1,7 @@
-"""The contract of lineax's operators, on Hessians: what its own operator tests cannot ask of one.
+"""The contract of lineax's operators, for Hessians.
 
-Those tests (see `lineax_plugin.py`) skip a Hessian wherever their random matrix is not symmetric;
-here the same questions are asked with symmetric matrices and pytrees.
+lineax's own operator tests (see `lineax_plugin.py`) skip a Hessian if their random matrix is not symmetric. Here the same is
+tested with symmetric matrices and pytrees.
 """
 
 import operator
@@ -52,7 +52,7 @@ def random_symmetric(key, n=4):
 
 
 def nested(n):
-    """A point with n >= 5 numbers, among them a scalar leaf, beside an empty leaf."""
+    """A point with n >= 5 numbers, with a scalar leaf and an empty leaf."""
     flat = jnp.linspace(0.5, 1.5, n)
     return flat[0], {"a": flat[1:5].reshape(2, 2), "b": jnp.zeros((0, 3))}, [flat[5:]]
 
@@ -62,10 +62,10 @@ def close(actual, desired, rtol=1e-12):
     np.testing.assert_allclose(actual, desired, rtol=0, atol=rtol * scale)
 
 
-# --- one operator, by itself ---
+# --- one operator ---
 
 
-def test_structure_and_order_are_those_of_x(getkey):
+def test_structure_and_order_match_x(getkey):
     x = nested(8)
     matrix = random_symmetric(getkey(), 8)
     H = hessian_with_matrix(matrix, x)
@@ -171,8 +171,8 @@ def test_tags_answer_and_survive_jit(tag):
 
 
 @pytest.mark.parametrize("tag", list(QUERIES), ids=lambda tag: QUERIES[tag].__name__)
-def test_untagged_is_symmetric_and_nothing_else(tag):
-    # lineax's tests want an untagged operator not to be symmetric; a Hessian always is.
+def test_an_untagged_hessian_is_symmetric_and_nothing_else(tag):
+    # lineax's tests expect an untagged operator not to be symmetric. A Hessian always is.
     expected = tag is lx.symmetric_tag
     H = hessian_with_matrix(jnp.eye(4))
     for form in (H, round_trip(H), lx.linearise(H)):
@@ -189,7 +189,7 @@ def test_one_by_one_is_diagonal():
         assert ravel_pytree(lx.linear_solve(H, vector).value)[0] == pytest.approx(1.0 / 3.0)
 
 
-def test_auto_solver_picks_cholesky_where_tagged(getkey):
+def test_auto_solver_picks_cholesky_if_tagged(getkey):
     matrix = random_symmetric(getkey())
     matrix = matrix @ matrix + jnp.eye(4)
     H = hessian_with_matrix(matrix, tags=lx.positive_semidefinite_tag)
@@ -199,12 +199,12 @@ def test_auto_solver_picks_cholesky_where_tagged(getkey):
     close(lx.linear_solve(H, jnp.ones(4), solver).value, jnp.linalg.solve(matrix, jnp.ones(4)), 1e-9)
 
 
-def test_cg_refuses_what_is_not_tagged():
+def test_cg_refuses_an_untagged_hessian():
     with pytest.raises(ValueError, match="definite"):
         lx.linear_solve(hessian_with_matrix(jnp.eye(4)), jnp.ones(4), solver=lx.CG(1e-6, 1e-6))
 
 
-# --- solving, and derivatives of what is solved ---
+# --- solving, and derivatives of solutions ---
 
 SOLVERS = {
     "CG": (lx.CG(1e-12, 1e-12), lx.positive_semidefinite_tag),
@@ -214,13 +214,13 @@ SOLVERS = {
     "LU": (lx.LU(), ()),
     "Normal(CG)": (lx.Normal(lx.CG(1e-13, 1e-13)), ()),
 }
-# In the default set these solve in test_solve.py.
+# test_solve.py covers these in the default set.
 SLOW = {"CG", "GMRES", "LU"}
 EVERY_SOLVER = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SOLVERS]
 
 
 def well_conditioned(key, tags, n=4):
-    """Symmetric, with eigenvalues of one sign where the tag says so, else of both."""
+    """A symmetric matrix, with eigenvalues of one sign if the tag says so and of both otherwise."""
     basis = jnp.linalg.qr(jax.random.normal(key, (n, n)))[0]
     spectrum = jnp.linspace(1.0, 4.0, n)
     if tags is lx.negative_semidefinite_tag:
@@ -247,7 +247,7 @@ def test_solve_under_jit_and_vmap(getkey, name):
 
 @pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_derivatives_of_a_solution(getkey, name):
-    """With respect to x, args and the vector, forward and reverse, against the dense solve."""
+    """With respect to x, args and the vector, forward and reverse, compared with the dense solve."""
     solver, tags = SOLVERS[name]
     matrix = well_conditioned(getkey(), tags)
     vector, weights = jax.random.normal(getkey(), (2, 4))
@@ -286,7 +286,7 @@ def test_second_derivative_of_a_solution(getkey):
 
 @pytest.mark.parametrize("form", [lambda H: H, lx.linearise])
 def test_tangent_operator(getkey, form):
-    """An operator built inside `filter_jvp` carries its tangent: d(matrix) is a matrix too."""
+    """An operator made inside `filter_jvp` carries its tangent, which is an operator too."""
     matrix, t_matrix = random_symmetric(getkey()), random_symmetric(getkey())
     H, t_H = eqx.filter_jvp(lambda m: form(hessian_with_matrix(m)), (matrix,), (t_matrix,))
     tangent = lx.TangentLinearOperator(H, t_H)
@@ -307,7 +307,7 @@ def test_tangent_operator(getkey, form):
     ids=lambda solver: type(solver).__name__,
 )
 def test_preconditioner_serves_the_transposed_solve(getkey, solver):
-    """A badly scaled Hessian that these few steps solve only with its preconditioner."""
+    """A badly scaled Hessian, which so few steps solve only with the preconditioner."""
     n = 8
     matrix = random_symmetric(getkey(), n) + jnp.diag(4.0 + 10.0 ** jnp.arange(float(n)))
     tags = lx.positive_semidefinite_tag

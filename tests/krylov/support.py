@@ -1,4 +1,4 @@
-"""Random symmetric problems with known spectra, many at once, and what the solvers make of them."""
+"""Random symmetric problems with known spectra, and the solvers on many of them at once."""
 
 import functools
 
@@ -21,7 +21,7 @@ def positive(matrix):
 
 
 def reason(stats):
-    """The name of the reason to stop, or an array of names."""
+    """The name of the stop reason, or an array of names."""
     names = np.asarray(REASONS)[np.asarray(stats["stop_reason"]._value)]
     return str(names) if names.shape == () else names
 
@@ -31,6 +31,13 @@ def matrices(rng, spectra):
     Q = np.linalg.qr(rng.standard_normal((*spectra.shape, spectra.shape[-1])))[0]
     A = (Q * spectra[:, None, :]) @ np.swapaxes(Q, 1, 2)
     return (A + np.swapaxes(A, 1, 2)) / 2, Q
+
+
+def definite(n=7, seed=0, decades=1.0):
+    """A positive definite matrix with eigenvalues log-uniform in 10 ** -decades .. 10 ** decades, and a right-hand side."""
+    rng = np.random.RandomState(seed)
+    A, _ = matrices(rng, 10.0 ** rng.uniform(-decades, decades, (1, n)))
+    return jnp.asarray(A[0], float), jnp.asarray(rng.standard_normal(n), float)
 
 
 def random_problems(rng, count, n, decades, positive=0.5, zero=0.1):
@@ -68,7 +75,7 @@ def cauchy(A, b, radius):
 
 
 def check_one_bad_lane(solver):
-    """NaN or inf in one of many systems under vmap changes nothing for the others, and is said."""
+    """NaN or inf in one of many systems under vmap is reported, and does not change the others."""
     rng = np.random.RandomState(0)
     A = jnp.asarray(rng.standard_normal((64, 5, 5)), float)
     A = A + jnp.swapaxes(A, 1, 2)

@@ -1,4 +1,4 @@
-"""What holds for TruncatedCG on every symmetric problem: singular, indefinite, badly scaled, hard."""
+"""Properties of TruncatedCG on every symmetric problem: singular, indefinite, badly scaled, hard."""
 
 import functools
 
@@ -48,7 +48,7 @@ def problems(draw):
 
 
 def paths(A, b, radius, rtol, bounded):
-    """As `path_of`, of a problem of any size up to SIZE: padded with zeros, which b does not see, it is the same problem."""
+    """`path_of` for a problem of any size up to SIZE, padded with zeros that b does not see."""
     n = len(b)
     more = (0, SIZE - n)
     path, stats = path_of(np.pad(A, more), np.pad(b, more), radius, rtol, bounded)
@@ -68,14 +68,14 @@ def check_properties(problem):
     noise = 100 * n * EPS * (size * lengths[-1] ** 2 + np.linalg.norm(b) * lengths[-1])
     assert reasons[-1] in ("converged", "negative_curvature", "boundary", "stagnation", "max_steps")
     assert np.all(np.diff(values) <= noise)
-    # The path gets longer, but for rounding: the error of a product moves a minimum by as much / eigenvalue.
+    # The path gets longer, except by rounding: the error of a product, divided by an eigenvalue, moves a minimum.
     weakest = np.min(np.abs(spectrum[spectrum != 0]), initial=np.inf)
     assert np.all(np.diff(lengths) >= -max(1e-9, 4 * n * EPS * size / weakest) * lengths[-1])
     assert lengths[-1] <= radius * (1 + 8 * EPS)
     assert values[-1] <= cauchy(A[None], b[None], radius)[0] + noise
     assert b @ ended > 0
     np.testing.assert_allclose(stats["model_value"][-1], values[-1], rtol=1e-6, atol=noise)
-    # Negative curvature is reported where it was met, and was not met before.
+    # Negative curvature is reported if it was met, and no earlier step met any.
     curvature, d = float(stats["curvature"][-1]), np.asarray(stats["direction"][-1])
     assert np.isfinite(curvature) == (reasons[-1] == "negative_curvature")
     if np.isfinite(curvature):
@@ -87,11 +87,11 @@ def check_properties(problem):
     steps = np.diff(path[:products], axis=0)
     bends = np.einsum("ki,ij,kj->k", steps, A, steps)
     assert np.all(bends >= -50 * n * EPS * size * np.sum(steps**2, axis=1))
-    # In exact arithmetic n products do. Rounding costs more, and no conjugate gradients keep n + 2 at a condition of 1e6
-    # (12 unknowns take up to 26).
+    # Exact arithmetic needs n products. Rounding costs more: at a condition of 1e6, no variant of conjugate gradients stays
+    # within n + 2 (12 unknowns take up to 26).
     condition = size / spectrum.min() if spectrum.min() > 0 else np.inf
     assert products <= (n + 2 if condition <= 30 else 3 * n + 2 if condition <= 1e6 else 10 * n)
-    # Without a radius: downhill too, and a residual that is claimed is there.
+    # Without a radius too, the step is downhill, and a claimed residual is the true one.
     free, free_stats = paths(A, b, radius, rtol, False)
     x = free[-1]
     assert np.all(np.isfinite(x))
@@ -128,13 +128,13 @@ def test_no_direction_is_uphill(decades, count):
     for subproblem in ("truncated", "exact"):
         x = np.asarray(solve_many(A, b, 1e-4, 10.0 ** rng.uniform(-2, 2, count), subproblem)[0])
         assert slopes(A, b, x).min() > 0
-    # What conjugate gradients make of them that do not look.
+    # Conjugate gradients that do not check the curvature do go uphill.
     blind = jax.jit(jax.vmap(lambda A, b: lx.linear_solve(positive(A), b, lx.CG(1e-4, 1e-4, max_steps=100), throw=False).value))
     assert np.nanmin(slopes(A, b, np.asarray(blind(A, b)))) < 0
 
 
 def test_no_direction_is_uphill_where_rounding_has_made_it_so():
-    """b hardly shows the one negative curvature, and is nearly solved for when the iteration meets it.
+    """b has hardly any component along the negative curvature, and the iteration has almost converged when it meets it.
 
     With a condition of 1e7 its direction is then no longer conjugate to the path: along it the path went uphill, here in a
     quarter of the cases.
@@ -168,5 +168,5 @@ def test_scale_invariance(kind, subproblem):
     assert np.all(np.abs(steps - steps[reference]) <= 1)
     x = np.asarray(x) * c[:, None]
     np.testing.assert_allclose(x, np.broadcast_to(x[reference], x.shape), rtol=1e-8, atol=1e-8 * np.abs(x[reference]).max())
-    # By powers of two the digits are the same.
+    # Powers of two do not change a digit.
     np.testing.assert_array_equal(x[-3:], np.broadcast_to(x[reference], (3, 9)))

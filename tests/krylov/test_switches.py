@@ -1,4 +1,4 @@
-"""The solvers under switches of JAX that look for mistakes: NaN, jit switched off, implicit transfers, leaked tracers."""
+"""The solvers under JAX's debugging switches: NaN, jit disabled, implicit transfers, leaked tracers."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from .support import positive, reason, symmetric
 pytestmark = pytest.mark.once
 
 M = np.diag([0.5, 1.0, 3.0])
-# Without the second chain the exact subproblem sees nothing of the leftmost eigenvector of a saddle ("hard").
+# In "hard", only the second chain of the exact subproblem sees the leftmost eigenvector.
 PROBLEMS = {
     "definite": (np.diag([1.0, 2.0, 3.0]) + 0.5, [1.0, -2.0, 0.5]),
     "saddle": (np.diag([1.0, -2.0, 3.0]), [0.1, 1.0, 0.1]),
@@ -45,7 +45,7 @@ def solver_and_options(name):
 
 def solve(A, b, solver, options):
     solution = lx.linear_solve(symmetric(A), b, solver, options=options, throw=False)
-    # An enumeration is no array.
+    # An enumeration item is not an array.
     return solution.value, {k: v for k, v in solution.stats.items() if isinstance(v, jax.Array)}, solution.stats["stop_reason"]
 
 
@@ -57,7 +57,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_no_nan_is_made(name):
-    """Under jax_debug_nans a solve that does well raises nothing, and nothing of what it returns is NaN."""
+    """Under jax_debug_nans a successful solve raises nothing and returns no NaN."""
     solver, options = solver_and_options(name)
     run = jax.jit(lambda A, b: solve(A, b, solver, options))
     for A, b in PROBLEMS.values():
@@ -72,7 +72,7 @@ def test_no_nan_is_made(name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_without_jit_no_operation_makes_nan(name):
-    """Without jit each operation is looked at, those within loops too."""
+    """Without jit, every operation is checked, including those inside loops."""
     solver, options = solver_and_options(name)
     for A, b in PROBLEMS.values():
         A, b = jnp.asarray(A, float), jnp.asarray(b, float)
@@ -102,7 +102,7 @@ def test_no_tracer_leaks(name):
 
 # --- an operator that is not finite ---
 
-REGIONS = ("radius", "exact")  # which take no start
+REGIONS = ("radius", "exact")  # these take no initial guess
 FINITE = {
     "truncated": lambda: TruncatedCG(1e-4),
     "atol": lambda: TruncatedCG(1e-4, atol=1.0),
@@ -127,7 +127,7 @@ def test_zero_is_no_solution_of_an_operator_that_is_not_finite(name, y0):
 
     good = jnp.asarray(PROBLEMS["definite"][0], float)
     A = jnp.stack([good, good.at[1, 2].set(jnp.nan), good.at[0, 0].set(jnp.inf)])
-    # The absolute tolerance says the same of a b that is small.
+    # With an absolute tolerance, a small b is treated like zero.
     b = jnp.full((3, 3), 0.1 if "atol" in name else 0.0)
     value, success, stats = run(A, b)
     assert success.tolist() == [True, False, False]

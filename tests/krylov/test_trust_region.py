@@ -1,4 +1,4 @@
-"""subproblem="exact": the conditions that make a step the global minimum over the region, also in the hard case."""
+"""subproblem="exact": the conditions for a global minimum over the region, in the hard case too."""
 
 import jax.numpy as jnp
 import lineax as lx
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from hessop import TruncatedCG
-from hessop.krylov.boundary import minimize_in_ball, step_to_boundary
+from hessop._krylov.boundary import minimize_in_ball, step_to_boundary
 
 from .support import matrices, model, random_problems, reason, solve_many, symmetric
 
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 
-# The problems by which scipy tests TRLIB: matrix, gradient, radii. In the hard ones scipy's solution is the minimum in the
-# Krylov space of the gradient only; here it is the global one.
+# scipy's test problems for TRLIB: matrix, gradient, radius. In the hard ones, scipy's solution is only the minimum in the
+# Krylov space of the gradient; here it is the global one.
 EASY = np.array([[1.0, 0.0, 4.0], [0.0, 2.0, 0.0], [4.0, 0.0, 3.0]])
 INTERIOR = np.array(
     [
@@ -57,7 +57,7 @@ TRLIB = {
 @pytest.mark.parametrize("name", TRLIB)
 def test_conditions_of_a_global_minimum(name):
     H, g, radius, expected = TRLIB[name]
-    # Three dimensions among five: two more of large curvature that the gradient does not see, and one program for all.
+    # Problems of three unknowns are padded to five, by large curvature that the gradient does not see: one program for all.
     more = (0, 5 - len(g))
     H, g = np.pad(H, more) + np.diag(np.pad(np.zeros(len(g)), more, constant_values=9.0)), np.pad(g, more)
     expected = None if expected is None else np.pad(expected, more)
@@ -72,9 +72,9 @@ def test_conditions_of_a_global_minimum(name):
     assert np.linalg.norm(p) <= radius * (1 + 8 * np.finfo(float).eps)
     assert reason(solution.stats) == ("boundary" if lam > 0 or np.isclose(np.linalg.norm(p), radius) else "converged")
     if expected is not None:
-        # To the digits that scipy's tests give: six.
+        # To the six digits that scipy's tests give.
         np.testing.assert_allclose(p, expected, atol=1.5e-6)
-    # A global minimum is no higher than any point of the region.
+    # No point of the region is lower than a global minimum.
     points = np.random.RandomState(0).standard_normal((500, len(g)))
     points *= radius * np.random.RandomState(1).uniform(size=(500, 1)) / np.linalg.norm(points, axis=1, keepdims=True)
     values = np.einsum("ki,ij,kj->k", points, H, points) / 2 + points @ g
@@ -90,7 +90,7 @@ def test_random_problems(decades):
     rng = np.random.RandomState(decades)
     n, count = 12, 300
     A, b = random_problems(rng, count, n, decades)
-    # A third of them hard: nothing of the leftmost eigenvectors in b.
+    # A third of them are hard: b has no component along the leftmost eigenvectors.
     for k in range(0, count, 3):
         w, Q = np.linalg.eigh(A[k])
         leftmost = Q[:, w <= w[0] + 1e-12 * np.abs(w).max()]
@@ -116,7 +116,7 @@ def test_random_problems(decades):
 
 @pytest.mark.slow
 def test_few_products_where_the_space_is_large():
-    # 400 unknowns, 9 eigenvalues: two chains of 9 find everything; the leftmost one is not in b.
+    # 400 unknowns, 9 distinct eigenvalues: two chains of 9 find all of them; b has no component along the leftmost.
     rng = np.random.RandomState(0)
     spectrum = np.repeat(np.linspace(-1.0, 7.0, 9), [1] + [49] * 7 + [56])[None]
     A, Q = matrices(rng, spectrum)
@@ -130,7 +130,7 @@ def test_few_products_where_the_space_is_large():
 
 
 @pytest.mark.slow
-def test_too_few_steps_are_said_and_still_a_step():
+def test_too_few_steps_are_reported_and_still_give_a_step():
     A, b = random_problems(np.random.RandomState(0), 1, 60, 2, zero=0.0)
     solver = TruncatedCG(1e-8, radius=3.0, subproblem="exact", max_steps=5)
     solution = lx.linear_solve(symmetric(A[0]), jnp.asarray(b[0]), solver, throw=False)
@@ -199,7 +199,7 @@ def test_a_model_without_a_minimum_is_followed_as_far_as_numbers_go():
     assert np.all(np.isfinite(solution.value))
     assert np.linalg.norm(solution.value) > 1e100
     np.testing.assert_allclose(solution.stats["multiplier"], 2.0)
-    # Where there is one, it is the solution.
+    # If there is a minimum, it is the solution.
     solution = lx.linear_solve(symmetric(np.diag([1.0, 2.0, 3.0])), jnp.asarray([1.0, 1.0, 1.0]), solver)
     assert reason(solution.stats) == "converged"
     np.testing.assert_allclose(solution.value, [1, 1 / 2, 1 / 3])
@@ -208,7 +208,7 @@ def test_a_model_without_a_minimum_is_followed_as_far_as_numbers_go():
 @pytest.mark.once
 @pytest.mark.parametrize("spectrum", [[-4.0, -4.0, 8.0], [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0]])
 def test_nothing_is_certified_by_a_part_of_the_spectrum(spectrum):
-    """From a stationary point, whichever way the pseudorandom start looks."""
+    """From a stationary point, for many orientations relative to the pseudorandom start."""
     rng = np.random.RandomState(0)
     A, _ = matrices(rng, np.repeat(np.asarray(spectrum)[None], 30, axis=0))
     A = np.concatenate([A, [np.diag(np.roll(spectrum, k)) for k in range(len(spectrum))]])

@@ -1,4 +1,4 @@
-"""Objectives, and the loop that optax's users run a solver in."""
+"""Objectives, and the loop in which optax's users run a solver."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def quartic_saddle(x):
 
 
 def minimize(fn, x, solver, *, steps, tol):
-    """The loop of optax's page on L-BFGS: it takes value, gradient and count from the state and the rest from the solver."""
+    """The loop from optax's L-BFGS page, which takes value, gradient and count from the state."""
     value_and_grad = optax.value_and_grad_from_state(fn)
 
     def step(carry):

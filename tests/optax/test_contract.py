@@ -1,4 +1,4 @@
-"""What optax asks of a transformation and its users rely on: dtypes, states, wrappers, arguments, compilations."""
+"""optax's contract for a transformation: dtypes, states, wrappers, arguments, compilations."""
 
 import functools
 
@@ -13,12 +13,12 @@ from hessop.optax import newton_cg, newton_trust_region, scale_by_newton_cg
 from .support import minimize, rosenbrock
 
 SOLVERS = {"newton_cg": newton_cg, "newton_trust_region": newton_trust_region}
-# The line search is optax's, and takes most of the time to compile; one step of a convex objective needs none.
+# optax's line search takes most of the time to compile, and one step on a convex objective does not need it.
 STEPS = {"newton_cg": functools.partial(newton_cg, linesearch=None), "newton_trust_region": newton_trust_region}
-# What one solver does under a wrapper the other does too.
+# The wrappers treat both solvers alike, so the second one is slow.
 slowly = lambda value: pytest.param(value, marks=pytest.mark.slow)
 FIRST = ["newton_cg", slowly("newton_trust_region")]
-# What optax computes itself mixes dtypes here; the other tests are strict.
+# optax's own computations mix dtypes in these tests; the other tests are strict.
 standard_promotion = pytest.mark.usefixtures("standard")
 DTYPES = ["float16", *map(slowly, ("bfloat16", "float32", "float64"))]
 
@@ -38,7 +38,7 @@ def start(dtype=float):
 
 
 def same_form(a, b):
-    """Whether two states differ in nothing but their numbers."""
+    """Whether two states differ only in their numbers."""
     form = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
     return form(a) == form(b)
 
@@ -53,9 +53,9 @@ def test_dtypes_and_states_are_stable(name, dtype):
     @jax.jit
     def step(params, state, take):
         value, grad = jax.value_and_grad(parabola)(params)
-        # A value of another dtype than that of the objective must not get into the state.
+        # A value whose dtype is not the objective's must not change the dtype of the state.
         value = value.astype(jnp.float32 if dtype == "float16" else jnp.float16)
-        # Both branches of a cond must have the same types to the last leaf.
+        # Both branches of a cond must have the same types in every leaf.
         update = lambda: solver.update(grad, state, params, value=value, grad=grad, value_fn=parabola)
         updates, state = jax.lax.cond(take, update, lambda: (params, state))
         return optax.apply_updates(params, updates), updates, state
@@ -66,11 +66,11 @@ def test_dtypes_and_states_are_stable(name, dtype):
         assert params.dtype == updates.dtype == jnp.dtype(dtype)
         assert same_form(state, new_state)
         state = new_state
-    # Nor does the second step compile anything.
+    # The second step does not recompile either.
     assert step._cache_size() == 1
 
 
-def test_nothing_compiles_again_outside_of_jit(caplog):
+def test_nothing_recompiles_outside_jit(caplog):
     solver = scale_by_newton_cg()
     params = start()
     state = solver.init(params)
@@ -83,7 +83,7 @@ def test_nothing_compiles_again_outside_of_jit(caplog):
 
 
 @pytest.mark.parametrize("make", [scale_by_newton_cg, slowly(newton_trust_region)])
-def test_what_the_objective_does_not_take_is_ignored(make):
+def test_arguments_that_the_objective_does_not_take_are_ignored(make):
     solver, params = make(), start()
     grad = jax.grad(parabola)(params)
     update = functools.partial(solver.update, grad, solver.init(params), params, value_fn=parabola)

@@ -1,4 +1,4 @@
-"""Where the solvers end, in the loop of optax's users: minima, superlinearly, and never uphill on the way."""
+"""Convergence in the loop of optax's users: to minima, superlinearly, and never uphill."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ TOLERANCE = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-3
 
 
 def cluster():
-    """Thirteen atoms near an icosahedron, whose energy as a global minimum is known: -44.326801 (Hoare and Pal, 1971)."""
+    """Thirteen atoms near an icosahedron, the global minimum with the known energy -44.326801 (Hoare and Pal, 1971)."""
     golden = (1 + 5**0.5) / 2
     corners = [(0, a, b * golden) for a in (1, -1) for b in (1, -1)]
     corners = np.asarray([np.roll(corner, k) for corner in corners for k in range(3)])
@@ -33,7 +33,7 @@ def test_rosenbrock_chain(make):
 
 
 @pytest.mark.once
-@pytest.mark.x64  # one lane is enough for what takes long to compile
+@pytest.mark.x64  # slow to compile, so one lane has to be enough
 def test_a_cluster_of_atoms():
     solver = newton_trust_region(preconditioner="block_jacobi")
     final, state = minimize(lennard_jones, cluster(), solver, steps=40, tol=100 * TOLERANCE)
@@ -43,8 +43,8 @@ def test_a_cluster_of_atoms():
 
 @pytest.mark.once
 @pytest.mark.x64
-def test_the_end_is_superlinear_and_not_more_than_asked_for():
-    """The tolerance of each solve is what Eisenstat and Walker say, and no solve is much better than its tolerance."""
+def test_the_end_is_superlinear_and_no_solve_is_too_accurate():
+    """The tolerance of each solve is that of Eisenstat and Walker, and no solve is much more accurate than its tolerance."""
     solver, x = newton_cg(), jnp.linspace(-1, 1, 40)
     fn = lambda x: jnp.sum(jnp.cosh(x - 2)) + jnp.sum(jnp.exp(x[1:] - x[:-1]) * jnp.arange(1.0, 40.0))
 
@@ -70,7 +70,7 @@ def test_the_end_is_superlinear_and_not_more_than_asked_for():
 
 
 @pytest.mark.once
-@pytest.mark.slow  # the example in the docstring is this one, from another point of the same axis
+@pytest.mark.slow  # the docstring's example is the same, from another point on the axis
 def test_the_exact_subproblem_leaves_a_saddle_point():
     start = jnp.asarray([0.0, 0.0])
     solver = newton_trust_region(subproblem="exact", initial_radius=0.5)

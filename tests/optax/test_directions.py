@@ -1,4 +1,6 @@
-"""One direction: against dense algebra, with another curvature, damped, preconditioned, and where the Hessian is broken."""
+"""Single directions: against dense algebra, with another curvature, damped, preconditioned, and with a broken Hessian."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +11,16 @@ import pytest
 
 import hessop
 from hessop import StopReason
-from hessop.optax import newton_cg, scale_by_newton_cg
+from hessop.optax import newton_cg, newton_trust_region, scale_by_newton_cg
 
 RTOL = 1e-8 if jnp.result_type(float) == jnp.float64 else 1e-4
 TIGHT = 1e-10 if jnp.result_type(float) == jnp.float64 else 1e-5
 
-pytestmark = pytest.mark.x64  # one lane is enough for what takes long to compile
+pytestmark = pytest.mark.x64  # slow to compile, so one lane has to be enough
 
 
 def model(x, inputs):
-    """The residuals' inputs enter as arguments of the objective do."""
+    """A small nonlinear model, for residuals."""
     return jnp.tanh(inputs @ x) + 0.5 * inputs @ x
 
 
@@ -50,7 +52,7 @@ def gauss_newton(x, inputs, targets):
     return lx.MatrixLinearOperator(jacobian.T @ jacobian, lx.positive_semidefinite_tag)
 
 
-def test_another_curvature_in_place_of_the_hessian_and_damping():
+def test_another_curvature_instead_of_the_hessian_and_damping():
     x, arguments = setup()
     jacobian = jax.jit(jax.jacobian(model))(x, arguments["inputs"])
     updates, info, grad = direction(loss, x, arguments, curvature_fn=gauss_newton, damping=0.3)
@@ -58,7 +60,7 @@ def test_another_curvature_in_place_of_the_hessian_and_damping():
     assert bool(info.stop_reason == StopReason.converged)
 
 
-# By name the blocks are those of the leading axis, here the diagonal; one block of all unknowns is the inverse.
+# The named preconditioner has blocks along the leading axis, here the diagonal. One block of all unknowns is the inverse.
 @pytest.mark.parametrize(("make", "steps"), [("block_jacobi", 40), (lambda H: hessop.block_jacobi(H, block=4), 2)])
 def test_a_damped_hessian_with_a_preconditioner(make, steps):
     x, arguments = setup()
@@ -70,8 +72,8 @@ def test_a_damped_hessian_with_a_preconditioner(make, steps):
 
 
 @pytest.mark.parametrize("preconditioner", [pytest.param(None, marks=pytest.mark.slow), "block_jacobi"])
-def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(preconditioner):
-    fn = lambda x: jnp.sum(x**2) + jnp.sum(jnp.abs(x) ** 1.5)  # of infinite curvature at zero
+def test_if_the_hessian_is_not_finite_the_direction_is_the_gradient(preconditioner):
+    fn = lambda x: jnp.sum(x**2) + jnp.sum(jnp.abs(x) ** 1.5)  # its curvature is infinite at zero
     x = jnp.asarray([0.0, 1.0])
     updates, info, grad = direction(fn, x, {}, preconditioner=preconditioner)
     assert np.all(np.isfinite(grad))
@@ -79,8 +81,8 @@ def test_where_the_hessian_is_not_finite_the_direction_is_the_gradient(precondit
     assert bool(info.stop_reason == StopReason.gradient)
 
 
-def test_along_curvature_that_is_not_positive_a_line_search_starts_from_a_few_of_the_last_steps():
-    # Nearly a line: its curvature suggests a step of thousands.
+def test_along_negative_curvature_a_line_search_starts_from_a_few_of_the_last_steps():
+    # Almost linear: its curvature suggests a step of length 1000 or more.
     fn = lambda x: jnp.sum(x) - 1e-4 * jnp.sum(x**2)
     solver, x = newton_cg(linesearch=optax.scale(1.0)), jnp.zeros(3)
     update = jax.jit(lambda x, state: solver.update(jax.grad(fn)(x), state, x, value_fn=fn))
@@ -92,7 +94,7 @@ def test_along_curvature_that_is_not_positive_a_line_search_starts_from_a_few_of
     assert bool(state[0].info.stop_reason == StopReason.negative_curvature)
     np.testing.assert_allclose(jnp.linalg.norm(bound), 0.4, rtol=1e-5)
     np.testing.assert_allclose(bound / jnp.linalg.norm(bound), free / jnp.linalg.norm(free), rtol=1e-3)
-    # Where nothing moved nothing is known.
+    # If nothing moved, there is no last step to bound the next.
     again, _ = update(x + moved, state)
     assert jnp.linalg.norm(again) > 1000
 
@@ -107,6 +109,24 @@ def test_without_a_line_search_steps_do_not_get_shorter_and_shorter(options):
     np.testing.assert_allclose(second, first, rtol=0.1)
 
 
+def test_the_docstrings_name_the_sign_of_a_chain():
+    fn = lambda x: jnp.sum(jnp.cosh(x))
+    x = jnp.asarray([0.5, -1.0])
+
+    def change(factor):
+        solver = optax.chain(scale_by_newton_cg(), factor)
+        update = jax.jit(lambda x: solver.update(jax.grad(fn)(x), solver.init(x), x, value_fn=fn)[0])
+        return float(fn(optax.apply_updates(x, update(x))) - fn(x))
+
+    assert change(optax.scale(0.5)) > 0
+    assert change(optax.scale(-0.5)) < 0
+    assert change(optax.scale_by_learning_rate(0.5)) < 0
+    for text in ("optax.scale(0.5)", "optax.scale(-0.5)", "optax.scale_by_learning_rate(0.5)", "uphill"):
+        assert text in inspect.getdoc(scale_by_newton_cg)
+    for make in (newton_cg, newton_trust_region):
+        assert "optax.scale(-1.0)" in inspect.getdoc(make)
+
+
 def test_at_a_stationary_point_there_is_no_step():
     updates, info, _ = direction(lambda x: jnp.sum(x**2), jnp.zeros(2), {})
     assert not np.any(updates)
@@ -119,7 +139,7 @@ def pairs(x, strength):
 
 
 def test_a_tiled_objective_is_still_one_of_pairs():
-    # Its line search stores no pairs, and its Hessian has the terms and the blocks of the function inside.
+    # Its line search stores no pairs, and its Hessian exploits the structure of the wrapped function.
     x, seen = jnp.asarray(np.random.RandomState(0).standard_normal((100, 3)), float), []
 
     def look(H):

@@ -1,4 +1,4 @@
-"""What optimistix takes of hessop, where it is installed: an optax solver, and the operator as a Hessian."""
+"""hessop in optimistix, if that is installed: an optax solver, and the operator as a Hessian."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ PROBLEMS = {
 
 @pytest.mark.slow
 @pytest.mark.x64
-@pytest.mark.filterwarnings("default")  # what its imports warn of is not ours
+@pytest.mark.filterwarnings("default")  # warnings from its imports are not ours
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_minimises(name):
     optimistix = pytest.importorskip("optimistix")
@@ -48,8 +48,8 @@ def test_minimises(name):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["chain", "himmelblau", "cluster", "tree"])
 @pytest.mark.parametrize("search", ["BacktrackingArmijo", "ClassicalTrustRegion"])
-def test_a_hessian_operator_is_what_its_searches_and_descents_take(name, search):
-    """optimistix's quasi-Newton frame with the Hessian itself in the place of an approximation."""
+def test_a_hessian_operator_in_its_searches_and_descents(name, search):
+    """optimistix's quasi-Newton framework, with the exact Hessian instead of an approximation."""
     optx = pytest.importorskip("optimistix")
     chosen = getattr(optx, search)()
 

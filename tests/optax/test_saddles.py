@@ -1,4 +1,4 @@
-"""Saddle points are left, from exactly there too, and what `is_minimum` says of start and end is true."""
+"""Solvers leave saddle points, even if they start exactly there, and `is_minimum` is right about start and end."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def wells(x):
     return jnp.sum((x**2 - 1) ** 2)
 
 
-# A rhombus of four atoms with the right sides is a saddle point out of its plane, three in a line one of bending.
+# A rhombus of four atoms is a saddle point for moves out of its plane; three atoms on a line are one for bending.
 SIDE = 2 ** (1 / 6)
 SADDLES = {
     "quartic": (quartic_saddle, [0.0, 0.0]),
@@ -45,7 +45,7 @@ SADDLES = {
 
 
 def constant_along(x):
-    """What a function of particles does not depend on; other points have no rows."""
+    """Rigid motions, if x holds the positions of particles."""
     return rigid_motions(x) if x.ndim == 2 else None
 
 
@@ -68,7 +68,7 @@ def relaxed(fn, x, **settings):
 @pytest.mark.x64
 @pytest.mark.parametrize("perturbed", [False, True])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "wells" else pytest.mark.slow) for n in SADDLES])
-def test_saddles_are_left_and_none_is_called_a_minimum(name, perturbed):
+def test_saddles_are_left_and_never_called_minima(name, perturbed):
     fn, start = SADDLES[name]
     x = jnp.asarray(start, float)
     if perturbed:
@@ -77,7 +77,7 @@ def test_saddles_are_left_and_none_is_called_a_minimum(name, perturbed):
     end = relaxed(fn, x)
     found = hessop.is_minimum(hessop.HessianOperator(fn, end), null=constant_along(end))
     if name == "monkey" and not perturbed:
-        return  # its Hessian is zero: no derivative of second order shows a way down
+        return  # its Hessian is zero: second derivatives do not show a way down
     assert fn(end) < fn(x)
     assert found, str(found)
     assert found.lowest > -1e-8 * found.largest

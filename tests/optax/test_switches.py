@@ -1,4 +1,4 @@
-"""Steps under jax_debug_nans: no NaN stands for anything, neither in a state nor on the way."""
+"""Steps under jax_debug_nans: no NaN arises, neither in a state nor in an intermediate value."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.once
 
 
 def walled(x):
-    """Infinite, not NaN, out of its domain."""
+    """Infinite, not NaN, outside its domain."""
     inside = x > 0
     return jnp.where(jnp.all(inside), jnp.sum(x) - jnp.sum(jnp.log(jnp.where(inside, x, 1))), jnp.inf)
 
@@ -68,7 +68,7 @@ def test_no_nan_is_made(name, case):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "a large region")) for name in SOLVERS]
 )
-def test_outside_of_jit_no_nan_is_made(name):
+def test_outside_jit_no_nan_is_made(name):
     solver = SOLVERS[name]()
     for fn, start in (CASES["out of the domain"], CASES["on a saddle"]):
         x = jnp.asarray(start, float)
@@ -92,7 +92,7 @@ def test_no_transfers_or_leaks_in_a_step():
     np.testing.assert_array_equal(found, again)
 
 
-def test_a_ratio_says_how_bad_a_step_was_and_curvature_that_none_was_met():
+def test_ratio_and_curvature_are_infinite_if_there_is_none():
     solver, x = hessop.optax.newton_trust_region(initial_radius=50.0), jnp.asarray([5.0, 5.0])
     assert np.isneginf(solver.init(x).info.ratio)
     assert np.isposinf(solver.init(x).info.curvature)
@@ -104,7 +104,7 @@ def test_a_ratio_says_how_bad_a_step_was_and_curvature_that_none_was_met():
     assert np.isposinf(state.info.curvature)
 
 
-def test_at_zero_gradient_a_hessian_that_is_not_finite_is_said():
+def test_at_zero_gradient_a_hessian_that_is_not_finite_is_reported():
     broken = lambda x: lx.DiagonalLinearOperator(jnp.full_like(x, jnp.nan))
     x = jnp.zeros(2)
     for make in (hessop.optax.scale_by_newton_cg, hessop.optax.newton_trust_region):

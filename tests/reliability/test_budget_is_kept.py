@@ -1,6 +1,7 @@
-"""A memory budget is a promise about arrays: the peak of a process that materializes within it, measured.
+"""A memory budget is kept: the measured peak of a process that materializes a Hessian.
 
-Compilation takes memory of its own, once and whatever the budget: see `test_first_calls_near_the_budget`.
+The budget is for arrays. Compilation takes memory of its own, once, whatever the budget: see
+`test_first_calls_near_the_budget`.
 """
 
 import json
@@ -11,7 +12,7 @@ import textwrap
 import pytest
 
 OBJECTIVES = {
-    # Each (x, fn) makes the budget bind: the matrix is small, the intermediates of many columns are not.
+    # Here the budget matters: the matrix is small, and the intermediates of many columns are not.
     "dense_net": """
         W = jnp.asarray(np.random.RandomState(0).standard_normal((10000, 1000)) / 100, jnp.float32)
         x = jnp.ones(1000, jnp.float32)
@@ -52,7 +53,7 @@ def memory(what):
 H = hessop.HessianOperator(fn, x, route="{route}")
 jax.block_until_ready((H.mv(x), H.gradient))
 plan = H.plan("{budget}MB")
-# What earlier work left in the heap must not serve unseen; then the high-water mark starts anew.
+# Memory that earlier work left in the heap must not be reused unnoticed. Then the high-water mark is reset.
 ctypes.CDLL(None).malloc_trim(0)
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")
@@ -80,7 +81,7 @@ def test_peak_of_a_process(name, budget, route):
     assert result["said"] <= budget * 1e6, result
     assert result["peak"] <= 1.1 * budget * 1e6 + 50e6, result
     if route == "columns" and budget == 128:
-        assert result["chunk"] < result["n"], result  # or the budget would not have been tested
+        assert result["chunk"] < result["n"], result  # otherwise the budget did not matter
 
 
 NEAR = {
@@ -136,7 +137,7 @@ print(json.dumps(peaks))
 @pytest.mark.parametrize("part", [0.3, 0.9])
 @pytest.mark.parametrize("name", NEAR)
 def test_first_calls_near_the_budget(name, part, budget):
-    """The arrays keep to it, with what the allocator rounds; the compiler takes up to 150 MB besides, the first time."""
+    """The arrays keep to it, up to rounding of the allocator. The compiler takes up to 150 MB more, the first time."""
     n = int((part * budget * 1e6 / 4) ** 0.5)
     script = TWICE.format(objective=textwrap.dedent(NEAR[name].format(n=n, double=4 * n)), budget=budget)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -148,7 +149,7 @@ def test_first_calls_near_the_budget(name, part, budget):
 
 @pytest.mark.once
 @pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
-def test_what_cannot_be_is_refused_without_compiling(route, compilations):
+def test_an_impossible_budget_is_refused_without_compiling(route, compilations):
     import jax.numpy as jnp
 
     import hessop
@@ -160,10 +161,10 @@ def test_what_cannot_be_is_refused_without_compiling(route, compilations):
     with compilations() as seen:
         for memory in (1000, "20MB"):
             with pytest.raises(
-                hessop.MemoryBudgetError, match=r"smallest budget that is sure to do is memory=\d+; out="
+                hessop.MemoryBudgetError, match=r"smallest budget that is sure to work is memory=\d+; out="
             ) as caught:
                 H.materialize(memory=memory)
             assert result < caught.value.needed < 100 * result
     assert seen == []
-    # What it names is sure to do: a plan needs nothing but shapes.
+    # The budget that the message names is sure to be enough; a plan needs only shapes.
     assert H.plan(caught.value.needed).peak <= caught.value.needed

@@ -1,4 +1,4 @@
-"""Simulated devices: what works on one works on another, replicated and sharded, on every route, outside of jit and inside."""
+"""Simulated devices: other devices, replicated and sharded arrays give the same numbers, on every route, in jit and outside."""
 
 import json
 import os
@@ -85,7 +85,7 @@ QUICK = ["value", "gradient", "mv", "materialize", "chunks", "diagonal"]
         pytest.param(4, ROUTES, None, marks=pytest.mark.slow, id="4"),
     ],
 )
-def test_as_on_one_device(devices, routes, uses):
+def test_the_same_as_on_one_device(devices, routes, uses):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     script = SCRIPT.replace("{what}", json.dumps([devices, routes, uses]))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A full disk is an OSError, and loses nothing: a process that materializes to a file system of 4 MB."""
+"""A full disk raises OSError and loses nothing: a process materializes to a file system of 4 MB."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import hessop
 
 os.chdir(sys.argv[1])
 case = sys.argv[2]
-if case != "reserved":  # as on a system that cannot reserve, but tells what is free; then on one that tells nothing
+if case != "reserved":  # a system that cannot reserve space; "written": one that does not report free space either
     del os.posix_fallocate
 if case == "written":
     shutil.disk_usage = lambda _: types.SimpleNamespace(total=0, free=0)
@@ -46,7 +46,7 @@ H.materialize(out=out, chunk=400)
 
 READ_ONLY = """
 import os, sys
-from hessop._output import check_output
+from hessop._routes.output import check_output
 
 os.chdir(sys.argv[1])
 check_output("H.npy", 3, "float32")

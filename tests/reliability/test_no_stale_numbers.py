@@ -1,4 +1,4 @@
-"""What a function captured may change between calls: every number is of the function as it is when it is asked for."""
+"""Captured values may change between calls: every result is that of the function at the time of the call."""
 
 import functools
 import gc
@@ -82,7 +82,7 @@ def by_default_argument():
 
 
 def by_a_custom_rule():
-    """What a derivative rule reads does not show in a trace of the function."""
+    """A trace of the function does not show what its derivative rule reads."""
     data = {"k": SCALE}
 
     @jax.custom_jvp
@@ -119,7 +119,7 @@ def by_a_rule_that_is_a_partial():
 
 
 @pytest.mark.parametrize("way", [by_a_rule_that_is_a_method, by_a_rule_that_is_a_partial])
-def test_a_rule_that_is_bound_to_what_changes(way):
+def test_a_rule_bound_to_an_object_that_changes(way):
     fn, change = way()
     np.testing.assert_allclose(hessian(fn), expected(hessian, SCALE), rtol=1e-5)
     change()
@@ -195,7 +195,7 @@ def _root(k):
 @pytest.mark.once
 @pytest.mark.parametrize("use", [hessian, value, product, matrix, solution, newton_cg_step, scipy_minimum])
 @pytest.mark.parametrize("way", WAYS)
-def test_of_the_function_as_it_is(way, use):
+def test_results_follow_the_function(way, use):
     fn, change = WAYS[way]()
     tolerance = 1e-3 if use is scipy_minimum else 1e-5
     np.testing.assert_allclose(use(fn), expected(use, SCALE), rtol=tolerance)
@@ -215,20 +215,20 @@ def test_an_operator_is_a_snapshot(way):
     np.testing.assert_allclose(H.damped(1.0).materialize(), before + jnp.eye(2, dtype=FLOAT), rtol=1e-5)
     np.testing.assert_allclose(lx.linearise(H).mv(X), before @ X, rtol=1e-5)
     np.testing.assert_allclose(solve(H), jnp.linalg.solve(before, X), rtol=1e-5)
-    # The other one is another, for a jitted function too.
+    # A new operator is another argument for a jitted function too.
     after = expected(matrix, 10 * SCALE)
     np.testing.assert_allclose(solve(hessop.HessianOperator(fn, X)), jnp.linalg.solve(after, X), rtol=1e-5)
 
 
-def test_the_point_does_not_change_with_its_memory():
+def test_writing_to_arrays_in_place_does_not_move_the_point():
     x, a = np.array(X), np.ones(2, FLOAT)
     H = hessop.HessianOperator(lambda x, a: jnp.sum(a * x**3), x, (a,))
     x[:], a[:] = 0.0, 0.0
     np.testing.assert_allclose(H.materialize(), np.diag(6 * np.asarray(X)))
 
 
-def test_the_check_is_of_the_plain_function():
-    """A program of another function would be found out."""
+def test_check_hessian_compares_with_the_plain_function():
+    """It would notice the program of another function."""
     fn, change = by_closure()
     H = hessop.HessianOperator(fn, X)
     change()
@@ -238,8 +238,8 @@ def test_the_check_is_of_the_plain_function():
 
 
 def _checked_with(H, fn):
-    """check_hessian with a program that is not that of the function."""
-    from hessop import _check
+    """check_hessian with the operator of another function."""
+    from hessop._certify import check as _check
 
     real = _check.HessianOperator
     try:
@@ -250,7 +250,7 @@ def _checked_with(H, fn):
 
 
 def makers():
-    """Functions made again that say the same."""
+    """Factories of functions: each call gives a new object that computes the same."""
 
     class Model:
         def __init__(self, k):
@@ -288,7 +288,7 @@ def _observed(x):
 
 
 @pytest.mark.parametrize("name", makers())
-def test_what_says_the_same_compiles_nothing(name, compilations):
+def test_a_new_function_that_computes_the_same_does_not_recompile(name, compilations):
     make = makers()[name]
 
     def use(k):
@@ -301,9 +301,9 @@ def test_what_says_the_same_compiles_nothing(name, compilations):
     with compilations() as seen:
         for k in counts:
             found = use(k)
-    # A function that is jitted anew is a new one for JAX too, which traces it; XLA is not asked again.
+    # JAX traces a newly jitted function, but XLA does not compile it again.
     assert seen == []
-    # Forward over reverse is not possible with a rule for reverse mode, and a callback has no derivative in JAX.
+    # With a reverse-mode rule there is no forward over reverse, and a callback has no derivative in JAX.
     reverse = lambda f: jax.jacrev(jax.jacrev(f))
     with_callback = name == "printed"
     fn = (lambda x: jnp.sum(4 * SCALE * x**4)) if with_callback else make(4 * SCALE)
@@ -325,11 +325,11 @@ def test_a_thousand_lambdas():
     for k in range(100):
         use(k / 1000)
     gc.collect()
-    before, compiled = memory(), len(program.executables)
+    before, compiled = memory(), len(program.memo)
     for k in range(1000):
         use(k / 1000)
     gc.collect()
-    assert len(program.executables) == compiled
+    assert len(program.memo) == compiled
     assert memory() - before < 20e6
 
 

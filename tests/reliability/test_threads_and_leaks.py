@@ -1,4 +1,4 @@
-"""Threads give what one thread gives, to the bit; and many points do not make a process grow."""
+"""Threads give the same numbers as one thread, to the last bit; and a process does not grow over many points."""
 
 import concurrent.futures
 import gc
@@ -30,7 +30,7 @@ def layers(x, a):
 
 
 def work(k):
-    """Everything of one operator; the functions are made again, so that threads look programs up and trace at once."""
+    """All results of one operator. The functions are new objects, so that threads trace and look up programs concurrently."""
     fn = (pairs, chain, layers)[k % 3]
     x = jnp.linspace(0.1, 1.0 + 0.01 * k, 12, dtype=FLOAT)
     H = hessop.HessianOperator(lambda x, a: fn(x, a), x, (1.0 + k,))
@@ -39,8 +39,8 @@ def work(k):
 
 def test_eight_threads_with_operators_of_their_own():
     expected = [jax.device_get(work(k)) for k in range(12)]
-    hessop._program._PROGRAMS.clear()  # the threads find nothing there
-    hessop._program._RECENT.clear()
+    hessop._program.program._PROGRAMS.clear()  # the threads start without programs
+    hessop._program.program._RECENT.clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             found = list(pool.map(work, list(range(12)) * 2))
@@ -76,9 +76,9 @@ def test_ten_thousand_products_at_changing_points():
     for k in range(300):
         hessop.HessianOperator(chain, point(x, k), (2.0,)).mv(x)
     program = hessop.HessianOperator(chain, x, (2.0,)).program
-    before, compiled = memory(), len(program.executables)
+    before, compiled = memory(), len(program.memo)
     for k in range(10_000):
         hessop.HessianOperator(chain, point(x, k), (2.0,)).mv(x)
     assert memory() - before < 20e6
     assert hessop.HessianOperator(chain, x, (2.0,)).program is program
-    assert len(program.executables) == compiled
+    assert len(program.memo) == compiled

@@ -1,7 +1,7 @@
-"""Operations for random programs: each takes a real array and a small integer, and gives a real array.
+"""Operations for random programs: each takes a real array and a small integer, and returns a real array.
 
-They keep numbers moderate and are twice differentiable wherever a program can be expected to go, so that entries of a
-Hessian can be compared. Each asks JAX for something that differentiation, indexing or batching treats in its own way.
+They keep numbers moderate and are twice differentiable where programs are likely to evaluate them, so that entries of a Hessian
+can be compared. Each uses something that differentiation, indexing or batching treats in its own way.
 """
 
 import functools
@@ -36,12 +36,12 @@ def axis_of(v, k):
 
 
 def whole(values):
-    """An index array: 32 bits, so that it does not depend on whether 64-bit types are on."""
+    """An index array of 32 bits, with and without 64-bit types."""
     return jnp.asarray(np.asarray(values), jnp.int32)
 
 
 def fitted(v, shape):
-    """The numbers of v in another shape, repeated or cut off."""
+    """The numbers of v in another shape, repeated or truncated."""
     return jnp.resize(v, shape)
 
 
@@ -51,7 +51,7 @@ def matrix(v, rows=3, columns=3):
 
 
 def symmetric(v, rows=3):
-    """A symmetric positive definite matrix with eigenvalues that are apart."""
+    """A symmetric positive definite matrix with well separated eigenvalues."""
     a = 0.3 * jnp.sin(fitted(v, (rows, rows)))
     return a + a.T + jnp.diag(jnp.arange(2.0, 2.0 + 2 * rows, 2.0, dtype=v.dtype))
 
@@ -185,7 +185,7 @@ _MODES = ("clip", "fill", "drop", "promise_in_bounds")
 
 
 def indices(v, k, mode, count, different=False):
-    """Rows of v, in bounds if that is promised; of different rows if asked, where JAX wants to know that."""
+    """Row indices of v: in bounds if the mode promises it, and distinct if `different`."""
     n = v.shape[0]
     rng = np.random.RandomState(k)
     if different:
@@ -199,13 +199,13 @@ def _get(v, k, mode):
 
 
 def _update(v, k, mode, name):
-    different = name in ("multiply", "divide", "power")  # JAX has no derivative of a product at one place
+    different = name in ("multiply", "divide", "power")  # JAX cannot differentiate these if rows repeat
     rows = indices(v, k, mode, 3, different)
     u = 0.9 + 0.4 * jnp.sin(fitted(jnp.flip(v.ravel()), (rows.size, *v.shape[1:])))
     v = jnp.abs(0.2 + v) if name == "power" else v
     if name in ("max", "min"):
-        # Copies: JAX's rule compares updates with what became of them, and where they are computed XLA may round the two
-        # differently, with which JAX's own Hessian is wrong.
+        # Copies of entries: JAX's rule compares the updates with the result, and XLA may round computed updates differently in
+        # the two places, which makes JAX's own Hessian wrong.
         u = fitted(jnp.flip(v.ravel()), u.shape)
     return getattr(v.at[rows], name)(u, mode=mode, unique_indices=different)
 
@@ -305,7 +305,7 @@ def _segments(name):
     return run
 
 
-for _name in ("segment_sum", "segment_min", "segment_max"):  # JAX does not differentiate "segment_prod"
+for _name in ("segment_sum", "segment_min", "segment_max"):  # JAX cannot differentiate "segment_prod"
     operation(_name)(_segments(_name))
 
 
@@ -322,7 +322,7 @@ def _(v, k):
         v, rows, 0.5 * jnp.sin(fitted(v, (2, count))), numbers, unique_indices=True, mode=mode
     )
     counts = (1, min(2, v.size))
-    modes = ("drop", "clip") if v.size > 3 and k % v.size < 2 else ("drop", "drop")  # no two windows meet
+    modes = ("drop", "clip") if v.size > 3 and k % v.size < 2 else ("drop", "drop")  # windows must not overlap
     return write(counts[0], modes[0]) * write(counts[1], modes[1])
 
 

@@ -1,10 +1,9 @@
-"""Random programs against jax.hessian, by every route, from seeds: program k of a seed is the same everywhere.
+"""Random programs compared with jax.hessian on every route. Program k of a seed is the same on every machine.
 
     python -m tests.soak.search --programs 1000 --seed 0 --shard 0/2
 
-A program composes a few operations on a small array or pytree; every fifth works on pair values that are large enough for
-loops over tiles. A finding is printed with its program, and `--only K` runs one program by its number; every 20 programs a line
-says how far it is.
+A program composes a few operations on a small array or pytree. Every fifth works on pair values that are large enough for loops
+over tiles. A finding is printed with its program; `--only K` runs program K alone. Progress is printed every 20 programs.
 """
 
 import argparse
@@ -30,18 +29,18 @@ READS = ("diagonal", "block_diagonal", "mv")
 DTYPES = (np.float64, np.float32)
 
 _LARGEST = 30  # elements of a value
-# Equations of a product, above which a program takes too long to compile as terms.
+# Equations of a product above which a program takes too long to compile as terms.
 _LONGEST = 200
 _SHAPES = ((5,), (8,), (12,), (1,), (3, 3), (4, 2), (2, 5), (1, 4), (6, 1), (2, 2, 2), (3, 1, 2))
-# Pair values of this many points are above the threshold from which they are made tile by tile.
+# Pair values of this many points are above the threshold of the tiles engine.
 _POINTS = 96
 
 TOLERANCE = 1e-9
-# What computes a part in float32 whatever the dtype of x is as exact as that: the order of its products is ours.
+# Operations that compute in float32 whatever the dtype of x, so that results are only as accurate as that.
 _NARROW = frozenset(["cast there and back"])
-# Float32: so many times the error of jax.hessian, and this much, relative to the largest entry.
+# Tolerance in float32: FACTOR times the error of jax.hessian plus FLOOR, relative to the largest entry.
 FACTOR, FLOOR = 20.0, 2e-4
-# A program that jax.hessian itself gets wrong by more in float32 (a sort of other numbers, a small divisor) says nothing.
+# Programs for which jax.hessian itself has a larger error in float32 (a different sort order, a small divisor) are skipped.
 _UNFAIR = 2e-3
 
 
@@ -50,7 +49,7 @@ _UNFAIR = 2e-3
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is needed to say a program again."""
+    """A random program, by what determines it."""
 
     number: int
     shape: tuple[int, ...]
@@ -72,7 +71,7 @@ class Program:
             after = jax.eval_shape(lambda v, name=name, k=k: OPERATIONS[name](v, k), v)
             if 0 < after.size <= _LARGEST and after.ndim <= 4:
                 v = OPERATIONS[name](v, k)
-                # Numbers stay moderate, so that the comparison stays sharp.
+                # Keep numbers moderate, so that errors show.
                 v = v * (1.0 / (1.0 + 0.1 * jnp.max(jnp.abs(lax.stop_gradient(v)))))
             if position in self.skips:
                 v = v + 0.3 * jnp.sin(fitted(first, v.shape) if position % 2 else jnp.sum(first))
@@ -114,7 +113,7 @@ _PAIR_SUMS = (
 
 
 def _reduced(x, k):
-    """A few numbers from pair values of all points."""
+    """A few numbers computed from the pair values of all points."""
     rng = np.random.RandomState(k)
     d = x[:, None] - x[None, :]
     p = _PAIR_VALUES[rng.randint(len(_PAIR_VALUES))](d, x)
@@ -135,11 +134,11 @@ def program_of(seed, number):
 
 
 def point_of(program, dtype=np.float64):
-    """Well separated numbers in random order, so that there are no ties."""
+    """Well separated numbers in random order, without ties."""
     n = int(np.prod(program.shape))
     rng = np.random.RandomState(program.number % 2**31)
     values = 0.2 + 1.3 * (rng.permutation(n) + rng.uniform(0.3, 0.7, n)) / n
-    # Numbers of float32 in both dtypes: otherwise rounding x would be an error of its own.
+    # Exact in float32, so that both dtypes have the same point.
     v = jnp.asarray(values.reshape(program.shape).astype(np.float32), dtype)
     if program.kind != "tree":
         return v
@@ -150,17 +149,21 @@ def point_of(program, dtype=np.float64):
 
 
 class Skipped(Exception):
-    """Why a program says nothing."""
+    """A program that cannot be compared, with the reason."""
 
 
 def length_of(jaxpr):
-    """How many equations a jaxpr has, with those of calls."""
+    """The number of equations in a jaxpr and the calls inside it."""
     inner = lambda eqn: [v.jaxpr for v in eqn.params.values() if isinstance(v, jex.ClosedJaxpr)]
     return sum(1 + sum(map(length_of, inner(eqn))) for eqn in jaxpr.eqns)
 
 
 def reference_of(program, dtype, longest=None):
-    """jax.hessian in ravel order, of a program of at most so many equations."""
+    """jax.hessian in ravel order.
+
+    Raises:
+        Skipped: it has more than `longest` equations, no derivative in JAX, or entries that are not finite.
+    """
     x = point_of(program, dtype)
     flat, unravel = ravel_pytree(x)
     longest = float("inf") if longest is None else longest
@@ -177,13 +180,13 @@ def reference_of(program, dtype, longest=None):
 
 
 def product_of(program, x):
-    """JAX's own product with the vector of `found_by`, flat."""
+    """JAX's product of the Hessian with the vector of `found_by`, flat."""
     v = jax.tree.map(jnp.cos, x)
     return np.asarray(ravel_pytree(jax.jit(lambda x, v: jax.jvp(jax.grad(program), (x,), (v,))[1])(x, v))[0])
 
 
 def _taken(matrix, read, x):
-    """What a method gives of a matrix in ravel order, flat, and how many entries went into a number."""
+    """What a method returns for a matrix in ravel order, flat, and how much a number of it adds up."""
     v = np.asarray(ravel_pytree(jax.tree.map(jnp.cos, x))[0], matrix.dtype)
     if read == "materialize":
         return matrix.ravel(), 1
@@ -201,7 +204,7 @@ def _taken(matrix, read, x):
 
 
 def found_by(operator, read, x):
-    """What hessop gives, flat."""
+    """What hessop returns, flat."""
     result = operator.mv(jax.tree.map(jnp.cos, x)) if read == "mv" else getattr(operator, read)()
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(result)])
 
@@ -222,7 +225,7 @@ def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
             except Skipped:
                 error = np.inf
             if error > _UNFAIR:
-                counts["float32 says nothing"] += 1
+                counts["float32 too inaccurate in JAX"] += 1
                 continue
             allowed = FACTOR * error + FLOOR
         for route in routes:
@@ -233,7 +236,7 @@ def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
                 wanted, terms = _taken(exact, read, x)
                 try:
                     found = found_by(operator, read, x)
-                except Exception as error:  # whatever it is, it is a finding
+                except Exception as error:  # any exception is a finding
                     last = traceback.extract_tb(error.__traceback__)[-1]
                     findings.append(f"{where}: {type(error).__name__} {error!s:.300} at {last.filename}:{last.lineno}")
                     continue
@@ -242,7 +245,7 @@ def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
                     continue
                 off = np.abs(found - wanted).max(initial=0.0) / (scale * terms)
                 if off > allowed and read == "mv" and dtype == np.float32:
-                    # Where terms cancel, a product loses more than the matrix does: JAX's own says how much.
+                    # If terms cancel, a product is less accurate than the matrix. JAX's own product shows by how much.
                     own = np.abs(product_of(program, x) - wanted).max(initial=0.0) / (scale * terms)
                     off = off if off > 2 * own else 0.0
                 if not off <= allowed:  # a NaN is a finding
@@ -254,13 +257,13 @@ def search(programs, counts=None, report=lambda text: None, **options):
     """Compare programs.
 
     Args:
-        programs: what to compare.
-        counts: what is counted.
-        report: called with a text for each finding, and from time to time.
+        programs: the programs.
+        counts: a Counter to add to.
+        report: called with a text for each finding, and with the progress.
         **options: those of `compare`.
 
     Returns:
-        Findings, each a program and its texts.
+        The findings: programs with their texts.
     """
     counts = collections.Counter() if counts is None else counts
     findings = []
@@ -290,14 +293,14 @@ def search(programs, counts=None, report=lambda text: None, **options):
 
 
 def alone(name, k=None):
-    """One operation on an array of two axes and one on one axis, between others."""
+    """A program of one operation, between a square and a skip connection."""
     number = list(OPERATIONS).index(name)
     k = number if k is None else k
     return Program(number, ((4, 3), (6,), (2, 2, 2))[k % 3], "array", (("square", 0), (name, k % 60)), (1,), "waves")
 
 
 def shrunk(program, **options):
-    """A program with a finding, without the steps and skips that it does not need."""
+    """A program with a finding, without the steps and skips that the finding does not need."""
 
     def smaller(program):
         for k in range(len(program.steps)):
@@ -320,10 +323,10 @@ def main(argv):
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th program, from number i")
-    parser.add_argument("--only", type=int, help="the number of one program")
-    parser.add_argument("--alone", action="store_true", help="each operation by itself, in place of random programs")
-    parser.add_argument("--longest", type=int, default=_LONGEST, help="equations of a product; longer programs are skipped")
-    parser.add_argument("--shrink", action="store_true", help="leave out what a finding does not need")
+    parser.add_argument("--only", type=int, help="number of the only program to run")
+    parser.add_argument("--alone", action="store_true", help="each operation alone instead of random programs")
+    parser.add_argument("--longest", type=int, default=_LONGEST, help="skip programs with more equations of a product")
+    parser.add_argument("--shrink", action="store_true", help="remove steps that a finding does not need")
     parser.add_argument("--routes", nargs="*", default=ROUTES)
     parser.add_argument("--dtypes", nargs="*", default=[d.__name__ for d in DTYPES])
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The search runs: a few programs in every lane, each operation with `make slow`, many programs with `make soak`."""
+"""Runs the search: a few programs in every lane, each operation with `make slow`, many programs with `make soak`."""
 
 import collections
 import os
@@ -23,7 +23,7 @@ def check(programs, **options):
     return counts
 
 
-@pytest.mark.parametrize("number", [11, 13, 15, 25])  # they compile soon
+@pytest.mark.parametrize("number", [11, 13, 15, 25])  # quick to compile
 def test_a_few_programs(number):
     counts = check([program_of(1000, number)], routes=("structure",), dtypes=(DTYPE,))
     assert counts["comparisons"], f"nothing was compared: {dict(counts)}"
@@ -34,7 +34,7 @@ def test_a_few_programs(number):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation(name):
     counts = check([alone(name)], routes=("structure",), longest=None)
-    # JAX's own derivative of a minimum at clipped indices may be NaN.
+    # JAX's own derivative of a scattered minimum at clipped indices may be NaN.
     assert counts["comparisons"] or counts["skipped, not finite in JAX"], f"nothing was compared: {dict(counts)}"
 
 

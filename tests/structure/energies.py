@@ -1,6 +1,6 @@
-"""Named energies of particles (N, 3) and what makes each of them a case of its own.
+"""Named energies of particles (N, 3), each with what is expected of its terms.
 
-Each takes x (N, 3) with N >= 3 and runs under strict promotion. `terms` is the number of terms where that is pinned.
+Each takes x (N, 3) with N >= 3 and runs under strict promotion. `terms` is the number of terms, where a test pins it.
 """
 
 import dataclasses
@@ -195,7 +195,7 @@ def logistic(x):
 
 @energy(terms=1)
 def matrix_factor(x):
-    """Only one of the two factors is free: delta times a core."""
+    """One of the two factors is constant: the Hessian is a Kronecker delta times a matrix."""
     return jnp.sum((x @ constant(1, (3, 5), x) - constant(2, (x.shape[0], 5), x)) ** 2)
 
 
@@ -274,7 +274,7 @@ def cond(x):
     return jnp.sum(lax.cond(jnp.sum(x) > 0.0, lambda y: y**3, lambda y: y**2, x))
 
 
-# --- no rule: densified in the middle ---
+# --- without a rule: these fall back ---
 
 
 @energy(falls_back=True)

@@ -1,13 +1,13 @@
-"""How the tests of the structure engine get from a function to its terms."""
+"""From a function to its terms, for the tests of the structure engine."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from hessop._program import linearized_program
-from hessop._trace import trace
-from hessop.structure import propagate
+from hessop._program.program import linearized_program
+from hessop._program.trace import trace
+from hessop._structure import propagate
 
 DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 5e-5
@@ -18,14 +18,14 @@ def points(n, seed=0, dtype=DTYPE):
     return jnp.asarray(np.random.RandomState(seed).rand(n, 3) * 2.0, dtype)
 
 
-def terms_of(fn, x, limit=None):
-    """A function of points like x that gives the terms of the Hessian of fn there; fn is traced once."""
+def terms_of(fn, x, limit_bytes=None):
+    """A function from points like x to the terms of the Hessian of fn. It traces fn once."""
     program, captured = linearized_program(trace(fn, x, ()), "as_written")
     count = len(jax.tree.leaves(x))
 
     def at(x):
         residuals = program.residuals([*program.own, *captured, *jax.tree.leaves(x)])
-        return propagate(program.linear, residuals, count, limit=limit)
+        return propagate(program.linear, residuals, count, limit_bytes=limit_bytes)
 
     return at
 

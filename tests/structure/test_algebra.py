@@ -4,15 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.structure.algebra import Algebra, aligned
-from hessop.structure.merge import merge
-from hessop.structure.terms import Factor, Id, Product, Term, expr
+from hessop._structure.algebra.factors import Algebra, aligned
+from hessop._structure.algebra.merge import merge
+from hessop._structure.algebra.terms import Factor, Id, Product, Term, expr
 from tests.structure.support import DTYPE, TOLERANCE
 
 
 @pytest.fixture
 def algebra():
-    return Algebra(eager=10**6)
+    return Algebra(eager_elements=10**6)
 
 
 def array(*shape, seed=0):
@@ -72,8 +72,8 @@ def test_like_terms_add_up_and_cancel(algebra):
     assert merge(algebra, [term(a, 2.0, p), term(b, -2.0, p)]) == ()
 
 
-def test_a_summed_id_steps_aside_for_a_new_name():
-    lazy = Algebra(eager=0)
+def test_a_summed_id_that_has_a_new_name_is_renamed():
+    lazy = Algebra(eager_elements=0)
     i, j, k = Id(6), Id(6), Id(6)
     p, q = array(6, 6), array(6, 6, seed=1)
 
@@ -82,13 +82,13 @@ def test_a_summed_id_steps_aside_for_a_new_name():
         factors = (Factor(p, (placed, summed)), Factor(q, (summed, other)))
         return Term(axes, (Product(1.0, factors),), 0, jnp.dtype(DTYPE))
 
-    # The id that the second term sums over is one that the first term places.
+    # The first term places the id that the second one sums over.
     (found,) = merge(lazy, [term(i, j, k), term(k, j, i)])
     total = sum(p.coef * aligned(lazy.contract(p.factors, found.ids), found.ids) for p in found.products)
     np.testing.assert_allclose(total, 2.0 * p @ q, rtol=0, atol=10 * TOLERANCE * 20)
 
 
-def test_a_mask_that_changes_nothing_goes_away(algebra):
+def test_a_mask_that_changes_nothing_is_dropped(algebra):
     a, b, c, d = Id(6), Id(6), Id(3), Id(3)
     p, g = array(6, 6, 3), array(6, 6)
     mask = Factor(array(6, 6, seed=2) > 0, (a, b))
@@ -96,7 +96,7 @@ def test_a_mask_that_changes_nothing_goes_away(algebra):
     masked = algebra.where(mask, Factor(p, (a, b, c)), DTYPE)
     weight = algebra.where(mask, Factor(g, (a, b)), DTYPE)
     assert algebra.unmasked([masked, bare, weight])[0].array is p
-    # Without another factor that is zero there, or with either at other ids, it stays.
+    # The mask stays if no other factor is masked, or if the others are at other ids.
     assert algebra.unmasked([masked, bare])[0] is masked
     assert algebra.unmasked([masked, Factor(p, (b, a, d)), weight])[0] is masked
     assert algebra.unmasked([masked, bare, Factor(weight.array, (b, a))])[0] is masked

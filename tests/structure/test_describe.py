@@ -5,19 +5,19 @@ from tests.structure.energies import neighbor_list, safe_sqrt
 from tests.structure.support import points, terms_of
 
 
-def test_pair_potential_reads_as_its_four_terms():
+def test_a_pair_potential_has_four_lines():
     text = jax.eval_shape(terms_of(safe_sqrt, points(5)), points(5)).describe()
     places = [line.split(" += ")[0] for line in text]
     assert places == ["H[i,j; k,l]", "H[i,j; i,k]", "H[i,j; k,j]", "H[i,j; i,j]"]
     assert text[1].endswith("diagonal in i")
     assert text[3].endswith("diagonal in i,j")
-    # The sums of a term share the names of what they share.
+    # An array has the same name in all products.
     assert text[0].count("·") == 6
     assert "B[i,k]" in text[0]
     assert "B[k,i]" in text[0]
 
 
-def test_lookups_show_where_they_read():
+def test_lookups_show_their_array():
     text = jax.eval_shape(terms_of(neighbor_list, points(5)), points(5)).describe()
     assert any(line.startswith("H[@A[i],j; @A[i],k]") for line in text)
 

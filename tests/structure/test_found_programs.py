@@ -1,4 +1,4 @@
-"""Programs that the random search (`make soak`) found to be wrong, as small as they can be."""
+"""Minimal programs for which the random search (`make soak`) found wrong results."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def weighted(a):
 
 
 def overwritten(x, count, mode):
-    """The entries from 3 on, and those from far outside on, set to zero."""
+    """x with `count` entries from 3 on set to zero, and `count` entries out of bounds."""
     numbers = lax.ScatterDimensionNumbers((1,), (), (0,))
     zeros, starts = jnp.zeros((2, count), x.dtype), STARTS
     return lax.scatter(x.ravel(), starts, zeros, numbers, unique_indices=True, mode=mode)
@@ -23,7 +23,7 @@ def overwritten(x, count, mode):
 STARTS = jnp.asarray([[3], [40]])
 
 FOUND = {
-    "reshape in the order of Fortran": lambda x: weighted(x.reshape(-1, 2, order="F")) * jnp.sum(x),
+    "reshape in Fortran order": lambda x: weighted(x.reshape(-1, 2, order="F")) * jnp.sum(x),
     "reshape that transposes": lambda x: weighted(lax.reshape(x, (3, 1, 4), dimensions=(1, 0))) * jnp.sum(x),
     "reshape in another order of three axes": lambda x: weighted(lax.reshape(x.reshape(2, 2, 3), (4, 3), (1, 2, 0))),
     "two windows at the same indices": lambda x: weighted(overwritten(x, 2, "drop")) * jnp.sum(overwritten(x, 3, "drop")),

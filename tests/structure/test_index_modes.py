@@ -1,7 +1,7 @@
-"""Indexing in every mode, in bounds and out of them: what JAX clamps, fills or drops, every route clamps, fills or drops.
+"""Indexing in every mode, with indices in and out of bounds: every route clamps, fills or drops as JAX does.
 
-JAX's own derivatives promise bounds that a user's indices need not keep, and rely on what XLA does then. So each form of
-`x.at[i]` runs with indices of every kind, as traced arguments: one compilation serves all indices of a layout.
+JAX's derivatives promise bounds that a user's indices need not keep, and rely on what XLA then does. So each form of `x.at[i]`
+runs with indices of every kind, as traced arguments: one compilation serves all indices of a layout.
 """
 
 import jax
@@ -17,7 +17,7 @@ ROUTES = ("columns", "tiles", "auto")
 
 @pytest.fixture(autouse=True)
 def few_executables():
-    """A process may map only so much memory, and hundreds of executables of each test take it all."""
+    """Clear the caches: hundreds of executables would exhaust the memory maps of the process."""
     yield
     jax.clear_caches()
 
@@ -38,7 +38,7 @@ OPERATIONS = {
     "power": _call("power"),
     "min": _call("min"),
     "max": _call("max"),
-    # JAX differentiates a product only where no two factors meet. ("apply" it does not differentiate at all.)
+    # JAX differentiates a product only at unique indices. (It does not differentiate "apply".)
     "multiply different": _call("multiply", unique_indices=True),
     "divide different": _call("divide", unique_indices=True),
     "get": lambda ref, u, mode: ref.get(mode=mode),
@@ -47,7 +47,7 @@ OPERATIONS = {
 
 
 class Layout:
-    """A shape of x, how the index is used, and index arrays, which the first `inside` of keep their bounds."""
+    """A shape of x, a way to index it, and index arrays, of which the first `inside` are in bounds."""
 
     def __init__(self, shape, reference, indices, inside, dtype=np.int32, batch=None):
         self.shape, self.reference, self.batch = shape, reference, batch
@@ -77,7 +77,7 @@ LAYOUTS = {
 
 
 def _function(operation, mode, layout):
-    """A function of (x, index) that writes numbers that depend on x, in one term with what was there."""
+    """A function of (x, index): the operation with updates that depend on x, then sums that couple all entries."""
 
     def indexed(x, i):
         ref = layout.reference(x, i)
@@ -93,7 +93,7 @@ def _function(operation, mode, layout):
 
 
 def _updates(ref, x):
-    """Numbers in (0.5, 1.5) in the shape of what is indexed, some above what is there and some below."""
+    """Updates in (0.5, 1.5) in the shape of the indexed entries, some larger and some smaller than those."""
     shape = jax.eval_shape(lambda: ref.get(mode="clip")).shape
     count = int(np.prod(shape))
     picked = jnp.resize(jnp.flip(x.ravel()), (count,))
@@ -115,7 +115,7 @@ def check(operation, mode, layout, routes=("structure",)):
     x = _point(layout.shape)
     v = jnp.cos(3.0 * x)
     n = x.size
-    # A broken promise leaves JAX with a matrix that is not symmetric: it reads at the bound and writes nowhere.
+    # With a broken promise JAX's own Hessian is not symmetric: it clamps what it reads and drops what it writes.
     promised = mode == "promise_in_bounds" or (mode is None and operation.startswith("get"))
     indices = layout.indices[: layout.inside] if promised else layout.indices
     reference = jax.jit(jax.hessian(fn))
@@ -126,8 +126,8 @@ def check(operation, mode, layout, routes=("structure",)):
         try:
             matrix = np.asarray(reference(x, jnp.asarray(index))).reshape(n, n)
             if not np.isfinite(matrix).all():
-                continue  # JAX's own derivative of a clipped maximum is NaN, in places that depend on the grouping of factors
-        except NotImplementedError:  # a product at indices that are not said to differ
+                continue  # JAX's derivative of a clipped maximum is NaN at entries that depend on how factors are grouped
+        except NotImplementedError:  # a product at indices that are not declared unique
             with pytest.raises(NotImplementedError):
                 hessop.HessianOperator(fn, x, (jnp.asarray(index),)).materialize()
             return
@@ -142,7 +142,7 @@ def check(operation, mode, layout, routes=("structure",)):
                 np.testing.assert_allclose(a, b, rtol=0, atol=20 * TOLERANCE * scale, err_msg=message)
 
 
-# Every operation, every mode and every layout once, in a few of their pairs: each compiles.
+# A few of the cases below: each compiles.
 SOME = [
     ("max", None, "scalar"),
     ("min", "drop", "several"),
@@ -162,7 +162,7 @@ def test_some_ways_to_index(operation, mode, layout):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_way_to_index(operation, mode, layout):
-    # Each compiles, and the other routes run the equations of JAX: one of them at a time, each with every name.
+    # Each case compiles. The other routes run JAX's own equations, so a case takes one of them in turn.
     turn = sum(
         list(group).index(name) for group, name in zip((OPERATIONS, MODES, LAYOUTS), (operation, mode, layout), strict=True)
     )

@@ -1,4 +1,4 @@
-"""The moves against what numpy does to the dense array of a term."""
+"""Each move against numpy on the dense array of the term."""
 
 import itertools
 
@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.structure.algebra import Algebra
-from hessop.structure.assemble import assemble
-from hessop.structure.masks import mask_term
-from hessop.structure.moves import (
+from hessop._structure.algebra.assemble import assemble
+from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.masks import mask_term
+from hessop._structure.algebra.moves import (
     divides,
     fuse,
     join,
@@ -19,8 +19,8 @@ from hessop.structure.moves import (
     restrict,
     split,
 )
-from hessop.structure.take import take
-from hessop.structure.terms import (
+from hessop._structure.algebra.read import take
+from hessop._structure.algebra.terms import (
     Expr,
     Factor,
     Id,
@@ -34,13 +34,13 @@ from hessop.structure.terms import (
 )
 from tests.structure.support import DTYPE
 
-# Where an index goes does not depend on the dtype: one lane is enough.
+# Indexing does not depend on the dtype: one lane is enough.
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
 @pytest.fixture
 def algebra():
-    return Algebra(eager=10**6)
+    return Algebra(eager_elements=10**6)
 
 
 def array(*shape, seed=0):
@@ -60,7 +60,7 @@ def lookup(values, size, *ids):
 
 
 def on_twelve():
-    """Expressions on an axis of 12, each with ids i (and j) that also stand on another axis."""
+    """Expressions on an axis of 12, each with an id i (and j) that is on another axis too."""
     a, b, c, d = Id(4), Id(3), Id(12), Id(5)
     values = [[7, 0, 11], [3, 3, 8], [1, 9, 2], [5, 6, 10]]
     return {
@@ -170,14 +170,14 @@ def test_fuse_keeps_values_and_makes_one_id(algebra):
     flat = expr(0, [(a, 3), (b, 1)])
     t = term([flat, flat.times(2, 1)], Factor(array(4), (a,)), Factor(array(3, 4), (b, a)))
     fused = fuse(algebra, t, 0)
-    # The first factor lacks the short id only.
+    # The first factor lacks only the short id.
     assert [len(e.parts) for e in fused.axes] == [1, 1]
     np.testing.assert_array_equal(dense(algebra, fused, [12, 24]), dense(algebra, t, [12, 24]))
     apart = term([flat, expr(0, [(a, 1)])])
     assert fuse(algebra, apart, 0) is apart
 
 
-def test_an_id_that_is_dropped_was_a_sum(algebra):
+def test_a_lost_id_was_summed(algebra):
     a, b = Id(4), Id(3)
     t = term([expr(0, [(a, 1)]), expr(0, [(b, 1)])], Factor(array(3), (b,)))
     expected = dense(algebra, t, [4, 3]).sum(axis=0)
@@ -230,6 +230,6 @@ def test_lattices_and_divisions():
     assert divide(expr(7, [(a, 3), (b, 1)]), 3) is None
     outer, rest = divide(expr(6, [(a, 3), (b, 1)]), 3)
     assert (outer, rest) == (expr(2, [(a, 1)]), expr(0, [(b, 1)]))
-    # Ids of one value stand for nothing; equal ids join.
+    # Ids of size 1 are dropped, and equal ids are joined.
     assert expr(1, [(Id(1), 5)]) == Expr(1)
     assert expr(0, [(a, 3), (a, -3)]) == Expr()

@@ -1,4 +1,4 @@
-"""Random functions composed of the primitives that have rules, and of some that have none, against jax.hessian."""
+"""Random compositions of primitives with and without rules, against jax.hessian."""
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def compose(steps):
             after = jax.eval_shape(lambda v, name=name, k=k: STEPS[name](v, k), v)
             if after.size <= _LARGEST and after.size > 0 and after.ndim <= 4:
                 v = STEPS[name](v, k)
-                # Compositions of squares grow; a bounded map in between keeps the comparison sharp.
+                # Compositions of squares grow. Scaling keeps the entries small, and the tolerance meaningful.
                 v = v / (1.0 + 0.05 * lax.stop_gradient(jnp.max(jnp.abs(v))))
         return jnp.sum(jnp.sin(v) * _weights(v.shape, 1, v.dtype)) + 0.1 * jnp.sum(v) ** 2
 
@@ -161,7 +161,7 @@ def test_random_compositions(case):
     check(*case)
 
 
-# What has no rule, in the middle: structure has to come out of it and go on.
+# A primitive without a rule in the middle: its result has to become terms again.
 WITHOUT_RULE = ("scan", "fft")
 AROUND = st.lists(
     st.tuples(st.sampled_from(sorted(set(STEPS) - set(WITHOUT_RULE))), st.integers(0, 50)), min_size=1, max_size=3

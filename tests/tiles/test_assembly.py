@@ -1,6 +1,6 @@
-"""The engines compose: what is read off the terms of a Hessian, evaluated tile by tile, is what it was.
+"""The engines compose: entries computed from the terms of a Hessian are the same when evaluated tile by tile.
 
-The threshold is 1 here, so that every value that a rule covers is virtual although the sizes are small.
+The threshold is 1, so that every value with a rule is virtual although sizes are small.
 """
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 from tests.structure.energies import ENERGIES
 from tests.structure.support import assert_close, points, reference, terms_of
 
 N = 11
-# One of each kind; the others are slow only because they are many.
+# One of each kind. The others are slow only because there are many.
 VARIED = {"safe_sqrt", "gram", "coulomb", "flattened", "neighbor_list", "crossed", "embedded_atoms", "net", "scan", "cond"}
 CASES = [pytest.param(e, marks=() if e.name in VARIED else pytest.mark.slow) for e in ENERGIES]
 
@@ -27,8 +27,8 @@ def test_entries_from_tiles_equal_jax_hessian(energy):
         terms = at(x)
         return [terms.dense(), terms.blocks([3])[0], terms.diagonal()]
 
-    tiled, consts = trace_tiled(entries, [x], Options(threshold=1, tile=4, regroup=True))
-    dense, blocks, diagonal = jax.jit(tiled)(*consts, x)
+    tiled = trace_tiled(entries, [x], Options(threshold_elements=1, tile=4, regroup=True))
+    dense, blocks, diagonal = jax.jit(tiled)(x)
     expected = reference(energy.fn, x)
     assert_close(dense, expected)
     scale = max(1.0, np.abs(expected).max())

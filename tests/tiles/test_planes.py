@@ -1,25 +1,25 @@
-"""Planes: apart and together, moved, and made once."""
+"""Planes: split, joined, moved, and computed once."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles.planes import Cell, Cells, Frame, Planes, short_axes
+from hessop._tiles.planes import Cell, Cells, Frame, Planes, short_axes
 
 
 def numbered(shape):
     return jnp.arange(float(np.prod(shape, dtype=int))).reshape(shape)
 
 
-def apart(cells, array, order=None):
+def split(cells, array, order=None):
     short = short_axes(array.shape)
     long = tuple(a for a in range(array.ndim) if a not in short)
-    return cells.take_apart(array, Frame(array.shape, short, long if order is None else order))
+    return cells.split(array, Frame(array.shape, short, long if order is None else order))
 
 
 def count(fn, *args):
-    """How many equations a function has, without those that only make shapes equal."""
+    """The number of equations of a function, without those that only change shapes."""
     names = [eqn.primitive.name for eqn in jax.make_jaxpr(fn)(*args).eqns]
     return sum(name not in ("broadcast_in_dim", "reshape", "squeeze", "slice", "transpose") for name in names)
 
@@ -45,19 +45,19 @@ def count(fn, *args):
 def test_round_trip(shape, short):
     assert short_axes(shape) == short
     cells, array = Cells(), numbered(shape)
-    planes = apart(cells, array)
+    planes = split(cells, array)
     assert planes.table.size == np.prod([shape[a] for a in short], dtype=int)
     assert all(cell.array.shape == planes.frame.plane_shape for cell in planes.table.flat)
-    np.testing.assert_array_equal(cells.put_together(planes), array)
+    np.testing.assert_array_equal(cells.join(planes), array)
 
 
 @pytest.mark.parametrize("shape", [(9, 10), (9, 3, 10), (2, 9, 10, 3), (9, 10, 11)])
-def test_planes_that_are_laid_out_otherwise(shape):
+def test_planes_in_another_layout(shape):
     cells, array = Cells(), numbered(shape)
     long = tuple(a for a in range(len(shape)) if shape[a] > 8)
-    planes = apart(cells, array, long[::-1])
+    planes = split(cells, array, long[::-1])
     assert planes.table.flat[0].array.shape == tuple(shape[a] for a in long[::-1])
-    np.testing.assert_array_equal(cells.put_together(planes), array)
+    np.testing.assert_array_equal(cells.join(planes), array)
 
 
 @pytest.mark.parametrize("shape", [(9, 10), (9, 3, 10), (3, 9, 2), (8, 3, 8, 2), (1, 9, 4)])
@@ -70,7 +70,7 @@ def test_relabel_is_a_transposition(shape, seed):
         new[a] = shape[k]
     short = short_axes(new)
     frame = Frame(tuple(new), short, tuple(a for a in range(len(new)) if a not in short))
-    got = cells.put_together(cells.relabel(apart(cells, array), to, frame))
+    got = cells.join(cells.relabel(split(cells, array), to, frame))
     np.testing.assert_array_equal(got, np.transpose(array, np.argsort(to)))
 
 
@@ -91,14 +91,14 @@ def test_relabel_is_a_broadcast(shape, to, new):
     cells, array = Cells(), numbered(shape)
     short = short_axes(new)
     frame = Frame(tuple(new), short, tuple(a for a in range(len(new)) if a not in short))
-    planes = cells.relabel(apart(cells, array), to, frame)
-    # Nothing is repeated before it has to be.
+    planes = cells.relabel(split(cells, array), to, frame)
+    # Nothing is broadcast before it has to be.
     assert all(cell.array.size <= array.size for cell in planes.table.flat)
     want = jax.lax.broadcast_in_dim(array, new, to)
-    np.testing.assert_array_equal(cells.put_together(planes), want)
+    np.testing.assert_array_equal(cells.join(planes), want)
 
 
-def test_differences_in_both_directions_are_one_array():
+def test_differences_in_both_directions_share_one_array():
     cells = Cells()
     a, b = Cell(jnp.ones((9, 1))), Cell(jnp.ones((1, 9)))
     minus = lambda c: Cell(c.array, not c.negative)
@@ -122,7 +122,7 @@ def test_signs_are_those_of_arithmetic(signs):
     np.testing.assert_array_equal(cells.plain(cells.plus(a, Cell(a.array, not a.negative))), [0.0, 0.0])
 
 
-def test_known_neutral_elements_cost_nothing():
+def test_constant_neutral_elements_cost_nothing():
     cells = Cells()
     a, one, zero = Cell(jnp.ones((9, 9)), True), Cell(np.ones((1, 1))), Cell(np.zeros((1, 1)))
     assert cells.times(a, one) == a
@@ -132,7 +132,7 @@ def test_known_neutral_elements_cost_nothing():
     assert not (minus.array is a.array and minus.negative)  # -1 is not 1
 
 
-def test_equal_things_are_made_once():
+def test_equal_planes_are_computed_once():
     def fn(a, b):
         cells = Cells()
         a, b = Cell(a), Cell(b)
@@ -144,7 +144,7 @@ def test_equal_things_are_made_once():
     assert count(fn, ones, ones) == 2  # one product, and twice it
 
 
-def test_only_equal_things_are_one():
+def test_only_equal_planes_share_a_serial_number():
     cells = Cells()
     a, b = jnp.ones(9), jnp.ones(9)
     assert cells.serial(a) != cells.serial(b)
@@ -154,7 +154,7 @@ def test_only_equal_things_are_one():
     assert cells.serial(np.asarray(0.0)) != cells.serial(np.asarray(-0.0))
 
 
-def test_products_are_equal_in_any_order_where_that_was_asked():
+def test_products_are_equal_in_any_order_with_regroup():
     a, b, c = (Cell(jnp.full((9, 9), v)) for v in (2.0, 3.0, 5.0))
     for regroup in (False, True):
         cells = Cells(regroup)
@@ -162,16 +162,16 @@ def test_products_are_equal_in_any_order_where_that_was_asked():
         assert (left.array is right.array) == regroup
 
 
-def test_the_opposite_of_an_opposite():
+def test_double_negation_of_a_mask():
     cells, mask = Cells(), jnp.eye(9, dtype=bool)
-    once = cells.negated(mask, lambda: ~mask)
-    twice = cells.negated(once, lambda: ~once)
-    assert cells.unnegated(once) == (cells.serial(mask), True)
-    assert cells.unnegated(twice) == (cells.serial(mask), False)
+    once = cells.negate(mask, lambda: ~mask)
+    twice = cells.negate(once, lambda: ~once)
+    assert cells.base_mask(once) == (cells.serial(mask), True)
+    assert cells.base_mask(twice) == (cells.serial(mask), False)
 
 
 def test_a_part_of_planes():
     cells, array = Cells(), numbered((9, 3, 10))
-    got = cells.cut(apart(cells, array), {0: (2, 4), 1: (1, 2)})
+    got = cells.cut(split(cells, array), {0: (2, 4), 1: (1, 2)})
     assert isinstance(got, Planes)
-    np.testing.assert_array_equal(cells.put_together(got), array[2:6, 1:3])
+    np.testing.assert_array_equal(cells.join(got), array[2:6, 1:3])

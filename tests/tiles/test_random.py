@@ -1,4 +1,4 @@
-"""Random functions with N x N and N x N x N values: tiles give what JAX gives, whatever the length of a tile."""
+"""Random functions with N x N and N x N x N values: tiles give what JAX gives, for any length of a tile."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 
 X64 = jax.config.jax_enable_x64
 TOLERANCE = 1e-12 if X64 else 5e-5
 
 
 def middle_max(p, q, x, y):
-    """XLA's CPU backend drops NaN here, where numpy keeps it, or what came before NaN."""
+    """XLA's CPU backend drops the NaN here, or what came before it; numpy keeps both."""
     return jnp.max(p[:, :, None] * q[None], axis=1)
 
 
-# Each takes pair values p, q [N, N], vectors x [N], y [N, 3], and gives pair values.
+# Each takes p, q [N, N], x [N] and y [N, 3], and returns an array [N, N].
 PAIRS = [
     lambda p, q, x, y: p - q,
     lambda p, q, x, y: q - p.T,
@@ -47,7 +47,7 @@ PAIRS = [
     lambda p, q, x, y: jnp.sum(p * x[None, :], axis=1)[:, None] * 0.1 * q,
     lambda p, q, x, y: jnp.repeat(p[:, 2:3], p.shape[0], axis=1) + q,
 ]
-# Each gives something small.
+# Each returns something small.
 SUMS = [
     lambda p, q, x, y: jnp.sum(p),
     lambda p, q, x, y: jnp.sum(p, axis=0) - jnp.sum(q, axis=1),
@@ -88,8 +88,8 @@ def check(n, tile, steps, ends, bad, chunk=None):
             return [end(p, q, x, y) for end in ends]
 
     expected = jax.jit(function)(*arrays)
-    tiled, consts = trace_tiled(function, arrays, Options(threshold=1, tile=tile, chunk=chunk))
-    for got, want in zip(jax.jit(tiled)(*consts, *arrays), expected, strict=True):
+    tiled = trace_tiled(function, arrays, Options(threshold_elements=1, tile=tile, chunk=chunk))
+    for got, want in zip(jax.jit(tiled)(*arrays), expected, strict=True):
         assert got.dtype == want.dtype
         got, want = np.asarray(got), np.asarray(want)
         finite = want[np.isfinite(want)]
@@ -121,7 +121,7 @@ def test_many_tiles_give_what_jax_gives(n, tile, steps, ends, bad, chunk):
 
 
 @pytest.mark.parametrize("step", range(len(PAIRS)))
-def test_each_kind_of_pair_values(step):
+def test_each_kind_of_n_x_n_value(step):
     check(11, 4, [(PAIRS[step], False)], SUMS[:2] if step % 2 else SUMS[8:10], None)
 
 
@@ -131,8 +131,8 @@ def test_each_kind_of_reduction(end, chunk):
     check(11, 4, [(PAIRS[7], False)], [SUMS[end]], None, chunk)
 
 
-def test_a_slice_of_an_axis_that_has_to_be_whole():
-    """Found by the random search: the slice asked a cumulative sum for a part of its axis."""
+def test_a_slice_of_an_axis_that_has_to_stay_whole():
+    """Found by the random search: the slice asked for a part of the axis of a cumulative sum."""
     for step in (13, 14, 15, 16, 17):
         for end in (12, 13):
             check(9, 1, [(PAIRS[step], False)], [SUMS[end]], None)

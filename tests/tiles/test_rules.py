@@ -1,4 +1,4 @@
-"""Each kind of equation that a tile can meet, and those that it cannot: the result is JAX's own."""
+"""Equations with a rule and without one: the result is that of JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from hessop.tiles import Options, trace_tiled
+from hessop._tiles import Options, trace_tiled
 
 N = 11
 X64 = jax.config.jax_enable_x64
@@ -39,7 +39,7 @@ def inverse(a, mask):
     return jnp.where(mask, 0.0, 1.0 / jnp.where(mask, 1.0, jnp.abs(pair(a))))
 
 
-# --- what follows: name -> (function, its arguments) ---
+# --- name -> (function, its arguments) ---
 
 FLOATS = {
     "flat coordinates": (lambda z: jnp.sum(pair(z.reshape(-1, 6)) ** 2, axis=(1, 2)), Z),
@@ -113,18 +113,18 @@ FLOATS = {
     "negative and inner padding": (lambda a: jnp.sum(lax.pad(pair(a), a[0], ((-1, 2, 1), (0, 0, 0))), axis=1), X),
     "padded by a result": (lambda a: jnp.sum(lax.pad(pair(a) ** 2, jnp.max(pair(a)), ((1, 2, 0), (0, 0, 0))), axis=1), X),
     "stack": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=-1), axis=1), X),
-    "stack in front": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=0), axis=1), X),
-    "pair values are outputs": (lambda a: (pair(a), a, jnp.sum(pair(a), axis=0), pair(a)), X),
+    "stack along axis 0": (lambda a: jnp.sum(jnp.stack([pair(a), pair(a) ** 2], axis=0), axis=1), X),
+    "n x n outputs": (lambda a: (pair(a), a, jnp.sum(pair(a), axis=0), pair(a)), X),
     "numbers are outputs": (lambda a: (jnp.sum(pair(a), axis=1), 1.0, 3, True), X),
     "a power of an embedding": (lambda y: jnp.sum(jnp.sqrt(jnp.sum(jnp.exp(-jnp.sum(pair(y) ** 2, -1)), axis=1))), Y),
-    "what has no rule: determinant": (lambda a: jnp.linalg.det(jnp.tanh(pair(a)) + jnp.eye(N, dtype=a.dtype)), X),
-    "what has no rule: branch": (lambda a: lax.cond(a[0] > 0, lambda q: q.sum(0), lambda q: q.sum(1), pair(a)), X),
-    "what has no rule: scan": (lambda a: lax.scan(lambda c, r: (c + r.sum(), c), a[0] * 0, pair(a))[1], X),
-    "what has no rule: fft": (lambda a: jnp.sum(jnp.abs(jnp.fft.fft(pair(a), axis=1)), axis=0), X),
-    "what has no rule: scatter": (lambda p: jnp.sum((2 * p).at[jnp.arange(N), jnp.arange(N)].set(0.0), axis=0), P),
-    "what has no rule: top_k": (lambda a: lax.top_k(pair(a), 2)[0], X),
-    "what has no rule: convolution": (lambda p: jnp.sum(jax.scipy.signal.convolve2d(p * 2, p[:2, :2]), axis=0), P),
-    "what has no rule: random": (lambda a: jnp.sum(pair(a) * jax.random.normal(jax.random.key(0), (N, N), a.dtype), 1), X),
+    "no rule: determinant": (lambda a: jnp.linalg.det(jnp.tanh(pair(a)) + jnp.eye(N, dtype=a.dtype)), X),
+    "no rule: branch": (lambda a: lax.cond(a[0] > 0, lambda q: q.sum(0), lambda q: q.sum(1), pair(a)), X),
+    "no rule: scan": (lambda a: lax.scan(lambda c, r: (c + r.sum(), c), a[0] * 0, pair(a))[1], X),
+    "no rule: fft": (lambda a: jnp.sum(jnp.abs(jnp.fft.fft(pair(a), axis=1)), axis=0), X),
+    "no rule: scatter": (lambda p: jnp.sum((2 * p).at[jnp.arange(N), jnp.arange(N)].set(0.0), axis=0), P),
+    "no rule: top_k": (lambda a: lax.top_k(pair(a), 2)[0], X),
+    "no rule: convolution": (lambda p: jnp.sum(jax.scipy.signal.convolve2d(p * 2, p[:2, :2]), axis=0), P),
+    "no rule: random": (lambda a: jnp.sum(pair(a) * jax.random.normal(jax.random.key(0), (N, N), a.dtype), 1), X),
 }
 INTEGERS = {
     "and": (lambda k: fold(k[:, None] | k[None], -1, lax.bitwise_and, 0), K),
@@ -153,21 +153,21 @@ def check(case, tile, planes):
         with jax.numpy_rank_promotion("allow"):
             return jax.tree.leaves(function(*arrays))
 
-    tiled, consts = trace_tiled(flat, arrays, Options(threshold=1, tile=tile, planes=planes))
-    for got, want in zip(jax.jit(tiled)(*consts, *arrays), map(jnp.asarray, jax.jit(flat)(*arrays)), strict=True):
+    tiled = trace_tiled(flat, arrays, Options(threshold_elements=1, tile=tile, planes=planes))
+    for got, want in zip(jax.jit(tiled)(*arrays), map(jnp.asarray, jax.jit(flat)(*arrays)), strict=True):
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         scale = np.abs(np.where(np.isfinite(want), want, 0)).max(initial=1.0)
         exact = want.dtype.kind in "biu"
         np.testing.assert_allclose(got, want, rtol=0, atol=0 if exact else (1e-12 if X64 else 2e-5) * scale)
 
 
-# Like others that stay in the default set, or slow to compile.
+# Similar to cases in the default set, or slow to compile.
 # fmt: off
 SLOW = {
     "parts of complex", "angle", "special functions", "logsumexp", "attention", "diagonal of a sum", "columns", "rows",
-    "triangles", "batched product", "triples of one axis", "many planes", "repeat all", "roll", "stack in front", "bits",
-    "chain of products", "self pairs masked", "what has no rule: random", "what has no rule: fft", "what has no rule: branch",
-    "what has no rule: convolution", "what has no rule: determinant", "what has no rule: top_k", "unsigned and", "extremes",
+    "triangles", "batched product", "triples of one axis", "many planes", "repeat all", "roll", "stack along axis 0", "bits",
+    "chain of products", "self pairs masked", "no rule: random", "no rule: fft", "no rule: branch",
+    "no rule: convolution", "no rule: determinant", "no rule: top_k", "unsigned and", "extremes",
 }
 # fmt: on
 
@@ -188,10 +188,10 @@ def test_other_tiles(name, planes, tile):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_short_floats_stay_short(dtype):
+def test_16_bit_floats_stay_16_bit(dtype):
     a = jnp.asarray(X, dtype)
     flat = lambda a: [jnp.sum(jnp.tanh(pair(a)), axis=0), jnp.prod(1 + jnp.tanh(pair(a)) / 8, axis=1), jnp.max(pair(a))]
-    tiled, _ = trace_tiled(flat, [a], Options(threshold=1, tile=4))
+    tiled = trace_tiled(flat, [a], Options(threshold_elements=1, tile=4))
     for got, want in zip(jax.jit(tiled)(a), flat(a), strict=True):
         assert got.dtype == dtype
         np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), rtol=0, atol=0.05)
@@ -211,7 +211,9 @@ def test_short_floats_stay_short(dtype):
 @pytest.mark.parametrize("tile", [1, 4, N])
 def test_the_first_of_the_best(best, row, place, tile):
     rows = jnp.tile(jnp.asarray(row), (N, 1))
-    tiled, _ = trace_tiled(lambda a: [best(a * 1, axis=1), best(a.T * 1, axis=0)], [rows], Options(threshold=1, tile=tile))
+    tiled = trace_tiled(
+        lambda a: [best(a * 1, axis=1), best(a.T * 1, axis=0)], [rows], Options(threshold_elements=1, tile=tile)
+    )
     for got in jax.jit(tiled)(rows):
         np.testing.assert_array_equal(got, np.full(N, place))
 
@@ -219,9 +221,9 @@ def test_the_first_of_the_best(best, row, place, tile):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("place", [3, 8, 9, N - 1])
 def test_the_last_tile_counts_nothing_twice(axis, place):
-    """It overlaps the one before it; an infinite entry there must neither be counted again nor meet a zero."""
+    """It overlaps the one before it. An infinite entry there must not be counted again, nor multiplied by zero."""
     a = jnp.ones((N, N)).at[place, place].set(jnp.inf)
-    # (function, what it gives without and with the infinite entry)
+    # (function, its result without and with the infinite entry)
     reductions = [(jnp.sum, N, np.inf), (jnp.prod, 2.0**N, np.inf), (jnp.max, 1, np.inf), (jnp.min, 1, 1)]
 
     def flat(a):
@@ -229,7 +231,7 @@ def test_the_last_tile_counts_nothing_twice(axis, place):
         found = [r(twos if r is jnp.prod else a * 1, axis=axis) for r, *_ in reductions]
         return [*found, (a * 1 if axis else a.T * 1) @ jnp.ones(N, a.dtype)]
 
-    tiled, _ = trace_tiled(flat, [a], Options(threshold=1, tile=4))
+    tiled = trace_tiled(flat, [a], Options(threshold_elements=1, tile=4))
     got = jax.jit(tiled)(a)
     for found, (_, plain, infinite) in zip(got, [*reductions, reductions[0]], strict=True):
         want = np.full(N, float(plain))

@@ -1,4 +1,4 @@
-"""Schedules: what is never stored, which loops run, what they make and read."""
+"""Schedules: what is never stored, which loops run, what they compute and read."""
 
 import re
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop.tiles import Choice, Options, schedule_of, trace_tiled
-from hessop.tiles.evaluate import evaluate_tiled
-from hessop.tiles.loops import Axis, part_length
+from hessop._tiles import Choice, Options, trace_tiled
+from hessop._tiles.evaluate import evaluate_tiled
+from hessop._tiles.loops import Axis, part_length
 
 N = 12
 X = jnp.linspace(0.1, 1.0, N)
@@ -21,28 +21,28 @@ def pair(a):
 
 
 def plan(fn, *arrays, threshold=1):
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=threshold))
-    return schedule_of(tiled.final(), tiled.options)
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=threshold))
+    return tiled.schedule()
 
 
 def loops(fn, *arrays):
-    """The names of what each loop makes, loops in their order; the way that shares most."""
+    """The primitives that each loop runs, loops in order; for the way that shares most."""
     steps = [step for step in plan(fn, *arrays).steps if isinstance(step, Choice)]
     return [[sorted(eqn.primitive.name for eqn in loop.eqns) for loop in step.ways[0]] for step in steps]
 
 
 def body(fn, *arrays, tile=4):
-    """What runs, as text: one loop holds the equations of a tile."""
-    tiled, consts = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, tile=tile))
-    return str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*consts, *arrays))
+    """The equations that run, as text. A loop contains those of a tile."""
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1, tile=tile))
+    return str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
 
 
 def evaluate(tiled, values):
-    return evaluate_tiled(tiled.final(), values, tiled.options)
+    return evaluate_tiled(tiled.final(), [*tiled.constants, *values], tiled.equations.options)
 
 
 def count(name, text):
-    """How often a primitive makes pair values."""
+    """How often a primitive has an output with two axes."""
     return len(re.findall(rf"\[\d+,\d+\] = {name}[ \[]", text))
 
 
@@ -53,7 +53,7 @@ def test_only_values_of_two_long_axes_are_large():
     shapes = lambda fn, *a: {v.aval.shape for v in plan(fn, *a).large}
     assert shapes(lambda a: jnp.sum(jnp.tanh(pair(a))), X) == {(N, N)}
     assert shapes(lambda y: jnp.sum(jnp.tanh(y * 2)), Y) == set()  # N x 3: one long axis
-    assert shapes(lambda a: jnp.sum(a[:8, None] * a[None]), X) == set()  # 8 x N: so has this
+    assert shapes(lambda a: jnp.sum(a[:8, None] * a[None]), X) == set()  # 8 x N: the same
     assert shapes(lambda a: jnp.sum(a[:9, None] * a[None]), X) == {(9, N)}
     assert shapes(lambda y: jnp.sum(pair(y) ** 2), Y) == {(N, N, 3)}
 
@@ -64,9 +64,9 @@ def test_small_values_are_stored():
     assert plan(fn, X, threshold=N * N - 1).large != frozenset()
 
 
-def test_what_is_not_covered_is_named_with_a_reason():
+def test_equations_without_a_rule_are_listed_with_a_reason():
     refused = lambda fn: [(eqn.primitive.name, why) for eqn, why in plan(fn, X).refused]
-    assert refused(lambda a: jnp.sum(jax.lax.sort(pair(a)))) == [("sort", "no rule makes parts of it")]
+    assert refused(lambda a: jnp.sum(jax.lax.sort(pair(a)))) == [("sort", "no rule computes parts of it")]
     assert (
         refused(lambda a: jnp.sum(pair(a).reshape(-1)[3:]))
         == [
@@ -86,8 +86,8 @@ def test_what_is_not_covered_is_named_with_a_reason():
 # --- loops ---
 
 
-def test_what_is_ready_together_shares_a_loop():
-    # The differences are written three times, and made once.
+def test_reductions_that_are_ready_together_share_a_loop():
+    # The differences are written three times and computed once.
     fn = lambda a: (jnp.sum(pair(a), axis=1), jnp.max(pair(a), axis=1), jnp.argmin(pair(a), axis=1))
     assert loops(fn, X) == [[["argmin", "reduce_max", "reduce_sum"]]]
     both = lambda a: (jnp.sum(jnp.tanh(pair(a)), axis=0), jnp.sum(jnp.tanh(pair(a)), axis=1))
@@ -111,11 +111,11 @@ def test_embedded_atoms_take_two_passes():
 
     # The density and the pair energy in one loop; the square roots are small.
     assert loops(energy, Y) == [[["reduce_sum", "reduce_sum"]]]
-    # The gradient needs the density of both atoms: a second pass over the pairs.
+    # The gradient needs the density at both atoms of a pair: a second pass over the pairs.
     assert len(loops(jax.grad(energy), Y)) == 2
 
 
-def test_a_chain_of_dependent_reductions_is_one_loop_each():
+def test_each_of_a_chain_of_dependent_reductions_takes_a_loop():
     def fn(a):
         for _ in range(3):
             a = jnp.sum(jnp.tanh(pair(a)), axis=1)
@@ -124,14 +124,14 @@ def test_a_chain_of_dependent_reductions_is_one_loop_each():
     assert len(loops(fn, X)) == 3
 
 
-# --- what a tile computes ---
+# --- the equations of a tile ---
 
 
-def test_differences_are_made_once_in_either_direction():
+def test_differences_in_both_directions_are_computed_once():
     fn = lambda a: jnp.sum(jnp.cos(a[:, None] - a[None]) + jnp.cos(a[None] - a[:, None]) ** 2, axis=1)
     text = body(fn, X)
     assert count("sub", text) == 1
-    assert count("neg", text) == 1  # of the other one, since cosine does not know that it is even
+    assert count("neg", text) == 1  # for the other direction: there is no table of even functions
     assert count("cos", text) == 2
     even = lambda a: jnp.sum(jnp.exp((a[:, None] - a[None]) ** 2) + jnp.exp((a[None] - a[:, None]) ** 2) * a[0], axis=1)
     assert count("exp", body(even, X)) == 1
@@ -161,7 +161,7 @@ def test_a_mask_is_known_below_a_selection():
 
 
 def test_points_are_read_without_the_value():
-    """The diagonal of pair values costs N of them."""
+    """The diagonal of an N x N value costs N entries."""
     at = jnp.arange(N)
     text = body(lambda a: jnp.tanh(a[:, None] * a[None])[at, at], X)
     lengths = [int(np.prod([int(n) for n in m.split(",")])) for m in re.findall(r":f\d\d\[([\d,]+)\] = tanh", text)]
@@ -175,7 +175,7 @@ def test_points_are_read_without_the_value():
     ("size", "most", "length"),
     [
         (100, 30, 25),  # divides
-        (101, 30, 26),  # nothing near divides: four parts that overlap little
+        (101, 30, 26),  # no divisor is near: four parts that overlap little
         (100, 1000, 100),
         (100, 0, 1),
         (0, 10, 1),
@@ -189,8 +189,8 @@ def test_length_of_a_part(size, most, length):
     ("size", "most", "length"),
     [
         (960, 320, 320),
-        (1000, 300, 200),  # divides, and is a multiple; 250 only divides
-        (2483, 320, 312),  # 191 divides; eight parts of 311 and a little more
+        (1000, 300, 200),  # a divisor and a multiple of 8; 250 is only a divisor
+        (2483, 320, 312),  # the divisor 191 is no multiple: eight parts, of 311 rounded up
         (100, 5, 5),
     ],
 )
@@ -198,7 +198,7 @@ def test_length_of_a_part_in_steps_of_eight(size, most, length):
     assert part_length(size, most, 8) == length
 
 
-def test_the_last_part_is_moved_up():
+def test_the_last_part_ends_with_the_axis():
     axis = Axis(10, 4)
     assert [int(axis.start(k)) for k in range(axis.count)] == [0, 4, 6]
     assert [axis.new(k).tolist() for k in range(axis.count)] == [[True] * 4, [True] * 4, [False, False, True, True]]
@@ -207,19 +207,19 @@ def test_the_last_part_is_moved_up():
 
 def lengths(fn, *arrays, **options):
     """Lengths of the loops, outermost first."""
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1, **options))
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1, **options))
     text = str(jax.make_jaxpr(lambda *a: evaluate(tiled, a))(*arrays))
     return list(map(int, re.findall(r"length=(\d+)", text)))
 
 
-def test_long_sums_of_few_digits_are_taken_in_chunks():
-    """Inside of a chunk the loop over tiles; never one tile alone, whose columns would be cut for each entry."""
+def test_long_sums_in_low_precision_are_chunked():
+    """In each chunk there is a loop over tiles, and never a single tile; see `ChunkedTileLoop`."""
     rows = lambda a: jnp.sum(jnp.tanh(pair(a)), axis=1)
     assert sorted(lengths(rows, jnp.ones(600, jnp.float32))) == [2, 2]
     assert lengths(rows, jnp.ones(300, jnp.float32)) == []
     assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [2, 6]
     assert len(lengths(rows, jnp.ones(600, jnp.float32), planes=False)) == 1
-    # What is added to is as large as a chunk.
+    # The accumulator is as wide as a chunk is long.
     wide = lambda a: jnp.sum(pair(a)[:, :, None, None] * jnp.ones((1, 1, 8, 8), a.dtype), axis=1)
     assert len(lengths(wide, jnp.ones(600, jnp.float32), tile=100)) == 1
     assert len(lengths(lambda a: jnp.max(pair(a), axis=1), jnp.ones(600, jnp.float32))) == 1
@@ -227,14 +227,14 @@ def test_long_sums_of_few_digits_are_taken_in_chunks():
 
 
 @pytest.mark.x64
-def test_long_sums_of_many_digits_are_not():
+def test_long_sums_in_high_precision_are_not_chunked():
     assert lengths(lambda a: jnp.sum(jnp.tanh(pair(a)), axis=1), jnp.ones(512)) == []
 
 
 def test_a_budget_makes_tiles_shorter():
     def steps(memory):
-        options = Options(threshold=1, memory=memory)
-        tiled, _ = trace_tiled(lambda a: [jnp.sum(jnp.tanh(pair(a)))], [jnp.ones(200)], options)
+        options = Options(threshold_elements=1, tile_bytes=memory)
+        tiled = trace_tiled(lambda a: [jnp.sum(jnp.tanh(pair(a)))], [jnp.ones(200)], options)
         text = str(jax.make_jaxpr(lambda a: evaluate(tiled, [a]))(jnp.ones(200)))
         return max(map(int, re.findall(r"length=(\d+)", text)), default=1)
 

@@ -1,4 +1,4 @@
-"""What is made once in a tile, and what is stored because a much larger value is made of it."""
+"""What is computed once per tile, and what is stored because a much larger value is computed from it."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop.tiles import Choice, Options, schedule_of, trace_tiled
+from hessop._tiles import Choice, Options, trace_tiled
 
 N = 40
 X = jnp.linspace(0.1, 1.0, N)
@@ -20,26 +20,25 @@ def pair(a):
 
 
 def chain(p, length):
-    """A polynomial: cheap operations, each of which reads the one before."""
+    """A polynomial: a chain of cheap operations."""
     for k in range(length):
         p = p * (p + 0.1 * k)
     return p
 
 
 def shared(fn, *arrays):
-    tiled, _ = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold=1))
-    equations = tiled.final()
-    plan = schedule_of(equations, tiled.options)
+    tiled = trace_tiled(lambda *a: jax.tree.leaves(fn(*a)), arrays, Options(threshold_elements=1))
+    plan = tiled.schedule()
     return plan, [plan.virtual[v].primitive.name for v in plan.shared]
 
 
 def rows(p):
-    """Read by planes of three other kernels."""
+    """Three kernels read p, one for each component of Y."""
     return jnp.sum(p[..., None] * Y[None], axis=1)
 
 
-def test_long_chains_that_several_planes_read_are_made_once():
-    """The last of the chain; not where little is behind it, nor a root, nor what is summed, nor what one kernel reads."""
+def test_long_chains_that_several_planes_read_are_computed_once():
+    """The end of the chain. Not a short chain, an expensive operation, the operand of a sum, or what one kernel reads."""
     assert shared(lambda a: rows(chain(pair(a), 4)), X)[1] == ["mul"]
     assert shared(lambda a: rows(pair(a) * 2.0), X)[1] == []
     assert shared(lambda a: rows(jnp.tanh(chain(pair(a), 4))), X)[1] == []
@@ -47,8 +46,8 @@ def test_long_chains_that_several_planes_read_are_made_once():
     assert shared(lambda a: jnp.sum(chain(pair(a), 4) ** 2 * a[None], axis=1), X)[1] == []
 
 
-def test_what_is_made_once_is_exactly_what_it_was():
-    """The quotients that tell the compiler so have one as divisor, whatever the numbers are."""
+def test_what_is_computed_once_is_unchanged():
+    """The divisor of its quotient is 1, whatever the numbers are."""
     fn = lambda a: rows(chain(pair(a), 6))
     for first in (0.3, -0.0, jnp.nan, jnp.inf, -1e30):
         a = X.at[0].set(first)
@@ -57,7 +56,7 @@ def test_what_is_made_once_is_exactly_what_it_was():
 
 @pytest.mark.x64
 def test_a_compiler_cannot_know_the_divisor():
-    """Or it would be gone, and the chain in each kernel: in the program that runs one of them has it."""
+    """Otherwise the division would be gone, and the chain in each kernel. In the compiled program it is in one kernel."""
 
     def fn(a):
         return jnp.sum(chain(pair(a), 8)[..., None] * jnp.stack([a, a**2, a**3], axis=-1)[None], axis=1)
@@ -68,7 +67,7 @@ def test_a_compiler_cannot_know_the_divisor():
     assert sum(len(re.findall(r"\[300,300\]\S* divide\(", kernel)) for kernel in kernels) == 1
 
 
-def test_what_a_much_larger_value_is_made_of_is_stored():
+def test_a_value_from_which_a_much_larger_one_is_computed_is_stored():
     def long(a):
         p = chain(pair(a), 25)
         return p[:, :, None, None] * pair(Y)[:, :, :, None] * pair(Y)[:, :, None, :]
@@ -85,7 +84,7 @@ def test_what_a_much_larger_value_is_made_of_is_stored():
 @pytest.mark.once
 @pytest.mark.parametrize("tile", [7, N])
 def test_hessian_of_a_long_polynomial(tile):
-    """As a switching function of a potential: products and the dense matrix are what JAX gives."""
+    """Such as the switching function of a potential: products and the dense matrix equal those of JAX."""
 
     def energy(y):
         other = ~jnp.eye(y.shape[0], dtype=bool)

@@ -1,9 +1,9 @@
-"""Windows: which part of an input a part of the output is made of."""
+"""Windows: which part of an input a part of the output needs."""
 
 import numpy as np
 import pytest
 
-from hessop.tiles.windows import Follow, Span, Window, moving, source, whole
+from hessop._tiles.windows import Follow, Span, Window, moving, source, whole
 
 
 def test_whole_and_moving():
@@ -16,7 +16,7 @@ def test_whole_and_moving():
     assert not Window((Span(2, 3), None), (0, 1)).moves
 
 
-def test_a_transposition_changes_the_order_only():
+def test_a_transposition_changes_only_the_order():
     # b = a.T: axis 0 of a is axis 1 of b.
     window = source(moving(2, 0, 4), (Follow(1), Follow(0)), (9, 10), (10, 9))
     assert window == Window((None, Span(0, 4, 0)), (1, 0))
@@ -25,7 +25,7 @@ def test_a_transposition_changes_the_order_only():
 
 
 def test_a_slice_moves_the_start():
-    # b = a[2:7] read at a tile of 4, then as a whole.
+    # b = a[2:7]: a tile of 4 of it, then all of it.
     assert source(moving(1, 0, 4), (Follow(0, 2),), (9,), (5,)).spans == (Span(2, 4, 0),)
     assert source(whole(1), (Follow(0, 2),), (9,), (5,)).spans == (Span(2, 5),)
     # A slice of a slice.
@@ -33,7 +33,7 @@ def test_a_slice_moves_the_start():
     assert source(inner, (Follow(0, 3),), (20,), (9,)).spans == (Span(5, 5),)
 
 
-def test_what_follows_nothing_is_read_whole_and_lies_last():
+def test_an_axis_that_follows_nothing_is_read_whole_and_comes_last():
     # b[j] = sum over axes 0 and 2 of a[i, j, k].
     window = source(moving(1, 0, 4), (None, Follow(0), None), (9, 10, 11), (10,))
     assert window == Window((None, Span(0, 4, 0), None), (1, 0, 2))
@@ -42,7 +42,7 @@ def test_what_follows_nothing_is_read_whole_and_lies_last():
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
 def test_parts_are_those_of_numpy(start, axes):
-    """out = transpose(a, axes)[start:], tile at 1 of length 2 along its first axis."""
+    """out = transpose(a, axes)[start:]; a tile of length 2 at position 1 of its first axis."""
     a = np.arange(90).reshape(9, 10)
     out = a.transpose(axes)[start:]
     follows = tuple(Follow(axes.index(k), start if axes.index(k) == 0 else 0) for k in (0, 1))

@@ -1,0 +1,1 @@
+"""Foundations: errors, arguments, pytrees as flat vectors, bytes, progress, JAX's settings."""

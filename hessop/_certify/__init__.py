@@ -1,0 +1,1 @@
+"""Is this a Hessian, and is this point a minimum?"""

@@ -1,0 +1,51 @@
+"""Arithmetic on flat vectors, bases stored as rows, and the small matrices that a Krylov method ends in.
+
+Depends on JAX. Must never know an operator or an algorithm.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def contract(a: Array, b: Array) -> Array:
+    """The product over the last axis of `a` and the first of `b`, in full precision on accelerators too."""
+    return jnp.tensordot(a, b, axes=1, precision=lax.Precision.HIGHEST)
+
+
+def project_out(v: Array, rows: Array, dual: Array | None = None) -> tuple[Array, Array]:
+    """One pass of Gram-Schmidt: v without its components along orthonormal rows, and those components.
+
+    Args:
+        v: vector [n].
+        rows: U [k, n].
+        dual: V [k, n] with U V^T = I, for rows that are orthonormal in another norm; None for U itself.
+
+    Returns:
+        v - V^T (U v) [n], and U v [k].
+    """
+    components = contract(rows, v)
+    return v - contract(components, rows if dual is None else dual), components
+
+
+def symmetric(T: Array) -> Array:
+    """The symmetric matrix with the upper triangle of T."""
+    return jnp.triu(T) + jnp.triu(T, 1).T
+
+
+def spectrum(T: Array, active: Array) -> tuple[Array, Array]:
+    """The eigenpairs of a principal submatrix, padded to the size of the matrix: a size that jit can know.
+
+    Args:
+        T: symmetric matrix [k, k]; NaN is allowed outside the submatrix.
+        active: whether a row and its column belong to the submatrix [k].
+
+    Returns:
+        Eigenvalues in ascending order [k], those of padding last and far above the others; eigenvectors as columns [k, k], zero
+        in the other rows.
+    """
+    T = jnp.where(active[:, None] & active[None, :], T, 0)
+    size = jnp.max(jnp.abs(T))
+    # |T| <= k times its largest entry, so no eigenvalue is as large as this.
+    beyond = 4 * T.shape[0] * jnp.where(size > 0, size, 1)
+    w, Q = jnp.linalg.eigh(T + jnp.diag(jnp.where(active, 0, beyond)))
+    return w, jnp.where(active[:, None], Q, 0)

@@ -1,0 +1,67 @@
+"""Checks of arguments to operators and their methods.
+
+Depends on layouts. Must never know operators.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from hessop._base.annotations import Chunk
+from hessop._base.layout import Layout
+
+
+def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
+    """`value`, which must be one of the allowed ones; `name` is the argument's name, for errors.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def check_chunk(chunk: Chunk) -> int | None:
+    """`chunk`, which must be a positive int or None.
+
+    Raises:
+        ValueError, TypeError: it is neither.
+    """
+    if chunk is None:
+        return None
+    if isinstance(chunk, bool) or not isinstance(chunk, int):
+        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
+    if chunk < 1:
+        raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
+    return chunk
+
+
+def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
+    """The block size of each leaf.
+
+    Args:
+        block: an int, or a pytree of ints like x.
+        structure: shapes and dtypes of x.
+
+    Raises:
+        ValueError: a block is not a positive int that divides its leaf, or the pytree differs from that of x.
+    """
+    leaves, tree = jax.tree.flatten(structure)
+    layout = Layout(leaves)
+    if isinstance(block, int):
+        sizes = [block] * len(leaves)
+    elif jax.tree.structure(block) == tree:
+        sizes = jax.tree.leaves(block)
+    else:
+        raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
+    for size, leaf in zip(sizes, layout.sizes, strict=True):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
+            raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
+    return tuple(sizes)
+
+
+def default_blocks(layout: Layout) -> tuple[int, ...]:
+    """The block size of each leaf by default: the product of all axes but the leading one."""
+    return tuple(max(1, math.prod(shape[1:])) for shape in layout.shapes)

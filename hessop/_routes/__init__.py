@@ -1,0 +1,1 @@
+"""Ways to entries and products of a Hessian, and which one is taken."""

@@ -1,0 +1,194 @@
+"""Choose the route for entries: estimate the cost of each, take the cheapest that fits, and say why.
+
+Depends on the routes, costs and budgets. Must never know operators or lineax, and never computes an entry.
+"""
+
+import dataclasses
+import functools
+import math
+
+from hessop._base.bytes import format_bytes
+from hessop._base.errors import MemoryBudgetError
+from hessop._equations.cost import Cost, cost, pays, results_worth, work_of
+from hessop._program.point import Point
+from hessop._program.program import AbstractProgram
+from hessop._routes.chunks import Chunking, RowMaker, choose_chunking, refuse_impossible
+from hessop._routes.columns import products
+from hessop._routes.decision import Decision, Request
+from hessop._routes.fits import Peak, peak_of
+from hessop._routes.terms import (
+    StructurePrice,
+    structure_bytes,
+    structure_estimate,
+    structure_price,
+    terms_by_rows,
+)
+from hessop._routes.tuning import ROW_RATE, WITHOUT_RULE_LEAST_BYTES, WITHOUT_RULE_SHARE
+from hessop._routes.wanted import MATRIX, Wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """The routes that can fulfil a request within a budget in bytes, which is None only if a chunk is given."""
+
+    point: Point
+    request: Request
+    budget: int | None
+
+    @functools.cached_property
+    def columns_cost(self) -> Cost:
+        """The cost of n products."""
+        point = self.point
+        primal, linear = point.residual_equations, point.program.linear.eqns
+        return cost((*primal, *linear), work_of(primal) + work_of(linear, batch=point.layout.n))
+
+    def columns(self, reason: str) -> Decision:
+        """Products with basis vectors.
+
+        Raises:
+            MemoryBudgetError: not even one product at a time fits.
+        """
+        return self._by_rows("columns", products(self.point.program), reason, None, self.columns_cost.run)
+
+    def terms_by_rows(self, reason: str, limit_bytes: int | None) -> Decision:
+        """Rows of the matrix in chunks, from the terms.
+
+        Raises:
+            MemoryBudgetError: not even one row at a time fits.
+        """
+        return self._by_rows("structure", terms_by_rows(limit_bytes), reason, limit_bytes, math.inf)
+
+    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit_bytes: int | None, run_seconds: float) -> Decision:
+        wanted, _, chunk, _, host_output, compile, _ = self.request
+        limits = {"chunk": chunk, "budget": self.budget, "host_output": host_output, "compile": compile}
+        chunking, peak = choose_chunking(maker, self.point, wanted, **limits)
+        return Decision(route, peak, reason, chunking, limit_bytes, run_seconds=run_seconds)
+
+
+def choose_route(point: Point, request: Request, budget: int | None) -> Decision:
+    """The cheapest route that fits the budget in bytes, which is None only if a chunk is given.
+
+    Raises:
+        MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
+    """
+    wanted, route, chunk, _, host_output, compile, _ = request
+    candidates = _Candidates(point, request, budget)
+    if compile and budget is not None:
+        # The budget that this error names is enough for either route: terms, a row at a time, need less than products would if
+        # nothing were fused.
+        refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
+    if route == "columns":
+        return candidates.columns("route='columns' was given")
+    if not wanted.has_terms:
+        return candidates.columns("the terms cannot give this without the matrix")
+    if chunk is not None:
+        why = "a chunk was given"
+        return candidates.terms_by_rows(why, None) if route == "structure" else candidates.columns(why)
+    assert budget is not None
+    return _cheapest(candidates, budget)
+
+
+def _cheapest(candidates: _Candidates, budget: int) -> Decision:
+    """Columns or all terms at once, whichever is cheaper; if it does not fit, the next cheapest."""
+    point, request, by_columns = candidates.point, candidates.request, candidates.columns_cost
+    wanted, route, compile = request.wanted, request.route, request.compile
+    limit_bytes = bytes_without_rule(point.program, budget)
+    forced = route == "structure"
+    # A user who asks for tiles accepts the time to compile them.
+    calls = request.calls if route == "auto" else math.inf
+    structure = structure_price(point, wanted, limit_bytes, None if forced else results_worth(by_columns, calls))
+    forms = () if structure is None else (structure.whole, structure.tiled)
+    if structure is None or not (forced or any(pays(form, by_columns, calls) for form in forms)):
+        try:
+            return candidates.columns(_against(structure, by_columns, request))
+        except MemoryBudgetError:  # terms are slower, but may need less memory
+            structure = structure or structure_price(point, wanted, limit_bytes)
+            assert structure is not None
+    fits = structure.peak_bytes <= budget
+    if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
+        why, run_seconds = _why(structure.whole, by_columns, request), structure.whole.run
+        return Decision("structure", Peak(structure.peak_bytes, False), why, limit_bytes=limit_bytes, run_seconds=run_seconds)
+    peak = _tiled_peak(point, wanted, structure, limit_bytes, budget, compile)
+    if peak.fits(budget):
+        return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit_bytes, tiled=True)
+    assert peak.bytes is not None
+    return _smallest(candidates, structure, limit_bytes, peak.bytes, budget)
+
+
+def _smallest(candidates: _Candidates, structure: StructurePrice, limit_bytes: int, needed_bytes: int, budget: int) -> Decision:
+    """What fits if all terms at once, which need `needed_bytes`, do not.
+
+    Raises:
+        MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
+    """
+    point, wanted, route = candidates.point, candidates.request.wanted, candidates.request.route
+    at_once = format_bytes(needed_bytes)
+    if wanted == MATRIX:
+        try:
+            some = candidates.terms_by_rows(f"all rows at once need {at_once}", limit_bytes)
+            if route == "structure" or _seconds_by_rows(point, structure, some.chunking) <= candidates.columns_cost.run:
+                return some
+        except MemoryBudgetError as error:
+            needed_bytes = min(needed_bytes, error.needed or needed_bytes)
+    try:
+        if route != "structure":
+            return candidates.columns(f"structure needs {at_once}")
+    except MemoryBudgetError as error:
+        if error.needed is None or error.needed <= needed_bytes:
+            raise
+    raise _too_little(route, wanted, needed_bytes, budget)
+
+
+def _why(form: Cost, columns: Cost, request: Request) -> str:
+    """Why terms won."""
+    if request.route == "structure":
+        return "route='structure' was given"
+    return f"structure takes {form}, columns {columns}; {request.calls:g} calls are expected"
+
+
+def _against(structure: StructurePrice | None, columns: Cost, request: Request) -> str:
+    """Why columns won."""
+    of_terms = f"structure takes {structure.whole}" if structure else "structure takes longer to prepare than it could save"
+    return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
+
+
+def _too_little(route: str, wanted: Wanted, needed_bytes: int, budget: int) -> MemoryBudgetError:
+    """Neither the terms nor, if another route is allowed, the products fit the budget."""
+    if route == "structure":
+        what, more = "route='structure', which needs", "; route='auto' may need less"
+    else:
+        what = "this: the cheapest way, from its terms, needs"
+        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
+    return MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed_bytes)}; the smallest budget that works "
+        f"is memory={needed_bytes}{more}",
+        needed=needed_bytes,
+        budget=budget,
+    )
+
+
+def _seconds_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
+    """Seconds for all rows from terms, in chunks; sums that every row needs are computed again for each chunk."""
+    assert chunking is not None
+    chunks = -(-point.layout.n // chunking.chunk)
+    return ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.residual_equations, tiled=True)).run
+
+
+def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
+    """Bytes that an equation without a rule may take: a power of two, so that nearby budgets share executables.
+
+    A program keeps its first value while that is within a factor of two. Free memory changes from call to call, and a new
+    point must not compile because free memory crossed a power of two.
+    """
+    nearest = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
+    kept = program.memo.once("bytes without rule", lambda: nearest)
+    if not nearest // 2 <= kept <= 2 * nearest:
+        program.memo["bytes without rule"] = kept = nearest
+    return kept
+
+
+def _tiled_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit_bytes: int, budget: int, compile: bool) -> Peak:
+    """Peak memory of terms evaluated tile by tile, which never need more than whole arrays."""
+    if structure.peak_bytes > budget and not compile:
+        return Peak(min(structure.peak_bytes, structure_estimate(point, wanted, limit_bytes)), False)
+    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, wanted, limit_bytes))

@@ -1,0 +1,241 @@
+"""Entries of a Hessian: decide how to compute them, compute them, and warn about those that are not finite.
+
+The program remembers each decision, so a repeated request is a lookup and a dispatch. Depends on the routes, budgets and
+points. Must never know operators or lineax.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._base.bytes import free_memory, is_out_of_memory
+from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._equations.xla import short_call_options
+from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
+from hessop._program.point import Point, placement
+from hessop._routes.choose_entries import choose_route
+from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
+from hessop._routes.decision import Decision, Request
+from hessop._routes.output import check_output, open_output
+from hessop._routes.terms import structure_rows
+from hessop._routes.tiles import value_and_gradient
+from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
+
+
+def decide(point: Point, request: Request) -> Decision:
+    """How a request will be computed: the remembered decision, or a new one within the user's budget or free memory.
+
+    Raises:
+        MemoryBudgetError: nothing fits.
+    """
+    budget = request.memory
+    if budget is None and request.chunk is None:
+        budget = free_memory(device_of(point))
+    return point.program.memo.decision(
+        (request, not point.stored, point.shift is None),
+        budget or 0,  # None means that a given chunk is not checked
+        lambda: choose_route(point, request, budget),
+        needs_bytes=lambda decision: decision.peak.bytes or 0,
+        where=lambda decision: placement(point.source) if decision.peak.measured else None,
+    )
+
+
+def device_of(point: Point) -> Any:
+    """The device that holds the point, for its free memory; None inside a trace."""
+    for a in point.source:
+        if isinstance(a, Array) and not isinstance(a, Tracer):
+            return next(iter(a.devices()))
+    return None
+
+
+def entries(
+    point: Point,
+    request: Request,
+    form: Form,
+    problem: Callable[[], str | None] | None,
+    *,
+    traced: bool,
+    out: Any = None,
+    progress: ProgressOption = False,
+) -> Any:
+    """The requested entries in the given form; or `out`, filled with them.
+
+    Args:
+        point: the Hessian.
+        request: the requested entries, and the user's options.
+        form: the form of the result.
+        problem: describes what is not finite in the value or the gradient; None to skip the check.
+        traced: whether the point is traced.
+        out: as for `materialize`.
+        progress: as for `materialize`.
+
+    Raises:
+        MemoryBudgetError: nothing fits.
+    """
+    wanted, layout = request.wanted, point.layout
+    opened = contextlib.nullcontext()
+    if out is not None:
+        check_output(out, layout.n, layout.dtype)
+        opened = open_output(out, layout.n, layout.dtype)  # opens nothing until it is entered
+    if layout.n == 0:
+        with opened as output:
+            pass
+        empty = jax.numpy.zeros((0, wanted.width(layout)), layout.dtype)
+        return formed(empty, wanted, form, layout) if output is None else output.result
+    decision = decide(point, request)
+    if traced:
+        if not _is_at_once(point, decision):
+            assert decision.chunking is not None
+            return formed(fill_traced(point, wanted, decision.chunking), wanted, form, layout)
+        return formed(_at_once(point, wanted, decision)(point.source, point.shift)[0], wanted, form, layout)
+    output = None
+    if out is None and progress is False:
+        taken = _computed(point, wanted, decision, form)
+    else:
+        with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
+            taken = _reported(point, wanted, decision, output, report)
+    rows = taken.rows
+    if problem is not None:
+        # Products give columns. They differ from rows only in where 0 * inf ends up; report it where JAX has it.
+        columns = decision.route == "columns" and not point.program.foreign_rule
+        rows = _looked_at(point, wanted, taken, decision, columns, problem)
+    if output is not None:
+        return output.result
+    return taken.given if rows is taken.rows and taken.given is not None else _formed(point, wanted, form, rows)
+
+
+def _is_at_once(point: Point, decision: Decision) -> bool:
+    return decision.chunking is None or decision.chunking.chunk == point.layout.n
+
+
+def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
+    """(residuals or primals, shift) -> all rows at once and (value, gradient); jitted."""
+    if decision.chunking is None:
+        return structure_rows(point, wanted, decision.limit_bytes, decision.tiled)
+    return all_rows(point, wanted, decision.chunking.maker)
+
+
+def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
+    """All rows in their form, in one dispatch; or else in chunks."""
+    if not _is_at_once(point, decision):
+        return _in_chunks(point, wanted, decision)
+    try:
+        return _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, wanted, decision, error)
+
+
+def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
+    """All rows in their form, in one dispatch.
+
+    Raises:
+        JaxRuntimeError: for example, if memory runs out.
+    """
+    options = short_call_options(decision.run_seconds) if _on_cpu(point) else {}
+
+    def build() -> Any:
+        rows, layout = _at_once(point, wanted, decision), point.layout
+
+        def run(*of_point: Any) -> tuple[Any, Any, Any, Any]:
+            found, seen = rows(*of_point)
+            if form == "rows":
+                return found, seen, None, None
+            given = formed(found, wanted, form, layout)
+            # A matrix is not returned twice.
+            return (None, seen, looks_finite(found), given) if wanted == MATRIX else (found, seen, None, given)
+
+        return jax.jit(run, compiler_options=options)
+
+    chunks, stored = decision.chunking is not None, point.stored
+    key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
+    taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
+    # Memory may run out as late as this.
+    (taken.finite if taken.rows is None else taken.rows).block_until_ready()
+    return taken
+
+
+def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
+    """Whether numpy copies the blocks of a matrix: on the CPU, unless an array is committed to a device."""
+    several = wanted == MATRIX and form == "leaves" and len(point.layout.shapes) > 1
+    return several and _on_cpu(point) and not any(placement(point.source))
+
+
+def _on_cpu(point: Point) -> bool:
+    return (device_of(point) or jax.devices()[0]).platform == "cpu"
+
+
+def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, report: Callable[[Progress], None]) -> Taken:
+    """All rows, with progress; into the output, if there is one."""
+    n = point.layout.n
+    if not _is_at_once(point, decision):
+        return _in_chunks(point, wanted, decision, out=output, report=report)
+    try:
+        taken = _run_at_once(point, wanted, decision, "rows")
+    except jax.errors.JaxRuntimeError as error:
+        return _in_chunks(point, wanted, decision, error, out=output, report=report)
+    if output is not None:
+        here = np.asarray(taken.rows)
+        output[:] = here
+        taken = Taken(None, taken.seen, all_finite(here))
+    report(Progress(done=n, total=n, chunk=n))
+    return taken
+
+
+def _in_chunks(point: Point, wanted: Wanted, decision: Decision, error: Exception | None = None, **how: Any) -> Taken:
+    """Rows in chunks; after running out of memory, in chunks of at most half of the rows. Other errors are raised again."""
+    chunking = decision.chunking
+    if error is not None and (chunking is None or not is_out_of_memory(error)):
+        raise error
+    assert chunking is not None
+    if error is not None:
+        chunking = dataclasses.replace(chunking, chunk=max(1, point.layout.n // 2))
+    return fill(point, wanted, chunking, **how)
+
+
+def _looked_at(
+    point: Point, wanted: Wanted, taken: Taken, decision: Decision, columns: bool, problem: Callable[[], str | None]
+) -> Array | None:
+    """The rows, after a warning if the value, the gradient or a row is not finite."""
+    rows, seen = taken.rows, taken.seen
+    if seen is None and not point.stored:
+        seen = _value_and_gradient(point)
+    if rows is None:  # written to the output, or returned only in another form
+        finite = bool(taken.finite)
+        rows = _computed(point, wanted, decision, "rows").rows if not finite and taken.given is not None else None
+    else:
+        finite = is_finite(rows)
+    if rows is not None and columns and not finite:
+        rows = wanted.of_columns(rows, point.layout)
+    if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
+        warn(problem())
+    elif not finite:
+        warn(result_problem(point.program, rows, wanted.name, seen is not None))
+    return rows
+
+
+def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
+    """Rows in the requested form, in one dispatch; the matrix of a single leaf is not copied."""
+    if form == "rows":
+        return rows
+    layout = point.layout
+    if _copied_on_host(point, wanted, form):
+        return blocks_on_host(rows, layout)
+    donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
+    function = lambda taken: formed(taken, wanted, form, layout)
+    return point.program.memo.once(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+
+
+def _value_and_gradient(point: Point) -> tuple[Array, Array]:
+    program = point.function
+
+    def run(primals: Any) -> tuple[Array, Array]:
+        value, gradient = value_and_gradient(program, primals)
+        return value, program.layout.ravel(gradient)
+
+    return program.memo.once("value and flat gradient", lambda: jax.jit(run))(point.source)

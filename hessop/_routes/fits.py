@@ -1,0 +1,41 @@
+"""Whether a computation fits a budget: its peak memory, estimated from shapes or reported by the compiler.
+
+Depends on nothing. Must never know what is computed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Peak(NamedTuple):
+    """Peak memory.
+
+    Attributes:
+        bytes: arguments, outputs and temporaries together; None if nobody asked.
+        measured: whether the compiler reported it; otherwise it is an upper estimate from shapes.
+    """
+
+    bytes: int | None
+    measured: bool
+
+    def fits(self, budget_bytes: int) -> bool:
+        """Whether it fits the budget; an unknown peak does."""
+        return self.bytes is None or self.bytes <= budget_bytes
+
+
+NOT_ASKED = Peak(None, False)
+
+
+def peak_of(estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[], int | None] | None) -> Peak:
+    """The estimate if it fits, so that nothing is compiled; otherwise what the compiler reports.
+
+    Args:
+        estimate_bytes: an upper estimate.
+        budget_bytes: the budget.
+        compiled_bytes: compiles, and returns what the compiler reports, or None if the backend does not report it. None if
+            nothing may be compiled.
+    """
+    if estimate_bytes <= budget_bytes or compiled_bytes is None:
+        return Peak(estimate_bytes, False)
+    told = compiled_bytes()
+    return Peak(estimate_bytes, False) if told is None else Peak(told, True)

@@ -1,0 +1,92 @@
+"""The tiles route: value, gradient and products without N x N intermediates.
+
+A product either reads residuals, which may be N x N, or recomputes them tile by tile where they are needed. Recomputing is
+faster if it is elementwise work.
+
+Depends on the tiles engine and the program. Must never know operators or lineax.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from hessop._equations.flat import shape_of
+from hessop._program.program import HessianProgram
+from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
+from hessop._tiles import Options, Tiled, trace_tiled
+
+_OPTIONS = Options()
+
+
+def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
+    """The value at `primals` = [*own, *captured, *x, *args]."""
+    return _outputs(program, primals, "value", slice(1))[0]
+
+
+def gradient(program: HessianProgram, primals: Sequence[Array]) -> list[Array]:
+    """The leaves of the gradient at `primals`. Without the value, which sums over other axes, its own sums run in chunks."""
+    return _outputs(program, primals, "gradient", slice(1, None))
+
+
+def value_and_gradient(program: HessianProgram, primals: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """The value and the leaves of the gradient, from one pass over tiles."""
+    value, *gradient = _outputs(program, primals, "value and gradient", slice(None))
+    return value, gradient
+
+
+def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wanted: slice) -> list[Array]:
+    def traced(*source: Array) -> list[Array]:
+        value, gradient, _ = program.linearize(source)
+        return [value, *gradient][wanted]
+
+    tiled = program.memo.once(("tiled", name), lambda: _by_tiles(traced, primals, expensive=False))
+    return traced(*primals) if tiled is None else tiled(*primals)
+
+
+def recomputed_product(
+    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, expensive: bool = False
+) -> list[Array]:
+    """The leaves of H t from the point; residuals are recomputed where they are read.
+
+    Args:
+        program: the program.
+        primals: the point, [*own, *captured, *x, *args].
+        tangents: the leaves of t.
+        expensive: whether to recompute residuals even if that is expensive.
+    """
+    tiled = _tiled_product(program, expensive)
+    return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
+
+
+def recomputes(program: HessianProgram, *, expensive: bool = False) -> bool:
+    """Whether products from the point recompute residuals where they are read, rather than store them."""
+    return _tiled_product(program, expensive) is not None
+
+
+def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
+    count = len(program.primal.invars)
+
+    def traced(*source: Array) -> list[Array]:
+        return program.product(program.residuals(source[:count]), source[count:])
+
+    avals = [*program.input_avals, *program.x_input_avals]
+    return program.memo.once(("tiled product", expensive), lambda: _by_tiles(traced, avals, expensive))
+
+
+def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
+    """The function, tile by tile, if it has large values and, unless `expensive`, none is expensive to recompute."""
+    tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    assert not tiled.constants
+    plan = tiled.schedule()
+    return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
+
+
+def _is_expensive(eqn: Any) -> bool:
+    if eqn.primitive.name != "dot_general":
+        return False
+    ((contract, _), _) = eqn.params["dimension_numbers"]
+    length = 1
+    for a in contract:
+        length *= eqn.invars[0].aval.shape[a]
+    return length > LONGEST_RECOMPUTED_SUM

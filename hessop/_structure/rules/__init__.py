@@ -1,0 +1,1 @@
+"""The rules of the structure engine: how each linear primitive acts on terms."""

@@ -1,0 +1,165 @@
+"""Rules for primitives that only move entries, and for those that need an axis whole.
+
+Depends on the table of rules. Must never know tiles or loops.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hessop._equations.primitives import VIEWS
+from hessop._tiles.planes import Cell, Frame, Planes
+from hessop._tiles.rules.table import RULES, Rule, Tools, along, out_shape, shape_of, through
+from hessop._tiles.windows import Follow, Follows, Window
+
+
+def _broadcast_follows(eqn: Any) -> list[Follows]:
+    out, to = out_shape(eqn), eqn.params["broadcast_dimensions"]
+    follows = tuple(Follow(int(a)) if n == out[a] else None for n, a in zip(shape_of(eqn.invars[0]), to, strict=True))
+    return [follows, *(() for _ in eqn.invars[1:])]
+
+
+def _broadcast(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    to = [int(a) for a in eqn.params["broadcast_dimensions"]]
+    return tools.cells.relabel(ins[0], to, tools.frame(out_shape(eqn), window))
+
+
+def unit_pairs(eqn: Any) -> dict[int, int] | None:
+    """Input axis -> output axis, if a reshape only adds and drops axes of length 1, and perhaps transposes the others."""
+    shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
+    # The "dimensions" of a reshape are the order in which it reads its axes; those of a squeeze are the axes that it drops.
+    order = eqn.params["dimensions"] if eqn.primitive.name == "reshape" else None
+    old = [a for a in (range(len(shape)) if order is None else order) if shape[a] != 1]
+    new = [a for a, n in enumerate(out) if n != 1]
+    return dict(zip(old, new, strict=True)) if [shape[a] for a in old] == [out[a] for a in new] else None
+
+
+def _reshape_follows(eqn: Any) -> list[Follows]:
+    pairs = unit_pairs(eqn) or {}
+    return [tuple(Follow(pairs[a]) if a in pairs else None for a in range(len(shape_of(eqn.invars[0]))))]
+
+
+def _reshape_fixed(eqn: Any) -> Collection[int]:
+    return () if unit_pairs(eqn) is not None else range(len(out_shape(eqn)))
+
+
+def _reshape(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    pairs = unit_pairs(eqn)
+    if pairs is None:
+        return through(tools, eqn, ins, window)
+    return tools.cells.relabel(ins[0], [pairs.get(a) for a in range(len(ins[0].shape))], tools.frame(out_shape(eqn), window))
+
+
+def _transpose_follows(eqn: Any) -> list[Follows]:
+    permutation = eqn.params["permutation"]
+    return [tuple(Follow(permutation.index(a)) for a in range(len(permutation)))]
+
+
+def _transpose(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    permutation = eqn.params["permutation"]
+    to = [permutation.index(a) for a in range(len(permutation))]
+    return tools.cells.relabel(ins[0], to, tools.frame(out_shape(eqn), window))
+
+
+def _slice_follows(eqn: Any) -> list[Follows]:
+    strides = eqn.params["strides"] or (1,) * len(out_shape(eqn))
+    starts = eqn.params["start_indices"]
+    return [
+        tuple(Follow(a, int(s)) if stride == 1 else None for a, (s, stride) in enumerate(zip(starts, strides, strict=True)))
+    ]
+
+
+def _strided(eqn: Any) -> tuple[int, ...]:
+    return tuple(a for a, stride in enumerate(eqn.params["strides"] or ()) if stride != 1)
+
+
+def _slice(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    """The window of the input is already cut out; only strides are left to apply."""
+    frame, cells = tools.frame(out_shape(eqn), window), tools.cells
+    if not _strided(eqn):
+        return cells.relabel(ins[0], range(len(frame.shape)), frame)
+    array = cells.join(ins[0])
+    for a in _strided(eqn):
+        start, stop = (int(eqn.params[k][a]) for k in ("start_indices", "limit_indices"))
+        stride = int(eqn.params["strides"][a])
+        array = cells.once(("strided", a, start, stop, stride), [array], _stride(array, start, stop, stride, a))
+    return cells.split(array, frame)
+
+
+def _stride(array: Array, start: int, stop: int, stride: int, axis: int) -> Callable[[], Array]:
+    return lambda: lax.slice_in_dim(array, start, stop, stride, axis)
+
+
+def _iota(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    frame, axis, dtype = tools.frame(out_shape(eqn), window), int(eqn.params["dimension"]), eqn.params["dtype"]
+    span = window.spans[axis]
+    first = 0 if span is None else span.start
+    ones = [1] * len(frame.order)
+    table = np.empty(frame.table_shape, object)
+    for index in frame.indices():
+        if axis in frame.short:
+            table[index] = Cell(np.full(ones, first + index[frame.short.index(axis)], dtype))
+        else:
+            key = ("iota", frame.order.index(axis), len(ones), frame.shape[axis], span, str(dtype))
+            table[index] = Cell(tools.cells.once(key, [], lambda: _ramp(tools, frame, axis, span, dtype)))
+    return Planes(frame, table, dtype)
+
+
+def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array:
+    shape = [frame.shape[a] if a == axis else 1 for a in frame.order]
+    ramp = lax.broadcasted_iota(dtype, shape, frame.order.index(axis))
+    if span is None:
+        return ramp
+    ramp = ramp + jnp.asarray(span.start, dtype) if span.start else ramp
+    return ramp if span.loop is None else ramp + lax.convert_element_type(tools.starts[span.loop], dtype)
+
+
+# They only move entries, or number them.
+MOVES = VIEWS | {"broadcast_in_dim", "transpose", "slice", "iota"}
+
+RULES["broadcast_in_dim"] = Rule(_broadcast_follows, _broadcast)
+for _name in VIEWS:
+    RULES[_name] = Rule(_reshape_follows, _reshape, _reshape_fixed)
+RULES["transpose"] = Rule(_transpose_follows, _transpose)
+RULES["slice"] = Rule(_slice_follows, _slice, _strided)
+RULES["iota"] = Rule(lambda eqn: [], _iota)
+
+
+# --- primitives that need an axis whole ---
+
+
+def _whole(fixed: Callable[[Any], Collection[int]]) -> Rule:
+    """The rule of a primitive that needs its `fixed` axes whole, and keeps the others as they are."""
+
+    def follows(eqn: Any) -> list[Follows]:
+        return [tuple(None if a in fixed(eqn) else f for a, f in enumerate(group)) for group in along(eqn)]
+
+    return Rule(follows, through, fixed)
+
+
+def _whole_along(param: str) -> Rule:
+    """The rule of a primitive that needs the axes whole which a parameter names."""
+
+    def fixed(eqn: Any) -> Collection[int]:
+        axes = eqn.params[param]
+        return [int(a) for a in (axes if isinstance(axes, tuple | list) else (axes,))]
+
+    return _whole(fixed)
+
+
+def _padded(eqn: Any) -> Collection[int]:
+    return [a for a, padding in enumerate(eqn.params["padding_config"]) if tuple(padding) != (0, 0, 0)]
+
+
+def _pad_follows(eqn: Any) -> list[Follows]:
+    """The operand as in `_whole`; the padding value is a scalar."""
+    return [*_whole(_padded).follows(eqn)[:1], ()]
+
+
+RULES.update(dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _whole_along("axis")))
+RULES["rev"] = _whole_along("dimensions")
+RULES["concatenate"] = _whole_along("dimension")
+RULES["pad"] = Rule(_pad_follows, through, _padded)
