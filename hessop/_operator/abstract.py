@@ -21,6 +21,7 @@ from hessop._base.progress import ProgressOption
 from hessop._operator.arguments import block_sizes, check_chunk, default_blocks
 from hessop._operator.lineax import copied, matrix_operator
 from hessop._operator.method import method
+from hessop._operator.sparse import AbstractSparse
 from hessop._program.finite import warn
 from hessop._program.point import Point, shifted, shifted_product
 from hessop._program.program import AbstractProgram
@@ -36,7 +37,7 @@ _NOT_A_MATRIX = (
 )
 
 
-class AbstractHessian(lx.AbstractLinearOperator):
+class AbstractHessian(AbstractSparse):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
     program: eqx.AbstractVar[AbstractProgram]

@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from hessop._base.annotations import Chunk
 from hessop._base.layout import Layout
@@ -36,6 +38,28 @@ def check_chunk(chunk: Chunk) -> int | None:
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
     return chunk
+
+
+def check_places(rows: Any, columns: Any, n: int) -> tuple[Any, Any]:
+    """Rows and columns as integer arrays [k], on the host unless they are traced.
+
+    Raises:
+        TypeError: they are not integers.
+        ValueError: they differ in shape, or a place is outside of the matrix.
+    """
+    found = []
+    for name, value in (("rows", rows), ("columns", columns)):
+        index = value if isinstance(value, Tracer) else np.asarray(value)
+        if not index.size and not isinstance(value, Tracer):
+            index = index.astype(np.int32)
+        if not np.issubdtype(index.dtype, np.integer) or index.ndim != 1:
+            raise TypeError(f"{name}: got {index.dtype} of shape {index.shape}, expected integers of shape [k]")
+        if not isinstance(index, Tracer) and index.size and not (index.min() >= 0 and index.max() < n):
+            raise ValueError(f"{name}: got {index.min()} to {index.max()}, expected integers from 0 to {n - 1}")
+        found.append(index)
+    if found[0].shape != found[1].shape:
+        raise ValueError(f"columns: got shape {found[1].shape}, expected that of rows, {found[0].shape}")
+    return found[0], found[1]
 
 
 def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:

@@ -90,6 +90,15 @@ class StructuredHessian(eqx.Module):
     def _layout(self) -> Layout:
         return Layout(self.leaves)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each leaf of x."""
+        return self._layout.sizes
+
+    def of_block(self, i: int, j: int) -> list[Term]:
+        """The terms in the rows of leaf i and the columns of leaf j."""
+        return [t for t in self._rows(i) if t.leaf == j]
+
     def _rows(self, i: int) -> list[Term]:
         """The terms whose rows are those of leaf i."""
         return [unpack(p, self.arrays) for p in self.packed[i]]
@@ -115,16 +124,16 @@ class StructuredHessian(eqx.Module):
         """The block of leaf i (rows) and leaf j (columns)."""
         if not self._layout.sizes[i] or not self._layout.sizes[j]:
             return jnp.zeros((self._layout.sizes[i], self._layout.sizes[j]), self.leaves[i].dtype)
-        return self._assembled(i, j, [t for t in self._rows(i) if t.leaf == j])
+        return self._assembled(i, j, self.of_block(i, j))
 
     def _assembled(self, i: int, j: int, terms: Sequence[Term]) -> Array:
         """Terms of the block of leaves i and j as a matrix."""
         algebra = Algebra(eager_elements=0)
-        opened, sizes = self._opened(algebra, i, j, terms)
+        opened, sizes = self.opened(algebra, i, j, terms)
         block = assemble(algebra, merge(algebra, opened), [*sizes[0], *sizes[1]], self.leaves[i].dtype)
         return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
 
-    def _opened(
+    def opened(
         self,
         algebra: Algebra,
         i: int,
@@ -149,7 +158,7 @@ class StructuredHessian(eqx.Module):
         for j, columns in enumerate(layout.sizes):
             total = jnp.zeros((count, columns), layout.dtype)
             for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
-                terms = [t for t in self._rows(i) if t.leaf == j]
+                terms = self.of_block(i, j)
                 if not terms:
                     continue
                 inside = (row >= offset) & (row < offset + size)
@@ -173,9 +182,9 @@ class StructuredHessian(eqx.Module):
 
     def _on_diagonal(self, algebra: Algebra, i: int) -> list[Term]:
         """The terms of the diagonal of a leaf, on its flat axis."""
-        terms = [t for t in self._rows(i) if t.leaf == i]
+        terms = self.of_block(i, i)
         sizes = leaf_axes(self.leaves[i].shape, [e for t in terms for e in t.axes])
-        opened, _ = self._opened(algebra, i, i, terms, sizes, sizes)
+        opened, _ = self.opened(algebra, i, i, terms, sizes, sizes)
         found = []
         for term in opened:
             for k in reversed(range(len(sizes))):  # axes 0 to k are rows, so that axis k of the columns is k + 1 + k
@@ -221,7 +230,7 @@ class StructuredHessian(eqx.Module):
         rows: list[list[Term]] = [[] for _ in self.leaves]
         for i, leaf in enumerate(self.leaves):
             for j, columns in enumerate(self._layout.sizes):
-                terms = [t for t in self._rows(i) if t.leaf == j]
+                terms = self.of_block(i, j)
                 shape = (self._layout.sizes[i], columns)
                 outside, inside = ([], terms) if sums else partition(terms, is_summed)
                 fits = math.prod(shape) * leaf.dtype.itemsize <= limit_bytes
@@ -274,7 +283,7 @@ class StructuredHessian(eqx.Module):
             products, matrices = [], []
             rows = leaf_axes(leaf.shape, [t.axes[0] for t in self._rows(i)])
             for j in range(len(self.leaves)):
-                terms, (_, columns) = self._opened(algebra, i, j, [t for t in self._rows(i) if t.leaf == j], rows)
+                terms, (_, columns) = self.opened(algebra, i, j, self.of_block(i, j), rows)
                 vector = vectors[j].reshape(*counts, *columns) if terms else vectors[j]
                 if by_tiles:
                     shape = (*rows, *columns)

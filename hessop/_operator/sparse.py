@@ -1,0 +1,111 @@
+"""Sparse forms of a Hessian operator: the pattern, entries at given places, and the formats of JAX and scipy.
+
+Depends on the sparse route. Must never know how a program is found, or how a pattern is computed.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax import Array
+from jax.experimental import sparse as jsparse
+
+from hessop._operator.arguments import check_places
+from hessop._operator.method import method
+from hessop._program.point import Point
+from hessop._routes import sparse
+
+
+class AbstractSparse(lx.AbstractLinearOperator):
+    """An operator whose structural nonzeros are known."""
+
+    @method
+    def pattern(self, *, lower: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The places of the structural nonzeros: those that are nonzero for some values of x and of the numbers in args.
+
+        It depends on shapes and index arrays alone. Nothing is differentiated at x, and the pattern is computed once for the
+        same index arrays. Not for index arrays that are traced.
+
+        Args:
+            lower: only the places on and below the diagonal.
+
+        Returns:
+            Rows and columns, integer arrays [nonzeros] in row-major order, without duplicates.
+
+        Examples:
+            >>> import jax.numpy as jnp, hessop
+            >>> H = hessop.HessianOperator(lambda x: jnp.sum(x[1:] * x[:-1] ** 2), jnp.arange(3.0))
+            >>> print(*H.pattern(lower=True))
+            [0 1 1 2] [0 0 1 1]
+        """
+        found = sparse.pattern(self._point(), self.memory)
+        if not lower:
+            return found.rows, found.columns
+        below = found.columns <= found.rows
+        return found.rows[below], found.columns[below]
+
+    @method
+    def entries(self, rows: Any, columns: Any) -> Array:
+        """The exact entries at some places, zero where nothing is.
+
+        A call at a new point does not recompile, and the result is differentiable in x and args.
+
+        Args:
+            rows: integers [k], from 0 to n - 1.
+            columns: integers [k], from 0 to n - 1.
+
+        Returns:
+            An array [k].
+
+        Raises:
+            TypeError, ValueError: the places are not two integer arrays of one shape, or out of bounds.
+
+        Examples:
+            >>> import jax.numpy as jnp, hessop
+            >>> H = hessop.HessianOperator(lambda x: jnp.sum(x[1:] * x[:-1] ** 2), jnp.arange(3.0))
+            >>> print(H.entries([0, 1, 2], [0, 0, 0]))
+            [2. 0. 0.]
+        """
+        rows, columns = check_places(rows, columns, self.program.layout.n)
+        self._check_symmetry()
+        return sparse.entries_at(self._point(), rows, columns, self.memory)
+
+    @method
+    def to_bcoo(self, *, sum_duplicates: bool = True) -> jsparse.BCOO:
+        """The Hessian as a sparse matrix of JAX.
+
+        Args:
+            sum_duplicates: each place once, in row-major order. With False, the entries of the terms as they come, several
+                at one place; their number is known inside jit even if index arrays are traced.
+
+        Returns:
+            A `jax.experimental.sparse.BCOO` of shape (n, n).
+        """
+        self._check_symmetry()
+        point, n = self._point(), self.program.layout.n
+        if not sum_duplicates:
+            values, places = sparse.terms_entries(point, self.memory)
+            return jsparse.BCOO((values, places), shape=(n, n))
+        found = sparse.pattern(point, self.memory)
+        places = jnp.stack([found.rows, found.columns], axis=1)
+        values = sparse.nonzeros(point, found, self.memory)
+        return jsparse.BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
+
+    def to_csr(self) -> Any:
+        """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric; outside of jit."""
+        from scipy.sparse import csr_array
+
+        self._check_symmetry()
+        point = self._point()
+        found = sparse.pattern(point, self.memory)
+        values = np.asarray(sparse.nonzeros(point, found, self.memory))
+        made = csr_array((values, found.columns.copy(), found.starts.copy()), shape=found.shape)
+        made.has_canonical_format = True
+        return made
+
+    def _point(self) -> Point:
+        raise NotImplementedError
+
+    def _check_symmetry(self) -> None:
+        raise NotImplementedError
