@@ -116,7 +116,7 @@ def entries_at(point: Point, rows: Any, columns: Any, budget: int | None) -> Arr
         found = _coordinates(point, stored, source, shift, limit_bytes)
         of_rows, of_columns, order = lax.sort((rows, columns, lax.iota(jnp.int32, len(rows))), num_keys=2)
         total = jnp.zeros(len(rows), point.layout.dtype)
-        for place, values in zip(found.places(point.layout.offsets), found.values(), strict=True):
+        for place, values in zip(found.places(point.layout.offsets, point.index_dtype), found.values(), strict=True):
             slot = _first((of_rows, of_columns), place)
             total = total.at[slot].add(values.astype(total.dtype), mode="drop")
         # Equal places are next to each other; the first of them has the entry.
@@ -164,7 +164,9 @@ def terms_entries(point: Point, budget: int | None) -> tuple[Array, Array]:
 
     def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
         found = _coordinates(point, stored, source, shift, limit_bytes)
-        places = [jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(point.layout.offsets)]
+        places = [
+            jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(point.layout.offsets, point.index_dtype)
+        ]
         values = [v.reshape(-1).astype(point.layout.dtype) for v in found.values()]
         if not values:
             return jnp.zeros(0, point.layout.dtype), jnp.zeros((0, 2), jnp.int32)

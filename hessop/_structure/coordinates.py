@@ -128,18 +128,21 @@ class Coordinates(eqx.Module):
         """Number of entries."""
         return sum(math.prod(self.arrays[cells.number].shape) for cells in self.cells)
 
-    def places(self, offsets: Sequence[int]) -> list[tuple[Array, Array]]:
+    def places(self, offsets: Sequence[int], dtype: Any) -> list[tuple[Array, Array]]:
         """For each of the cells, the rows and the columns of its entries, which broadcast to [blocks, entries of a block].
 
         Args:
             offsets: where each leaf starts in the flat vector.
+            dtype: of the results.
         """
         found = []
         for group in self.groups:
             for cells in group.cells:
                 at, inside = cells.positions(self.arrays, jnp), zip(*cells.inside, strict=True)
                 each = zip(group.leaves, at, group.block, inside, strict=True)
-                row, column = (offsets[k] + at[:, None] * size + jnp.asarray(own, at.dtype) for k, at, size, own in each)
+                row, column = (
+                    offsets[k] + at.astype(dtype)[:, None] * size + jnp.asarray([own], dtype) for k, at, size, own in each
+                )
                 found.append((row, column))
         return found
 

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from hessop._base.layout import Layout
 from hessop._equations.cost import matrix_product_work, work_of
@@ -147,12 +147,10 @@ class StructuredHessian(eqx.Module):
         columns = columns or leaf_axes(self.leaves[j].shape, [t.axes[1] for t in terms])
         return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
 
-    def rows(self, start: Any, count: int) -> Array:
-        """Rows start to start + count of the matrix, [count, n]. `start` may be traced, and is clamped to n - count."""
+    def rows(self, row: Array) -> Array:
+        """The rows with the numbers `row` [k] of the matrix, [k, n]; the numbers may be traced."""
         layout, algebra = self._layout, Algebra(eager_elements=0)
-        count = min(count, layout.n)
-        start = jnp.clip(jnp.asarray(start), 0, layout.n - count).astype(jnp.int32)
-        row = start + lax.iota(jnp.int32, count)
+        (count,), row = row.shape, row.astype(jnp.int32)
         counted = Id(count)
         blocks = []
         for j, columns in enumerate(layout.sizes):
