@@ -17,6 +17,28 @@ from hessop._structure.coordinates import Coordinates, Group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Blocks:
+    """The blocks of a pair of leaves, row by row, without duplicates.
+
+    Attributes:
+        rows: block row of each block.
+        columns: block column of each.
+        filled: [blocks, p, q], which entries are nonzero.
+        number: for each of the cells, the number of the block of each of its blocks.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    filled: np.ndarray
+    number: tuple[np.ndarray, ...]
+
+    @functools.cached_property
+    def nonzero(self) -> Any:
+        """Index of the nonzero entries: all of [blocks, p, q], or a mask."""
+        return ... if self.filled.all() else self.filled
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pattern:
     """The structural nonzeros of a symmetric matrix in row-major order, without duplicates (compressed sparse rows).
 
@@ -24,15 +46,38 @@ class Pattern:
         shape: (n, n).
         starts: [n + 1], where the nonzeros of each row start.
         columns: [nonzeros], the column of each, ascending in each row.
-        transposed: [nonzeros], where the transpose of each nonzero is.
-        slots: for each of the cells, the nonzero that each of its entries adds to, [blocks, entries of a block].
+        groups: the cells of each pair of leaves.
+        blocks: the blocks of each pair of leaves.
+        numbers: the number of the nonzero for each entry of these blocks, [blocks, p, q].
     """
 
     shape: tuple[int, int]
     starts: np.ndarray
     columns: np.ndarray
-    transposed: np.ndarray
-    slots: tuple[np.ndarray, ...]
+    groups: tuple[Group, ...]
+    blocks: dict[tuple[int, int], _Blocks]
+    numbers: dict[tuple[int, int], np.ndarray]
+
+    @functools.cached_property
+    def slots(self) -> tuple[np.ndarray, ...]:
+        """For each of the cells, the nonzero that each of its entries adds to, [blocks, entries of a block]."""
+        found = []
+        for group in self.groups:
+            for cells, number in zip(group.cells, self.blocks[group.leaves].number, strict=True):
+                inside = np.ravel_multi_index(np.array(cells.inside).T, group.block)
+                flat = self.numbers[group.leaves].reshape(-1, group.block[0] * group.block[1])
+                whole = np.array_equal(inside, np.arange(flat.shape[1]))
+                found.append(flat[number] if whole else flat[number[:, None], inside])
+        return tuple(found)
+
+    @functools.cached_property
+    def transposed(self) -> np.ndarray:
+        """[nonzeros], the number of the transpose of each."""
+        found = np.empty_like(self.columns)
+        for (i, j), own in self.blocks.items():
+            across = self.numbers[j, i][_order(own.columns, own.rows)[1]].transpose(0, 2, 1)
+            found[self.numbers[i, j][own.nonzero]] = across[own.nonzero]
+        return found
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -58,23 +103,6 @@ class Pattern:
         return np.where(self._keys[np.minimum(found, len(self._keys) - 1)] == wanted, found, len(self._keys))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Blocks:
-    """The blocks of a group, sorted, without duplicates.
-
-    Attributes:
-        rows: block row of each block.
-        columns: block column of each.
-        filled: [blocks, p, q], which entries are nonzero.
-        number: for each of the cells, the number of the block of each of its blocks.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    filled: np.ndarray
-    number: tuple[np.ndarray, ...]
-
-
 def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int]) -> Pattern:
     """The pattern of a Hessian.
 
@@ -95,23 +123,14 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
     nonzeros = int(starts[-1])
     index = np.int32 if max(nonzeros, n) < 2**31 - 1 else np.int64
     columns = np.empty(nonzeros, index)
-    slots = {}
+    numbers = {}
     for (i, j), own in blocks.items():
         p, q = own.filled.shape[1:]
-        row = offsets[i] + own.rows[:, None] * p + np.arange(p)
-        slots[i, j] = (within[i, j] + starts[row][:, :, None]).astype(index)
-        column = offsets[j] + own.columns[:, None, None] * q + np.arange(q)
-        columns[slots[i, j][own.filled]] = np.broadcast_to(column, own.filled.shape)[own.filled]
-    transposed = np.empty(nonzeros, index)
-    for (i, j), own in blocks.items():
-        across = slots[j, i][_order(own.columns, own.rows)[1]].transpose(0, 2, 1)
-        transposed[slots[i, j][own.filled]] = across[own.filled]
-    found = []
-    for g in where.groups:
-        for cells, number in zip(g.cells, blocks[g.leaves].number, strict=True):
-            p, q = np.array(cells.inside).T
-            found.append(slots[g.leaves][number[:, None], p, q])
-    return Pattern((n, n), starts.astype(index), columns, transposed, tuple(found))
+        row = starts[offsets[i] : offsets[i + 1]].reshape(-1, p)
+        numbers[i, j] = (within[i, j] + row[own.rows][:, :, None]).astype(index)
+        column = (offsets[j] + own.columns[:, None, None] * q + np.arange(q)).astype(index)
+        columns[numbers[i, j][own.nonzero]] = np.broadcast_to(column, own.filled.shape)[own.nonzero]
+    return Pattern((n, n), starts.astype(index), columns, where.groups, blocks, numbers)
 
 
 def _order(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,13 +224,10 @@ def _with_transposes(own: _Blocks | None, other: _Blocks | None) -> _Blocks:
 def _within_rows(blocks: _Blocks, lengths: np.ndarray) -> np.ndarray:
     """Where in its row each entry of each block is, [blocks, p, q]; adds to the `lengths` of the rows."""
     p = blocks.filled.shape[1]
-    counts = blocks.filled.sum(2)  # nonzeros of each row of each block
-    before = np.cumsum(counts, axis=0) - counts  # of the blocks before it, in any block row
-    first = np.searchsorted(blocks.rows, np.arange(len(lengths) // p + 1))
-    total = np.concatenate([before, before[-1:] + counts[-1:]]) if len(counts) else np.zeros((1, p), counts.dtype)
-    own = total[first]  # at the start of each block row
-    rank = np.cumsum(blocks.filled, axis=2) - blocks.filled
     rows = lengths.reshape(-1, p)
-    within = (before - own[blocks.rows] + rows[blocks.rows])[:, :, None] + rank
+    counts = blocks.filled.sum(2)  # nonzeros of each row of each block
+    total = np.concatenate([np.zeros((1, p), counts.dtype), np.cumsum(counts, axis=0)])
+    own = total[np.searchsorted(blocks.rows, np.arange(len(rows) + 1))]  # where each block row starts
+    first = total[:-1] + (rows - own[:-1])[blocks.rows]
     rows += np.diff(own, axis=0)
-    return within
+    return first[:, :, None] + (np.cumsum(blocks.filled, axis=2, dtype=np.int32) - blocks.filled)

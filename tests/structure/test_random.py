@@ -157,7 +157,7 @@ def check(shape, steps, falls_back=False):
     v = np.asarray(x).ravel()
     found = (dense, diagonal, product, rows)
     wanted = (expected, np.diag(expected), expected @ v, expected[1:3])
-    for a, b, sums in zip(found, wanted, (1, 1, size, 1), strict=True):
+    for a, b, sums in zip(found, wanted, (1, 1, x.size, 1), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=sums * TOLERANCE * scale)
 
 
