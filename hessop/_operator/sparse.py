@@ -15,6 +15,7 @@ from hessop._operator.arguments import check_places
 from hessop._operator.method import method
 from hessop._program.point import Point
 from hessop._routes import sparse
+from hessop._structure.pattern import Pattern
 
 
 class AbstractSparse(lx.AbstractLinearOperator):
@@ -83,13 +84,12 @@ class AbstractSparse(lx.AbstractLinearOperator):
             A `jax.experimental.sparse.BCOO` of shape (n, n).
         """
         self._check_symmetry()
-        point, n = self._point(), self.program.layout.n
+        n = self.program.layout.n
         if not sum_duplicates:
-            values, places = sparse.terms_entries(point, self.memory)
+            values, places = sparse.terms_entries(self._point(), self.memory)
             return jsparse.BCOO((values, places), shape=(n, n))
-        found = sparse.pattern(point, self.memory)
+        found, values = self.nonzeros()
         places = jnp.stack([found.rows, found.columns], axis=1)
-        values = sparse.nonzeros(point, found, self.memory)
         return jsparse.BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
 
     def to_csr(self) -> Any:
@@ -97,12 +97,17 @@ class AbstractSparse(lx.AbstractLinearOperator):
         from scipy.sparse import csr_array
 
         self._check_symmetry()
-        point = self._point()
-        found = sparse.pattern(point, self.memory)
-        values = np.asarray(sparse.nonzeros(point, found, self.memory))
-        made = csr_array((values, found.columns.copy(), found.starts.copy()), shape=found.shape)
+        found, values = self.nonzeros()
+        made = csr_array((np.array(values), found.columns.copy(), found.starts.copy()), shape=found.shape)
         made.has_canonical_format = True
         return made
+
+    @method
+    def nonzeros(self) -> tuple[Pattern, Array]:
+        """The pattern, and the values of its nonzeros."""
+        point = self._point()
+        found = sparse.pattern(point, self.memory)
+        return found, sparse.nonzeros(point, found, self.memory)
 
     def _point(self) -> Point:
         raise NotImplementedError
