@@ -85,6 +85,12 @@ class Cells:
         row, column = self.at.axes
         return position(*row), position(*column)
 
+    @property
+    def offset(self) -> int | None:
+        """Block column less block row, if that is the same for all blocks."""
+        (row, of_row), (column, of_column) = self.at.axes
+        return column - row if dict(of_row) == dict(of_column) else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hessop._structure.coordinates import Coordinates, Group
+from hessop._structure.tuning import MAX_DIAGONALS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,13 +154,25 @@ def _sorting(keys: np.ndarray) -> np.ndarray:
 def _sorted_blocks(group: Group, sizes: Sequence[int], arrays: dict[int, np.ndarray]) -> _Blocks:
     """The blocks of a group from the positions of its terms."""
     p, q = group.block
-    width = sizes[group.leaves[1]] // q
+    height, width = sizes[group.leaves[0]] // p, sizes[group.leaves[1]] // q
     places = [cells.positions(arrays, np) for cells in group.cells]
-    keys = [row * width + column for row, column in places]
     filled = [_mask(cells.inside, p, q) for cells in group.cells]
-    unique, number = _unique(np.concatenate(keys))
-    numbers = np.split(number, np.cumsum([len(k) for k in keys])[:-1])
-    return _Blocks(*np.divmod(unique, width), _union(len(unique), filled, numbers), tuple(numbers))
+    offsets = [cells.offset for cells in group.cells]
+    distinct = sorted({d for d in offsets if d is not None})
+    if None in offsets or len(distinct) > MAX_DIAGONALS:
+        unique, number = _unique(np.concatenate([row * width + column for row, column in places]))
+        numbers = np.split(number, np.cumsum([len(row) for row, _ in places])[:-1])
+        return _Blocks(*np.divmod(unique, width), _union(len(unique), filled, numbers), tuple(numbers))
+    # On a few diagonals, nothing needs to be sorted.
+    place = [distinct.index(d) for d in offsets if d is not None]
+    occupied = np.zeros((height, len(distinct)), bool)
+    for k, (row, _) in zip(place, places, strict=True):
+        occupied[row, k] = True
+    rows, diagonals = np.nonzero(occupied)
+    rank = np.cumsum(occupied).reshape(occupied.shape) - 1
+    numbers = [rank[row, k] for k, (row, _) in zip(place, places, strict=True)]
+    columns = rows + np.array(distinct)[diagonals]
+    return _Blocks(rows, columns, _union(len(rows), filled, numbers), tuple(numbers))
 
 
 def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
