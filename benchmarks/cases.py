@@ -1,4 +1,4 @@
-"""Cases, each an energy at a point, and comparisons of several ways to compute something for a case.
+"""A case (an energy at a point), and comparisons of several routes on it.
 
 A child process builds the routes and times them interleaved. If a route crashes it, the parent starts another one without that
 route.

@@ -280,7 +280,10 @@ def calls_table(rows):
         times = [_text(get(which, name), in_seconds) for name in METHODS for which in ("eager", "jitted")]
         eager += [[*label, *times]] if any(times) else []
     head = ["case", "size", "n", *names, "make_jaxpr", "compilations at a new point", "error at the new point"]
-    found = ["**Python function calls (with C functions); making: without those of make_jaxpr**", grid(head, lines)]
+    found = [
+        "**Python function calls (in parentheses: with C functions); making: minus those of make_jaxpr**",
+        grid(head, lines),
+    ]
     if eager:
         head = ["case", "size", "n", *(f"{name}, {which}" for name in METHODS for which in ("eager", "jitted"))]
         found += ["**Warm methods**", grid(head, eager)]
@@ -323,7 +326,12 @@ def _options():
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument(
-        "--routes", nargs="+", default=[], choices=["structure", "columns"], metavar="ROUTE", help="routes to force, too"
+        "--routes",
+        nargs="+",
+        default=[],
+        choices=["structure", "columns"],
+        metavar="ROUTE",
+        help="forced routes to measure, too",
     )
     parser.add_argument("--repeats", type=int, default=1, help="processes per first call")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of warm calls")
@@ -335,7 +343,7 @@ def _options():
 
 
 def quick(options):
-    """Measure counts alone, which do not depend on the load of the machine; whether all are within their limits."""
+    """Measure only counts, which do not depend on the load of the machine; return whether all are within their limits."""
     options.cases, options.sizes = options.cases or QUICK, ["small"]
     rows = list(rows_of("calls", options, []))
     claims = count_claims(rows)

@@ -2,7 +2,7 @@
 
   python benchmarks/first_call_cases.py [CASE ...]    n of each, and the time of the first call of jit(jax.hessian)
 
-Middle sizes have about 300 to 1500 unknowns if jit(jax.hessian) then fits in 2 GB; energies of all triplets would not.
+Middle sizes have about 300 to 1500 unknowns if jit(jax.hessian) then fits in 2 GB; energies of all triplets are smaller.
 """
 
 import sys

@@ -193,7 +193,7 @@ def python_calls(call, repeats=3):
     """(Python function calls, Python and C function calls) in a warm call: the minimum over the repeats."""
     found = []
     collecting = gc.isenabled()
-    gc.disable()  # JAX registers a Python callback for it
+    gc.disable()  # JAX registers a Python callback for garbage collection
     try:
         for repeat in range(repeats + 1):
             counts = {"call": 0, "c_call": 0}

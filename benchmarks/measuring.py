@@ -46,7 +46,7 @@ def warmed(call, patience):
 
 
 def interleaved(calls, once, rounds, patience, batch_seconds=2e-3):
-    """A `Timing` for each of the named calls, interleaved so that noise of the machine affects all of them equally.
+    """A `Timing` for each of the named calls, interleaved so that machine noise affects all of them equally.
 
     Short calls run in batches, sized by the seconds in `once`. A call that has used up `patience` seconds drops out of the
     rounds, after the first one at the earliest.

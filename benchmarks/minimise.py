@@ -21,7 +21,7 @@ from running import Part, main
 
 ABOUT = __doc__[__doc__.index("Each problem") :].strip()
 LARGE = 500  # particles
-FASTER = 5  # target for them
+FASTER = 5  # target speedup for them
 OURS = ("newton_cg", "newton_trust_region")
 BLOCKS = tuple(f"{solver}, blocks" for solver in OURS)
 TRUST = ("trust-ncg", "trust-krylov")
@@ -46,7 +46,7 @@ def solved(rows, route):
 
 
 def solved_claims(rows):
-    """Each of hessop's solvers solves at least as many problems as the better trust-region method of scipy."""
+    """Each of hessop's solvers solves at least as many problems as scipy's best trust-region method."""
     most = max((solved(rows, route) or 0 for route in TRUST), default=0)
     found = []
     for route in OURS:
@@ -174,7 +174,7 @@ class WithProfiles(Report):
         shares = [row for name, (figure, routes) in PROFILES.items() for row in profile(self.rows(), figure, routes, name)]
         return [
             "## profiles",
-            f"Over those of {len(problems(self.rows()))} problems that at least one solver solves.",
+            f"Over those of the {len(problems(self.rows()))} problems that at least one solver solves.",
             *tables(shares),
         ]
 

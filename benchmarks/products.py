@@ -36,7 +36,7 @@ def speed_claims(rows):
             found.append(at_least(f"{quantity}, speedup over jit: {named(case)}", limit, faster))
         if posted:
             smaller = ratio(rows, "HVP: jit", "HVP: hessop", "temporaries", **case)
-            found.append(at_least(f"HVP, reduction of temporaries over jit: {named(case)}", 20, smaller))
+            found.append(at_least(f"HVP, reduction in temporaries over jit: {named(case)}", 20, smaller))
             found.append(
                 at_most(
                     f"HVP relative to handwritten: {named(case)}", 12, ratio(rows, "HVP: hessop", "HVP: handwritten", **case)
@@ -102,7 +102,7 @@ def large_claims(rows):
             found.append(at_most(f"peak memory of the process{what}: {named(case)}", 700, peaks.get(last), "{:.0f} MB"))
         for quantity in ("energy", "gradient", "HVP", "blocks"):
             error = find(rows, "error", route=quantity, **case)
-            found.append(at_most(f"error of the {quantity}, from sums in float64: {named(case)}", 1e-5, error, "{:.1e}"))
+            found.append(at_most(f"error of the {quantity}, compared with float64 sums: {named(case)}", 1e-5, error, "{:.1e}"))
         for solve in ("solve: TruncatedCG", "solve: lineax.CG"):
             residual, steps = (find(rows, figure, route=solve, **case) for figure in ("residual", "steps"))
             text = "not measured" if residual is None else f"{residual:.1e} in {steps} steps"

@@ -74,7 +74,7 @@ def asdex_hessian(case):
 
 
 def full(case):
-    """Filling a fresh array of the same size, which no dense Hessian can beat: the system maps its pages one by one."""
+    """Filling a fresh array of the same size, which no dense Hessian can beat, because the system maps its pages one by one."""
     return *compiled(lambda v: jnp.full((case.n, case.n), v), case.x.ravel()[0]), 1
 
 

@@ -19,7 +19,7 @@ class Part:
 
     Attributes:
         about: a one-line description.
-        claims: function that returns claims, given the rows.
+        claims: function from rows to claims.
         task: the name of the script's task that child processes run. "compare" times routes interleaved, "minimise" runs them
             one after the other.
         sizes: for all energies, or {energy: sizes}.
