@@ -16,7 +16,7 @@ from jax.extend import core as jex
 from hessop._equations.flat import bind
 from hessop._equations.primitives import ELEMENTWISE
 from hessop._tiles.planes import common_shape
-from hessop._tiles.rules.moves import unit_pairs
+from hessop._tiles.rules.moves import output_axes
 from hessop._tiles.rules.table import RULES
 
 # For each axis an array of P positions, or None to keep the axis.
@@ -80,14 +80,8 @@ class Points:
             case name if name in ELEMENTWISE:
                 parts = [self._aligned(w, [_unless_one(w, a, i) for a, i in enumerate(index)], index) for w in eqn.invars]
                 return bind(eqn, common_shape(parts))[0]
-            case "broadcast_in_dim":
-                to = [int(a) for a in eqn.params["broadcast_dimensions"]]
+            case _ if (to := output_axes(eqn)) is not None:
                 return self._moved(eqn.invars[0], to, index)
-            case "transpose":
-                to = [eqn.params["permutation"].index(a) for a in range(len(index))]
-                return self._moved(eqn.invars[0], to, index)
-            case "reshape" | "squeeze" | "expand_dims" if (pairs := unit_pairs(eqn)) is not None:
-                return self._moved(eqn.invars[0], [pairs.get(a) for a in range(len(eqn.invars[0].aval.shape))], index)
             case name if name.startswith("reduce_") and name in RULES:
                 return self._reduced(eqn, index)
             case "slice" if set(eqn.params["strides"] or (1,)) == {1}:
