@@ -16,7 +16,6 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 
 from hessop._equations.flat import bind, open_jaxpr
 from hessop._equations.interpret import interpret
@@ -120,9 +119,9 @@ def _select(which: Known, cases: Sequence[Known]) -> Known:
     return first if same else None
 
 
-def _structural(name: str, inputs: Sequence[Known], avals: Sequence[Any], aval: Any) -> Known:
+def _structural(eqn: Any, inputs: Sequence[Known], aval: Any) -> Known:
     """The result of a primitive that is not elementwise, on operands each of which is one number throughout."""
-    first = inputs[0]
+    name, first = eqn.primitive.name, inputs[0]
     if name in PICKS:
         return first
     if name in ("concatenate", "pad"):
@@ -130,35 +129,27 @@ def _structural(name: str, inputs: Sequence[Known], avals: Sequence[Any], aval: 
     if name in ("cumsum", "reduce_prod", "cumprod"):
         return first if _is_zero(first) else None
     if name == "reduce_sum" and isinstance(first, np.generic):
-        return scalar(first * (avals[0].size // max(aval.size, 1)), aval.dtype)
+        return scalar(first * (eqn.invars[0].aval.size // max(aval.size, 1)), aval.dtype)
     return None
 
 
-def evaluate(
-    primitive: Primitive,
-    params: dict[str, Any],
-    inputs: Sequence[Known],
-    avals: Sequence[Any],
-    aval: Any,
-) -> Known:
-    """One primitive on operands each of which is one number throughout.
+def evaluate(eqn: Any, inputs: Sequence[Known], index: int) -> Known:
+    """One equation on operands each of which is one number throughout.
 
     Args:
-        primitive: the primitive.
-        params: its parameters.
+        eqn: the equation.
         inputs: the numbers of the operands.
-        avals: the shapes and dtypes of the operands.
-        aval: the shape and dtype of the result.
+        index: which of the results to return.
 
     Returns:
-        The number of the result. 0 times an unknown operand counts as 0.
+        The number of that result. 0 times an unknown operand counts as 0.
     """
-    name = primitive.name
+    name, params, aval = eqn.primitive.name, eqn.params, eqn.outvars[index].aval
     if not inputs or all(known is None for known in inputs):
         return None
     if name == "select_n":
         return _select(inputs[0], inputs[1:])
-    found = _structural(name, inputs, avals, aval)
+    found = _structural(eqn, inputs, aval)
     if found is not None:
         return found
     numbers = [known for known in inputs if isinstance(known, np.generic)]
@@ -173,15 +164,14 @@ def evaluate(
             return scalar(np.power(numbers[0], exponent), aval.dtype)  # type: ignore[call-overload]
         if name in _NUMPY and jnp.issubdtype(numbers[0].dtype, np.floating):
             return scalar(_NUMPY[name](*numbers), aval.dtype)
-    return _evaluate_in_jax(primitive, params, inputs, aval)
+    return _evaluate_in_jax(eqn, inputs, aval)
 
 
-def _evaluate_in_jax(primitive: Primitive, params: dict[str, Any], inputs: Sequence[Known], aval: Any) -> Known:
+def _evaluate_in_jax(eqn: Any, inputs: Sequence[Known], aval: Any) -> Known:
     """A primitive that NumPy lacks, run on scalars; None if it takes none."""
     try:
         with jax.ensure_compile_time_eval():
-            result = primitive.bind(*map(jnp.asarray, inputs), **params)
-            return scalar(result, aval.dtype)
+            return scalar(eqn.primitive.bind(*map(jnp.asarray, inputs), **eqn.params), aval.dtype)
     except Exception:  # whatever it is, the number is not known
         return None
 
@@ -203,8 +193,7 @@ def known_outputs(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
         body = None if sub is None else open_jaxpr(sub)[0]
         if body is not None and len(body.invars) == len(operands):
             return known_outputs(body, operands)
-        avals = [atom.aval for atom in eqn.invars]
-        return [evaluate(eqn.primitive, eqn.params, operands, avals, var.aval) for var in eqn.outvars]
+        return [evaluate(eqn, operands, index) for index in range(len(eqn.outvars))]
 
     values = [*[None] * len(jaxpr.constvars), *inputs]
     invars = (*jaxpr.constvars, *jaxpr.invars)

@@ -20,7 +20,7 @@ from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Axes
 from hessop._tiles.rules.moves import MOVES
 from hessop._tiles.rules.table import RULES, Rule
-from hessop._tiles.sharing import shared_values, worth_storing
+from hessop._tiles.sharing import shared_values, sums_along_planes, worth_storing
 from hessop._tiles.windows import Follows
 
 
@@ -180,10 +180,8 @@ class _Planner:
         """Whether an equation multiplies a virtual matrix by stored vectors: the result is expensive, and about their size."""
         if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in variables(eqn.invars)):
             return False
-        (axes, _), _ = eqn.params["dimension_numbers"]
-        long = any(eqn.invars[0].aval.shape[a] > tuning.SHORT_AXIS for a in axes)
         stored = max((v.aval.size for v in variables(eqn.invars) if v not in self.virtual), default=0)
-        return long and eqn.outvars[0].aval.size <= tuning.PRODUCT_ROOM * stored
+        return sums_along_planes(eqn) and eqn.outvars[0].aval.size <= tuning.PRODUCT_ROOM * stored
 
     # --- along which axes ---
 

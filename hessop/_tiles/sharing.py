@@ -32,7 +32,7 @@ def shared_values(equations: Equations, virtual: Virtual, least_operations: int 
         least_operations: length of the shortest chain that counts as long.
     """
     # A kernel that sums along a plane does nothing else, so XLA computes its operand once anyway.
-    summed = {v for eqn in equations.eqns if _sums_along_planes(eqn) for v in variables(eqn.invars)}
+    summed = {v for eqn in equations.eqns if sums_along_planes(eqn) for v in variables(eqn.invars)}
     chains = _chains(virtual, summed)
     candidates = {
         v
@@ -121,7 +121,7 @@ def _first_behind(values: Iterable[Any], virtual: Virtual, shared: Collection[An
     return found
 
 
-def _sums_along_planes(eqn: Any) -> bool:
+def sums_along_planes(eqn: Any) -> bool:
     """Whether an equation sums along a long axis, alone or as part of a product of matrices."""
     if eqn.primitive.name == "dot_general":
         ((axes, _), _) = eqn.params["dimension_numbers"]
