@@ -123,16 +123,14 @@ class Roots:
 
     def number(self, key: Any = None) -> int:
         """The number of a key; a new number for None and for a key without a hash."""
+        new = len(self.keys)
         try:
-            known = self.numbers.get(key) if key is not None else None
+            number = new if key is None else self.numbers.setdefault(key, new)
         except TypeError:
-            known = key = None
-        if known is not None:
-            return known
-        self.keys.append(key)
-        if key is not None:
-            self.numbers[key] = len(self.keys) - 1
-        return len(self.keys) - 1
+            number, key = new, None
+        if number == new:
+            self.keys.append(key)
+        return number
 
     def literal(self, literal: Any) -> Value:
         """The description of a literal."""

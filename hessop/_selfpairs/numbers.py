@@ -33,27 +33,14 @@ Known = np.generic | _Unsigned | None
 """A number; NOT_FINITE for some infinity or NaN; None if it is not known."""
 
 # Floats are evaluated by NumPy: dispatching a primitive in JAX takes far longer.
-_NUMPY: Final[dict[str, Callable[..., Any]]] = {
-    "add": np.add,
+_NAMED_ALIKE = ("add", "abs", "sqrt", "square", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sign", "floor", "ceil")
+_NUMPY: Final[dict[str, Callable[..., Any]]] = {name: getattr(np, name) for name in _NAMED_ALIKE} | {
     "add_any": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
     "neg": np.negative,
-    "abs": np.abs,
-    "sqrt": np.sqrt,
     "rsqrt": lambda a: 1 / np.sqrt(a),
-    "square": np.square,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tanh": np.tanh,
-    "sign": np.sign,
-    "floor": np.floor,
-    "ceil": np.ceil,
     "pow": np.power,
     "max": np.maximum,
     "min": np.minimum,
