@@ -1,8 +1,8 @@
 """Conjugate gradients that stop at curvature that is not positive, and at the boundary of a trust region.
 
 `lineax.CG` needs a positive definite operator and does not check: for an indefinite one, it returns a saddle point of the model
-and reports success. The Hessian of a function that is being minimized is usually indefinite, and the point at which it is found
-to be, with the direction, is the result. Depends on lineax. Must never know Hessians.
+and reports success. The Hessian of a function that is being minimized is usually indefinite. This solver then returns the step
+up to where that shows, and the direction of negative curvature. Depends on lineax. Must never know Hessians.
 """
 
 from typing import Any, Literal

@@ -30,7 +30,7 @@ def whole(shape: Sequence[int]) -> tuple[Site, ...]:
 
 
 def moved(eqn: Any, site: Site) -> Site | None:
-    """The site of an index after a primitive of `RELABELS`; None if no site is that index."""
+    """The site of an index after a primitive of `RELABELS`; None if no site describes it."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:

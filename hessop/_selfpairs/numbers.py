@@ -1,8 +1,8 @@
 """Evaluates primitives on numbers that are known before anything runs, and asks whether their derivatives are finite there.
 
 On the diagonal of a self difference, every value computed from it alone is a known number: 0, then sqrt(0), and so on. This
-module evaluates single primitives on such numbers, with "unknown" and "not finite" as further values. Whether first and second
-derivatives are finite there is asked of JAX, so that no list of singular functions has to be complete.
+module evaluates single primitives on such numbers, with "unknown" and "not finite" as further values. JAX itself is asked
+whether first and second derivatives are finite there, so that no list of singular functions has to be complete.
 
 Depends on JAX and on flat equations. Must never know pairs, diagonals or the rewrite, or run anything on whole arrays.
 """
@@ -239,7 +239,7 @@ def _is_singular(question: _Question) -> bool:
     for order in (2, 1):  # some custom rules can be differentiated only once
         try:
             closed = jax.make_jaxpr(functools.partial(derivatives, order))(*operands)
-        except Exception:  # without any derivative JAX raises when the user's function is differentiated
+        except Exception:  # if no order works, JAX raises when the user's function is differentiated
             continue
         return any(map(not_finite, known_outputs(open_jaxpr(closed)[0], question.inputs)))
     return False

@@ -182,7 +182,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _fired(analysis: Analysis) -> frozenset[int]:
-    """The self differences that meet a derivative that is not finite, and those from which one value is computed with them."""
+    """The self differences that meet a derivative that is not finite, and those that share a value with them."""
     fired = frozenset[int]().union(*(found.differences for found in analysis.singular))
     while True:
         partners = [v.differences for v in analysis.values.values() if v.differences & fired and not v.differences <= fired]

@@ -23,13 +23,14 @@ def output_axes(eqn: Any) -> list[int | None] | None:
     It describes broadcasts, transpositions, and reshapes that only add and drop axes of length 1, and perhaps transpose the
     others.
     """
-    name, shape, out = eqn.primitive.name, shape_of(eqn.invars[0]), out_shape(eqn)
-    match name:
+    match eqn.primitive.name:
         case "broadcast_in_dim":
             return [int(a) for a in eqn.params["broadcast_dimensions"]]
         case "transpose":
-            return [eqn.params["permutation"].index(a) for a in range(len(shape))]
-        case "reshape" | "squeeze" | "expand_dims":
+            permutation = eqn.params["permutation"]
+            return [permutation.index(a) for a in range(len(permutation))]
+        case "reshape" | "squeeze" | "expand_dims" as name:
+            shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
             # The "dimensions" of a reshape are the order in which it reads its axes; those of a squeeze are the axes that it
             # drops.
             order = eqn.params["dimensions"] if name == "reshape" else None
@@ -59,11 +60,8 @@ def _relabel(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> P
 
 
 def _slice_follows(eqn: Any) -> list[Follows]:
-    strides = eqn.params["strides"] or (1,) * len(out_shape(eqn))
-    starts = eqn.params["start_indices"]
-    return [
-        tuple(Follow(a, int(s)) if stride == 1 else None for a, (s, stride) in enumerate(zip(starts, strides, strict=True)))
-    ]
+    strided = _strided(eqn)
+    return [tuple(None if a in strided else Follow(a, int(start)) for a, start in enumerate(eqn.params["start_indices"]))]
 
 
 def _strided(eqn: Any) -> tuple[int, ...]:
@@ -138,12 +136,7 @@ def _padded(eqn: Any) -> Collection[int]:
     return [a for a, padding in enumerate(eqn.params["padding_config"]) if tuple(padding) != (0, 0, 0)]
 
 
-def _pad_follows(eqn: Any) -> list[Follows]:
-    """The operand as in `_whole`; the padding value is a scalar."""
-    return [*_whole(_padded).follows(eqn)[:1], ()]
-
-
 RULES.update(dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _whole_along("axis")))
 RULES["rev"] = _whole_along("dimensions")
 RULES["concatenate"] = _whole_along("dimension")
-RULES["pad"] = Rule(_pad_follows, through, _padded)
+RULES["pad"] = _whole(_padded)

@@ -212,9 +212,9 @@ def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Plane
 
 def _matrix_product(cells: Cells, eqn: Any, sizes: tuple[int, ...], count: int, a: Cell, b: Cell) -> Cell:
     """The product of two planes with axes of lengths `sizes`, summed over the last `count` of them."""
-    precision = eqn.params["precision"]
-    make = lambda: _dot_of_planes(a.array, b.array, sizes, count, precision)
-    return Cell(cells.once(("dot", sizes, count, str(precision)), [a.array, b.array], make), a.negative != b.negative)
+    key = ("dot", sizes, count, str(eqn.params["precision"]))
+    make = lambda: _dot_of_planes(a.array, b.array, sizes, count, eqn.params["precision"])
+    return Cell(cells.once(key, [a.array, b.array], make), a.negative != b.negative)
 
 
 def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision: Any) -> Array:
@@ -229,11 +229,10 @@ def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision
     for k in free:
         held = [x.shape[k] != 1 for x in whole]
         groups[0 if all(held) else 2 if held[1] else 1].append(k)
-    lacks = (groups[2], groups[1])
+    batch, *lacks = groups[0], groups[2], groups[1]
     left, right = (lax.squeeze(x, lack) for x, lack in zip(whole, lacks, strict=True))
-    at = lambda lack, axes: tuple(k - sum(gone < k for gone in lack) for k in axes)
-    batch = groups[0]
-    dims = ((at(lacks[0], summed), at(lacks[1], summed)), (at(lacks[0], batch), at(lacks[1], batch)))
+    at = lambda axes: tuple(tuple(k - sum(gone < k for gone in lack) for k in axes) for lack in lacks)
+    dims = (at(summed), at(batch))
     made = lax.dot_general(left, right, dims, precision=precision, preferred_element_type=left.dtype)
     order = [k for group in groups for k in group]
     back = [order.index(k) for k in free]
