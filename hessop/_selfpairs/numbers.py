@@ -63,7 +63,7 @@ def _is_zero(known: Known) -> bool:
 
 def not_finite(known: Known) -> bool:
     """Whether a number is certain to be an infinity or NaN."""
-    if known is None or known is NOT_FINITE:
+    if not isinstance(known, np.generic):
         return known is NOT_FINITE
     return jnp.issubdtype(known.dtype, np.inexact) and not bool(np.isfinite(known))
 

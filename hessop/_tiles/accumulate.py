@@ -184,7 +184,7 @@ ACCUMULATE: dict[str, Accumulate] = {
     "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
     "reduce_max": _monoid(lambda dtype: _limits(dtype)[0], lax.max),
     "reduce_min": _monoid(lambda dtype: _limits(dtype)[1], lax.min),
-    "reduce_and": _monoid(lambda dtype: ~np.zeros((), dtype), lax.bitwise_and),
+    "reduce_and": _monoid(lambda dtype: np.invert(np.zeros((), dtype)), lax.bitwise_and),
     "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
     "argmax": _extreme(largest=True),
     "argmin": _extreme(largest=False),

@@ -270,10 +270,9 @@ def _plane(array: Any, frame: Frame, index: tuple[int, ...]) -> Array:
         starts[a], stops[a] = k, k + 1
     if list(array.shape) != [b - a for a, b in zip(starts, stops, strict=True)]:
         array = lax.slice(array, starts, stops)
-    array = lax.squeeze(array, frame.short) if frame.short else array
+    array = lax.squeeze(array, frame.short)
     natural = sorted(frame.order)
-    order = [natural.index(a) for a in frame.order]
-    return array if order == sorted(order) else lax.transpose(array, order)
+    return lax.transpose(array, [natural.index(a) for a in frame.order])
 
 
 def _stacked(planes: Sequence[Array], frame: Frame) -> Array:
@@ -291,8 +290,7 @@ def _stacked(planes: Sequence[Array], frame: Frame) -> Array:
 
 def _laid_out(plane: Any, wanted: Sequence[int], places: Sequence[int], rank: int) -> Any:
     """A plane with its axes in the order `wanted`, at these places among `rank` axes; the others have length 1."""
-    lib: Any = np if isinstance(plane, np.ndarray) else jnp
-    plane = lib.transpose(plane, wanted) if list(wanted) != sorted(wanted) else plane
+    plane = plane.transpose(wanted)
     shape = [1] * rank
     for n, place in zip(plane.shape, places, strict=True):
         shape[place] = n

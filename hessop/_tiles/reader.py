@@ -73,8 +73,8 @@ class Reader:
     def part(self, v: Any, window: Window, known: Known = _NOTHING) -> Planes:
         """A part of a value, correct wherever the known masks have their known values."""
         if isinstance(v, jex.Literal):
-            constant = Cell(np.asarray(v.val, v.aval.dtype))
-            return Planes.tabulate(self.tools.frame((), window), v.aval.dtype, lambda index: constant)
+            constant = np.asarray(v.val, v.aval.dtype)  # type: ignore[attr-defined]
+            return Planes.tabulate(self.tools.frame((), window), constant.dtype, lambda index: Cell(constant))
         if v not in self.after_select:
             known = frozenset(k for k in known if v.aval.dtype == np.bool_)
         key = (v, window, known)

@@ -232,11 +232,11 @@ def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision
     batch, *lacks = groups[0], groups[2], groups[1]
     left, right = (lax.squeeze(x, lack) for x, lack in zip(whole, lacks, strict=True))
     at = lambda axes: tuple(tuple(k - sum(gone < k for gone in lack) for k in axes) for lack in lacks)
-    dims = (at(summed), at(batch))
+    dims: Any = (at(summed), at(batch))
     made = lax.dot_general(left, right, dims, precision=precision, preferred_element_type=left.dtype)
     order = [k for group in groups for k in group]
     back = [order.index(k) for k in free]
-    return made if back == sorted(back) else lax.transpose(made, back)
+    return lax.transpose(made, back)
 
 
 RULES["dot_general"] = Rule(_dot_follows, _dot)
