@@ -1,4 +1,4 @@
-# make demo and make test need Python >= 3.11 and nothing else; the rest is for contributors.
+# make demo and make test need only Python >= 3.11; the other targets are for contributors.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,9 +8,9 @@ BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Tests take from a millisecond to half a minute, so idle workers steal queued tests.
+# Tests take between a millisecond and half a minute, so idle workers steal queued tests.
 PYTEST := $(BIN)/python -m pytest --dist worksteal
-# For lanes with another dtype or version: without the tests that depend on neither.
+# For lanes with another dtype or version: skips the tests that depend on neither.
 NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 .DEFAULT_GOAL := help
@@ -19,21 +19,21 @@ NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
 
 help:
 	@echo "make demo          the Hessian of JAX issue #787, 2483 particles, in half a minute"
-	@echo "make test          the tests, in minutes"
-	@echo "make test-all      also the long tests, and the tests again with 64-bit types off"
-	@echo "make counts        numbers of Python calls and compilations in small cases, against their limits"
+	@echo "make test          the tests, in a few minutes"
+	@echo "make test-all      the tests, the long tests, and the tests again with 64-bit types off"
+	@echo "make counts        checks the numbers of Python calls and compilations in small cases"
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
 	@echo "make slow          the slow tests;  make soak: the random search"
-	@echo "make bench         the benchmarks, several hours; BENCH=--quick is short, BENCH=--help lists parts"
+	@echo "make bench         the benchmarks, several hours; BENCH=--quick for a short run, BENCH=--help for options"
 	@echo "make docs          the documentation, into site/; a warning is an error"
-	@echo "make pictures      draws the pictures of the README and the documentation again"
+	@echo "make pictures      redraws the pictures of the README and the documentation"
 	@echo "make newer         the tests on a newer Python, if this machine has one"
 	@echo "make lineax-tests LINEAX=/path/to/checkout   lineax's own operator tests"
-	@echo "make clean         removes everything that the above created"
+	@echo "make clean         removes everything that the other targets create"
 
-# A stamp records that the environment holds the packages that pyproject.toml lists. A change of
-# pyproject.toml installs them again; a second call of make does not.
+# A stamp records that the packages listed in pyproject.toml are installed. make reinstalls them only
+# when pyproject.toml changes.
 $(VENV)/.package: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "hessop needs Python 3.11 or newer; $(PYTHON) is" `$(PYTHON) --version 2>&1` >&2; \
@@ -65,10 +65,10 @@ demo: $(VENV)/.package
 test: CHOSEN = -m "not (slow or gpu or cutest or soak or long)"
 test: test-float64
 
-# Also the long tests, and the tests again with 64-bit types off.
+# The tests, the long tests, and the tests again with 64-bit types off.
 test-all: test test-long test-float32
 
-# Not for the slow tests, the demo and the fresh process that runs the README: these use XLA as users do.
+# Not for the slow tests, the demo, and the fresh process that runs the README, which use XLA as users do.
 FAST = XLA_FLAGS="$$XLA_FLAGS `$(BIN)/python .ci/xla-flags`"
 
 test-float64: $(VENV)/.tests
@@ -80,7 +80,7 @@ test-long: $(VENV)/.tests
 test-float32: $(VENV)/.tests
 	$(FAST) HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(NOT_AGAIN)
 
-# The cost of a call, counted rather than timed: Python calls and compilations.
+# The cost of a call in Python calls and compilations, counted rather than timed.
 counts: $(VENV)/.tests
 	$(BIN)/python benchmarks/first_call.py --quick
 
@@ -111,24 +111,24 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/first_call.py $(BENCH)
 	$(BIN)/python benchmarks/entries.py
 
-# From benchmarks/results/growth.json, which benchmarks/growth.py measures.
+# Reads benchmarks/results/growth.json, which benchmarks/growth.py writes.
 pictures: $(VENV)/.bench
 	$(BIN)/python benchmarks/pictures.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# One process per file, as lineax runs its own tests: in one process they run out of memory.
+# One process per file, as in lineax's own test runs: a single process runs out of memory.
 lineax-tests: $(VENV)/.tests
 	@test -f "$(LINEAX)/tests/helpers.py" || { \
 	  echo "usage: make lineax-tests LINEAX=/path/to/a/checkout/of/lineax" >&2; exit 1; }
 	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
 
-# One lane is enough there: the lane with 64-bit types off tests hessop, not versions of JAX.
+# One lane is enough here: the lane with 64-bit types off tests hessop, not JAX versions.
 newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
-	else echo "the tests again, on $$newer"; \
+	else echo "running the tests again on $$newer"; \
 	  $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(NOT_AGAIN)'; fi
 
 clean:

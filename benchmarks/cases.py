@@ -1,6 +1,7 @@
-"""A case: an energy at a point, and what comparing several ways to compute something of it takes.
+"""A case (an energy at a point), and comparisons of several routes on it.
 
-A child process builds the routes and times them in turns; the parent asks for it, again without a route that took it down.
+A child process builds the routes and times them interleaved. If a route crashes it, the parent starts another one without that
+route.
 """
 
 import functools
@@ -11,13 +12,13 @@ KEY = ("energy", "dtype", "N")
 
 
 class Case:
-    """An energy at a point, and limits.
+    """An energy at a point, and a memory limit.
 
     Attributes:
-        fn: the energy as it is; `masked` is the same with its self pairs masked by hand, for those whom they turn to NaN.
-        x: the point; `v` a direction.
-        n: their number of elements; `pairs` the bytes of one value for each component of each pair.
-        memory: bytes that a rival may need.
+        fn: the unmodified energy; `masked` has its self-pairs masked by hand, for routes that would return NaN otherwise.
+        x: the point; `v` is a direction.
+        n: the number of elements of x; `pairs` is the size in bytes of one value per component of each pair.
+        memory: memory limit for a rival, in bytes.
     """
 
     def __init__(self, energy, dtype, N, memory=4e9, **_):
@@ -37,14 +38,14 @@ class Case:
         self.pairs = self.n * N * self.x.dtype.itemsize
 
     def need(self, size):
-        """Skip where `size` bytes are more than allowed."""
+        """Skip if `size` bytes exceed the memory limit."""
         if size > self.memory:
             raise Skip(f"needs about {in_bytes(size)}")
 
     def only(self, *energies):
-        """Skip where the energy is none of these."""
+        """Skip unless the energy is one of these."""
         if self.energy not in energies:
-            raise Skip("written for another energy")
+            raise Skip("not available for this energy")
 
     @functools.cached_property
     def gradient_is_linearized(self):
@@ -56,12 +57,12 @@ class Case:
 
     @property
     def key(self):
-        """What names the case in a row."""
+        """The fields that identify the case in a row."""
         return {name: getattr(self, name) for name in KEY}
 
 
 def largest_value(function, *args):
-    """Bytes of the largest value in a function's jaxpr: unfused, it is stored with its like."""
+    """Bytes of the largest intermediate in a function's jaxpr; without fusion, others of its size are stored alongside it."""
     import jax
 
     eqns = jax.make_jaxpr(function)(*args).jaxpr.eqns
@@ -73,7 +74,7 @@ def largest_value(function, *args):
 
 
 def compare(task, routes):
-    """Time routes {name: function of a Case that returns (call, facts, how many of them make the whole)} in turns."""
+    """Time routes {name: function of a Case that returns (call, facts, number of calls that make up the whole)} interleaved."""
     case = Case(**task)
     calls, once, known = {}, {}, {}
     for name in task["routes"]:
@@ -97,7 +98,7 @@ def compare(task, routes):
 
 
 def compared(script, task):
-    """Rows of `compare` in a child, one for each route asked for."""
+    """Rows of `compare`, run in a child process, one for each requested route."""
     rows, routes = [], list(task["routes"])
     while routes:
         found, why = in_child(script, {**task, "routes": routes}, task["timeout"])
@@ -114,7 +115,7 @@ def compared(script, task):
 
 
 def sizes_compared(script, task, sizes, ours=()):
-    """Rows at growing sizes; a rival leaves when its time at the size before says that it would take too long."""
+    """Rows at increasing sizes; a rival drops out once its time at the previous size predicts that it would take too long."""
     rows = []
     for N in sorted(sizes):
         late = {} if not rows else {r: _late(rows, r, N, task) for r in task["routes"] if r not in ours}
@@ -127,11 +128,11 @@ def sizes_compared(script, task, sizes, ours=()):
 
 
 def _late(rows, route, N, task):
-    """Why a rival is not worth trying, by its last row."""
+    """Why a rival is not worth running, judging by its last row; or None."""
     before = next((row for row in reversed(rows) if row["route"] == route), {})
     if before.get("skipped", "").startswith(("takes", "stopped")):
         return before["skipped"] if before["skipped"].startswith("takes") else f"takes too long at N = {before['N']}"
     if "seconds" not in before or before["extrapolated"]:
         return None
     seconds = before["seconds"] * (N / before["N"]) ** task["growth"]
-    return f"takes about {in_seconds(seconds)} by its time at N = {before['N']}" if seconds > 4 * task["patience"] else None
+    return f"takes about {in_seconds(seconds)}, predicted from N = {before['N']}" if seconds > 4 * task["patience"] else None

@@ -1,12 +1,12 @@
-"""Dense Hessians and diagonal blocks: hessop on unmodified functions against what else there is.
+"""Dense Hessians and diagonal blocks: hessop on unmodified functions, compared with the alternatives.
 
   python benchmarks/dense.py                         all parts, one after the other
-  python benchmarks/dense.py --parts speed small     some of them
+  python benchmarks/dense.py --parts speed small     selected parts
   python benchmarks/dense.py --parts energies --sizes 10 50 100 300 600 1200 2483 4800 --dtypes float32 float64
 
-Each case runs in a process of its own, all routes in turns. Results are added to --out as JSON, and written as tables into a
-markdown file beside it. A rival is left out where it would need more than --memory bytes, or, by its time at the size
-before, more than four times --patience.
+Each case runs in its own process, with all routes interleaved. Results are added to --out as JSON and written as tables to a
+markdown file next to it. A rival is skipped if it would need more than --memory bytes, or if its time at the previous size
+predicts more than four times --patience.
 """
 
 import statistics
@@ -25,7 +25,7 @@ MATRIX = (*OURS, "jit(jax.hessian)", "column loop", "vmapped columns", "folx", "
 
 
 def cases(rows):
-    """The cases that rows are of."""
+    """The cases that occur in the rows."""
     keys = ("energy", "dtype", "N")
     return [dict(zip(keys, case, strict=True)) for case in dict.fromkeys(tuple(r[k] for k in keys) for r in rows)]
 
@@ -35,16 +35,16 @@ def named(case):
 
 
 def worst(rows, route):
-    """The largest error of a route, None where a case has none."""
+    """The largest error of a route, or None if any case has none."""
     errors = [r.get("error") for r in rows if r["route"] == route]
     return None if not errors or None in errors else max(errors)
 
 
-# --- what was promised ---
+# --- claims ---
 
 
 def equal_claims(reference):
-    """The claims that every route equals the reference, by its name, on all energies."""
+    """Claims that every route equals the reference, given by name, on all energies."""
 
     def claims(rows):
         lost = [r for r in rows if "error" not in r]
@@ -76,7 +76,7 @@ def small_claims(rows):
     for case in cases(rows):
         faster = ratio(rows, "jit(jax.hessian)", "hessop in jit", **case)
         limit = 1000 if case["N"] >= 300 else 50 if case["N"] >= 50 else 1
-        found.append(at_least(f"faster than jit(jax.hessian): {named(case)}", limit, faster))
+        found.append(at_least(f"speedup over jit(jax.hessian): {named(case)}", limit, faster))
     return found
 
 
@@ -84,10 +84,11 @@ def speed_claims(rows):
     found = []
     for case in cases(rows):
         found += [
-            at_most(f"{route} to handwritten: {named(case)}", 3, ratio(rows, route, "handwritten", **case)) for route in OURS
+            at_most(f"{route} relative to handwritten: {named(case)}", 3, ratio(rows, route, "handwritten", **case))
+            for route in OURS
         ]
         faster = ratio(rows, "column loop", "hessop in jit", **case)
-        found.append(at_least(f"faster than the column loop: {named(case)}", 10_000, faster))
+        found.append(at_least(f"speedup over the column loop: {named(case)}", 10_000, faster))
     return found
 
 
@@ -95,7 +96,9 @@ def blocks_claims(rows):
     found = []
     for case in cases(rows):
         seconds = find(rows, route="hessop blocks", **case)
-        found.append(at_most(f"block diagonal: {named(case)}", 25, None if seconds is None else seconds * 1e3, "{:.3g} ms"))
+        found.append(
+            at_most(f"time of the block diagonal: {named(case)}", 25, None if seconds is None else seconds * 1e3, "{:.3g} ms")
+        )
     return found
 
 
@@ -105,9 +108,11 @@ def many_body_claims(rows):
         temporaries = find(rows, "temporaries", route="hessop in jit", **case)
         size = (3 * case["N"]) ** 2 * (4 if case["dtype"] == "float32" else 8)
         relative = None if temporaries is None else temporaries / size
-        found.append(at_most(f"temporaries in matrices: {named(case)}", 8, relative))
-        # One product's time, and room for the N^2 work around it.
-        found.append(at_most(f"to one matrix product: {named(case)}", 2, ratio(rows, "hessop in jit", "matmul", **case)))
+        found.append(at_most(f"temporaries relative to the matrix: {named(case)}", 8, relative))
+        # The time of one product, with a margin for the O(N^2) work around it.
+        found.append(
+            at_most(f"time relative to one matrix product: {named(case)}", 2, ratio(rows, "hessop in jit", "matmul", **case))
+        )
     return found
 
 
@@ -117,7 +122,7 @@ def scaling_claims(rows, limit=2.2):
         own = [r for r in rows if (r["energy"], r["dtype"], r["route"]) == (energy, dtype, route)]
         slope = exponent(own)
         if slope is not None and "hessop" in route:
-            found.append(at_most(f"exponent of {route}, {energy}, {dtype}", limit, slope, "{:.2f}"))
+            found.append(at_most(f"scaling exponent of {route}, {energy}, {dtype}", limit, slope, "{:.2f}"))
         if slope is not None:
             rows.append({"energy": energy, "dtype": dtype, "N": "all", "route": route, "exponent": slope})
     return found
@@ -128,11 +133,11 @@ def compile_claims(rows):
     for case in cases(rows):
         if find(rows, "both", route="jit(jax.hessian)", **case) is not None:
             times = ratio(rows, "hessop in jit", "jit(jax.hessian)", "both", **case)
-            found.append(at_most(f"compilation to jit(jax.hessian): {named(case)}", 2, times))
+            found.append(at_most(f"compilation time relative to jit(jax.hessian): {named(case)}", 2, times))
     for energy in dict.fromkeys(r["energy"] for r in rows):
         small, large = (find(rows, "both", route="hessop in jit", energy=energy, N=N) for N in (24, ISSUE))
         if small and large:
-            found.append(at_most(f"compilation at N = {ISSUE} to N = 24: {energy}", 1.3, large / small))
+            found.append(at_most(f"compilation time at N = {ISSUE} relative to N = 24: {energy}", 1.3, large / small))
     return found
 
 
@@ -141,29 +146,31 @@ def peak_claims(rows):
     for case in cases(rows):
         for route in OURS:
             size = find(rows, "matrix", route=route, **case)
-            for figure, what in (("peak", "peak"), ("first_peak", "peak with compilation")):
+            for figure, what in (("peak", "peak memory"), ("first_peak", "peak memory with compilation")):
                 value = find(rows, figure, route=route, **case)
                 relative = None if value is None else value / size
-                found.append(at_most(f"{what} in matrices: {route}, {named(case)}", 1.6, relative))
+                found.append(at_most(f"{what} relative to the matrix: {route}, {named(case)}", 1.6, relative))
     return found
 
 
 def energies_claims(rows):
-    """None was promised; the smallest of all ratios says whether anything is slower than JAX."""
+    """There is no target beyond 1: the smallest ratio shows whether any case is slower than JAX."""
     ratios = [ratio(rows, "jit(jax.hessian)", "hessop in jit", **case) for case in cases(rows)]
     ratios = [r for r in ratios if r is not None]
     if not ratios:
         return []
     return [
-        at_least(f"faster than jit(jax.hessian), the least of {len(ratios)} cases", 1, min(ratios)),
-        at_least("faster than jit(jax.hessian), the median of them", 1, statistics.median(ratios)),
+        at_least(f"speedup over jit(jax.hessian), minimum of {len(ratios)} cases", 1, min(ratios)),
+        at_least("speedup over jit(jax.hessian), median of the same cases", 1, statistics.median(ratios)),
     ]
 
 
 PARTS = {
-    "equal": Part("entries equal to jax.hessian", equal_claims("jax.hessian"), "equal", tuple(ENERGIES), ("float64",), (12,)),
+    "equal": Part(
+        "all entries, compared with jax.hessian", equal_claims("jax.hessian"), "equal", tuple(ENERGIES), ("float64",), (12,)
+    ),
     "columns": Part(
-        "random columns and blocks of a large one against products by JAX",
+        "random columns and blocks of a large Hessian, compared with JAX alone",
         columns_claims,
         "columns",
         ("issue_787", "lennard_jones", "embedded_atoms"),
@@ -171,7 +178,7 @@ PARTS = {
         (ISSUE,),
     ),
     "small": Part(
-        "small systems against jit(jax.hessian)",
+        "small systems, compared with jit(jax.hessian)",
         small_claims,
         energies=("issue_787",),
         dtypes=("float32", "float64"),
@@ -179,7 +186,7 @@ PARTS = {
         routes=(*MATRIX, "jnp.full"),
     ),
     "speed": Part(
-        "the size of the issue",
+        "at the size of the issue",
         speed_claims,
         energies=POSTED,
         dtypes=("float32", "float64"),
@@ -213,7 +220,7 @@ PARTS = {
         reference=("hessop in jit", "hessop blocks", "jnp.full", "handwritten"),
     ),
     "compile": Part(
-        "tracing and compiling",
+        "tracing and compilation",
         compile_claims,
         "compilation",
         energies=("issue_787", "lennard_jones", "embedded_atoms"),
@@ -221,7 +228,7 @@ PARTS = {
         routes=("hessop in jit", "jit(jax.hessian)", "hessop blocks"),
     ),
     "peak": Part(
-        "peak of the process",
+        "peak memory of the process",
         peak_claims,
         "peak",
         energies=POSTED,
@@ -230,7 +237,7 @@ PARTS = {
         routes=(*OURS, "handwritten", "jnp.full"),
     ),
     "energies": Part(
-        "all energies against all rivals",
+        "all energies, compared with all rivals",
         energies_claims,
         energies=tuple(ENERGIES),
         sizes=(50, 600),

@@ -1,4 +1,4 @@
-"""What a child process does for the dense benchmark other than comparing times: equality, compilation, peaks of memory."""
+"""Tasks of the dense benchmark's child processes, other than timing: equality, compilation and peak memory."""
 
 import random
 import statistics
@@ -18,12 +18,12 @@ def difference(found, expected):
     """Largest difference, relative to the largest entry."""
     found, expected = np.asarray(found), np.asarray(expected)
     if not np.all(np.isfinite(expected)):
-        raise Skip("what it is compared with is not finite")
+        raise Skip("the reference is not finite")
     return float(np.max(np.abs(found - expected.reshape(found.shape))) / np.max(np.abs(expected)))
 
 
 def equal(task):
-    """All entries against jax.hessian of the energy with its self pairs masked by hand."""
+    """Compare all entries with jax.hessian of the energy with its self-pairs masked by hand."""
     case = Case(**task)
     expected = np.asarray(jax.jit(jax.hessian(case.masked))(case.x)).reshape(case.n, case.n)
     block = case.n // case.N
@@ -41,7 +41,7 @@ def equal(task):
 
 
 def columns(task, count=20, blocks=5):
-    """Random columns against products by JAX alone, random diagonal blocks against jax.hessian in one particle."""
+    """Compare random columns with products by JAX alone, and random diagonal blocks with jax.hessian for one particle."""
     case = Case(**task)
     chosen = np.random.RandomState(0).choice(case.n, count, replace=False)
     product = jax.jit(lambda x, t: jax.jvp(jax.grad(case.masked), (x,), (t,))[1])
@@ -59,14 +59,14 @@ def columns(task, count=20, blocks=5):
 
 
 def compilation(task, repeats=3):
-    """Tracing and compiling from nothing, in turns; medians."""
+    """Medians of cold tracing and compilation times, with the routes interleaved."""
     case = Case(**task)
     masked, fn, rows = case.masked, case.fn, {name: [] for name in task["routes"]}
-    jax.jit(lambda x: jnp.sum(x) * 2)(case.x)  # what any first compilation costs
+    jax.jit(lambda x: jnp.sum(x) * 2)(case.x)  # pays the one-time cost of the first compilation
     for _ in range(repeats):
         for name in random.sample(task["routes"], len(task["routes"])):
             jax.clear_caches()
-            # Another function each time, or hessop would know its program.
+            # A new function each time; otherwise hessop would reuse its cached program.
             case.fn, case.masked = (lambda x: fn(x)), (lambda x: masked(x))
             try:
                 rows[name].append(ROUTES[name](case)[1])
@@ -79,7 +79,7 @@ def compilation(task, repeats=3):
 
 
 def peak(task):
-    """Each route in a process of its own."""
+    """Run each route in its own process."""
     for name in task["routes"]:
         rows, why = in_child(sys.argv[0], {**task, "task": "peak of one", "routes": [name]}, task["timeout"])
         for row in rows:
@@ -89,7 +89,7 @@ def peak(task):
 
 
 def peak_of_one(task):
-    """The first call, with what it takes to trace and compile; then the second. One matrix at a time."""
+    """Peaks of the first call, including tracing and compilation, and of the second. One matrix is alive at a time."""
     case = Case(**task)
     (name,) = task["routes"]
     jax.block_until_ready(jnp.sum(case.x) * 2)

@@ -1,7 +1,7 @@
-"""The energies that the benchmarks run, each as a user would write it, and a point for each at any size.
+"""The energies of the benchmarks, written as a user would write them, and a point for each at any size.
 
-x is (N, 3) unless `point` says otherwise. Particles sit near the sites of a cubic lattice of spacing 1, so that their density
-does not depend on N; parameters of a model are random numbers around zero.
+x is (N, 3) unless `point` says otherwise. Particles sit near the sites of a cubic lattice with spacing 1, so their density does
+not depend on N; model parameters are random numbers around zero.
 """
 
 import jax
@@ -28,7 +28,7 @@ def _periodic_squares(x):
 
 
 def issue_787(x):
-    """As it was posted in JAX issue #787: the square root of zero is on its diagonal."""
+    """Copied verbatim from JAX issue #787, with the square root of zero on the diagonal."""
     ri, rj = jnp.expand_dims(x, 0), jnp.expand_dims(x, 1)
     return jnp.sum(jnp.sqrt(jnp.sum(jnp.power(ri - rj, 2), axis=-1)))
 
@@ -67,7 +67,7 @@ def gaussian(x):
     return jnp.sum(jnp.exp(-jnp.sum((x[None] - x[:, None]) ** 2, -1)))
 
 
-# --- more than pairs ---
+# --- many-body energies ---
 
 
 def embedded_atoms(x):
@@ -80,7 +80,7 @@ def log_sum_exp(x):
 
 
 def three_body(x):
-    """After Stillinger and Weber: pairs, and the angle at each particle between any two others."""
+    """After Stillinger and Weber: pairs, and the angle at each particle between every two others."""
     other, r = _other(x), jnp.sqrt(_squares(x))
     near = jnp.where(other, jnp.exp(-r), 0.0)
     unit = (x[None] - x[:, None]) / r[:, :, None]
@@ -101,7 +101,7 @@ def attention(x):
 
 
 def logistic(x):
-    """Logistic regression of 2 N samples on N features: x is (N,)."""
+    """Logistic regression with 2 N samples and N features; x is (N,)."""
     samples = _constant(0, (2 * x.shape[0], x.shape[0]), x)
     labels = jnp.arange(2 * x.shape[0]) % 2 == 0
     margins = samples @ x
@@ -114,7 +114,7 @@ def matrix_factorization(x):
 
 
 def small_net(x):
-    """Two layers of weights, N x 3 and 3 x 8; only the first are free."""
+    """Two layers of weights, N x 3 and 3 x 8; only the first layer is free."""
     inputs = _constant(2, (64, x.shape[0]), x)
     return jnp.sum(jnp.tanh(jnp.tanh(inputs @ x) @ _constant(3, (3, 8), x)) ** 2)
 
@@ -135,17 +135,17 @@ PARTICLES = [
 MODELS = [attention, logistic, matrix_factorization, small_net]
 ENERGIES = {fn.__name__: fn for fn in (*PARTICLES, *MODELS)}
 
-# Sizes above which the function itself is too large to be run by anyone: values of N^3 entries, data of 2 N^2.
+# Sizes above which the function itself is too large to evaluate: N^3 intermediates, 2 N^2 data.
 LARGEST = {"three_body": 100, "logistic": 2500}
 
 
 def lattice_side(N):
-    """Sites along an edge of the smallest cube that holds N of them."""
+    """Sites along an edge of the smallest cube that holds N sites."""
     return int(np.ceil(np.cbrt(N) - 1e-9))
 
 
 def point(name, N, dtype):
-    """Where an energy is evaluated, as a numpy array."""
+    """The point at which an energy is evaluated, as a numpy array."""
     random = np.random.RandomState(N)
     if name in (fn.__name__ for fn in MODELS):
         return random.uniform(-1, 1, (N,) if name == "logistic" else (N, 3)).astype(dtype)

@@ -1,10 +1,10 @@
-"""The diagonal, blocks and linearised products of sparse and of low-rank Hessians, in products and against formulas by hand.
+"""Diagonals, blocks and linearised products of sparse and low-rank Hessians, compared with products and handwritten formulas.
 
   python benchmarks/entries.py
 
-Milliseconds, medians of routes that take turns, float64. What was promised: on neighbour lists the diagonal in two products,
-blocks in three, and products of `lineax.linearise` as fast as with route="structure"; of a logistic regression (X' D X) the
-diagonal and blocks in three times the formula.
+Milliseconds, medians of interleaved routes, float64. Targets: for neighbour lists, the diagonal in the time of two products,
+blocks in that of three, and products of `lineax.linearise` as fast as with route="structure"; for a logistic regression
+(X' D X), the diagonal and blocks in three times the time of the formula.
 """
 
 import jax
@@ -54,7 +54,7 @@ def regression(samples=1500, features=750, block=5):
     H = hessop.HessianOperator(energy, w)
     np.testing.assert_allclose(H.diagonal(), diagonal(w), rtol=1e-9)
     np.testing.assert_allclose(H.block_diagonal(block), blocks(w), rtol=1e-9, atol=1e-9)
-    calls = {"diagonal": H.diagonal, "by hand": lambda: diagonal(w), "blocks": lambda: H.block_diagonal(block)}
+    calls = {"diagonal": H.diagonal, "diagonal by hand": lambda: diagonal(w), "blocks": lambda: H.block_diagonal(block)}
     calls |= {"blocks by hand": lambda: blocks(w), "matrix": H.materialize}
     table(f"logistic regression, {samples} x {features}", in_turns(calls, 25))
 

@@ -1,14 +1,14 @@
-"""What a first call costs: tracing, deciding and compiling, and what Python does at each call that is not the first.
+"""The cost of a first call (tracing, choosing a route, compiling), and the Python overhead of later calls.
 
-  python benchmarks/first_call.py                                       everything, the better part of an hour on two cores
+  python benchmarks/first_call.py                                       everything, most of an hour on two cores
   python benchmarks/first_call.py --parts dense --cases net torsions --sizes small --repeats 3
-  python benchmarks/first_call.py --parts dense --routes structure columns     routes that are forced, too
-  python benchmarks/first_call.py --quick                               counts only, under a minute; exits with 1 at a miss
+  python benchmarks/first_call.py --parts dense --routes structure columns     forced routes, too
+  python benchmarks/first_call.py --quick                               counts only, under a minute; exits with 1 on a miss
 
-Each case, size and route is called first in a process of its own, so that nothing is warm that a person would find cold; JAX's
-backend has been started. First calls are in CPU seconds of the process, so threads that compile count, and other processes do
-not. Warm calls are medians of wall time, the rivals of a part in turns in one process. Rows are written to --out as JSON, and
-as tables into a markdown file beside it.
+Each case, size and route makes its first call in a fresh process, so nothing is warm that would be cold for a user; only JAX's
+backend has been started. First calls are in CPU seconds of the process: compiler threads count, other processes do not. Warm
+calls are medians of wall time, with the rivals of a part interleaved in one process. Rows are written to --out as JSON, and as
+tables to a markdown file next to it.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from report import Report, at_least, at_most, claims_table, grid
 
 RIVALS = {"dense": "jit(jax.hessian)", "products": "jit(jvp(grad))"}
 PARTS = {
-    "dense": "first and warm calls of `hessop.hessian(fn)` against jit(jax.hessian(fn))",
-    "products": "first and warm products of an operator against jit(jvp(grad(fn)))",
-    "deciding": "what `plan()` takes against compiling jit(jax.hessian(fn))",
-    "calls": "Python calls of warm methods and of making an operator; what is eager against what is jitted",
+    "dense": "first and warm calls of `hessop.hessian(fn)`, compared with jit(jax.hessian(fn))",
+    "products": "first and warm products of an operator, compared with jit(jvp(grad(fn)))",
+    "deciding": "the time of `plan()`, compared with compiling jit(jax.hessian(fn))",
+    "calls": "Python calls in warm methods and in creating an operator; eager methods compared with jitted ones",
 }
 METHODS = ("mv", "materialize", "diagonal", "block_diagonal")
 QUICK = (
@@ -40,7 +40,7 @@ QUICK = (
     "neighbour_list",
     "logistic",
 )
-# (geometric mean of the ratios, largest ratio, seconds that are forgiven)
+# Limits: (geometric mean of the ratios, largest ratio, seconds subtracted for the largest ratio)
 FIRST = {"dense": (1.2, 1.5, 0.3), "products": (1.1, 1.3, 0.3)}
 EAGER = {name: 0.15e-3 if name == "mv" else 0.3e-3 for name in METHODS}
 CALLS, MAKING, EQUAL = 150, 200, 1e-9
@@ -50,7 +50,7 @@ CALLS, MAKING, EQUAL = 150, 200, 1e-9
 
 
 def rows_of(part, options, known):
-    """The rows of a part, case by case; `known` are those of the dense part, which knows what the rival compiles for."""
+    """The rows of a part, case by case; `known` are those of the dense part, which have the rival's compilation time."""
     for name in options.cases or CASES:
         for size in options.sizes or (SIZES[:1] if part == "calls" else SIZES):  # counts do not depend on sizes
             start = time.perf_counter()
@@ -96,24 +96,24 @@ def _child(task, options):
 
 
 def merged(rows):
-    """One row of each route of each case, with all its figures."""
+    """One row for each route of each case, with all its figures."""
     found = {}
     for row in rows:
         found.setdefault((row["case"], row["size"], row["route"]), {}).update(row)
     return list(found.values())
 
 
-# --- what of the rows is compared ---
+# --- claims ---
 
 
 def figure(rows, case, route, name):
-    """A figure of a route of a case, or None."""
+    """A figure for a case and a route, or None."""
     keys = {"case": case["case"], "size": case["size"], "route": route}
     return next((r[name] for r in rows if name in r and all(r[k] == v for k, v in keys.items())), None)
 
 
 def cases(rows):
-    """The cases that rows are of, with their n where it is known."""
+    """The cases that occur in the rows, with their n if it is known."""
     found = {}
     for row in rows:
         case = found.setdefault((row["case"], row["size"]), {"case": row["case"], "size": row["size"], "n": 0})
@@ -122,7 +122,7 @@ def cases(rows):
 
 
 def compared(rows, name, route, other, other_rows=None):
-    """[(case, figure of a route, of another)] where both were measured."""
+    """[(case, figure of `route`, figure of `other`)] where both were measured."""
     pairs = [
         (case, figure(rows, case, route, name[0]), figure(rows if other_rows is None else other_rows, case, other, name[-1]))
         for case in cases(rows)
@@ -131,7 +131,7 @@ def compared(rows, name, route, other, other_rows=None):
 
 
 def mean(ratios):
-    """The geometric mean, or None of nothing."""
+    """The geometric mean, or None if there are no ratios."""
     return math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None
 
 
@@ -140,13 +140,13 @@ def named(case):
 
 
 def largest(claim, limit, pairs, show="{:.3g}x"):
-    """Claim that no value of [(case, value)] is above a limit; says which are the largest."""
+    """Claim that no value in [(case, value)] exceeds a limit; lists the largest."""
     if not pairs:
         return at_most(claim, limit, None, show)
     pairs = sorted(pairs, key=lambda pair: -pair[1])
     above = sum(value > limit for _, value in pairs)
     worst = "; ".join(f"{named(case)} {show.format(value)}" for case, value in pairs[: max(1, min(above, 4))])
-    return {**at_most(claim, limit, pairs[0][1], show), "found": f"{worst} ({above} of {len(pairs)} above)"}
+    return {**at_most(claim, limit, pairs[0][1], show), "found": f"{worst} ({above} of {len(pairs)} above the limit)"}
 
 
 def unmeasured(rows):
@@ -155,40 +155,42 @@ def unmeasured(rows):
 
 
 def rival_claims(part, rows):
-    """Claims on a part in which all routes are compared with JAX's."""
+    """Claims about a part that compares all routes with JAX's."""
     rival, (middle, most, forgiven) = RIVALS[part], FIRST[part]
     first = compared(rows, ["first"], "hessop", rival)
     found = [
-        at_most(f"{part}: first call, geometric mean of {len(first)}", middle, mean([a / b for _, a, b in first])),
-        largest(f"{part}: first call less {forgiven} s, the worst", most, [(c, (a - forgiven) / b) for c, a, b in first]),
+        at_most(f"{part}: first call, geometric mean of {len(first)} ratios", middle, mean([a / b for _, a, b in first])),
+        largest(f"{part}: first call minus {forgiven} s, largest ratio", most, [(c, (a - forgiven) / b) for c, a, b in first]),
     ]
     if part == "dense":
         inside = compared(rows, ["warm"], "hessop in jit", rival)
         many = [b / a for case, a, b in inside if case["n"] >= 100]
         found += [
-            largest("dense: warm call in jit, the worst", 1.2, [(c, a / b) for c, a, b in inside]),
-            at_least(f"dense: warm call in jit: faster at n >= 100, geometric mean of {len(many)}", 3, mean(many)),
+            largest("dense: warm call in jit, largest ratio", 1.2, [(c, a / b) for c, a, b in inside]),
+            at_least(f"dense: warm call in jit, speedup at n >= 100, geometric mean of {len(many)}", 3, mean(many)),
         ]
     equal = [(c, figure(rows, c, route, "error")) for c in cases(rows) for route in ("hessop", "hessop in jit")]
-    found.append(largest(f"{part}: equal to {rival}", EQUAL, [(c, e) for c, e in equal if e is not None], "{:.1e}"))
+    found.append(largest(f"{part}: difference from {rival}", EQUAL, [(c, e) for c, e in equal if e is not None], "{:.1e}"))
     return found + unmeasured(rows)
 
 
 def deciding_claims(rows, known):
     pairs = compared(rows, ["plan", "compile"], "hessop", RIVALS["dense"], [*known, *rows])
     return [
-        largest("plan() over compiling jit(jax.hessian), the worst", 0.5, [(c, a / b) for c, a, b in pairs]),
+        largest("plan() relative to compiling jit(jax.hessian), largest ratio", 0.5, [(c, a / b) for c, a, b in pairs]),
         *unmeasured(rows),
     ]
 
 
 def count_claims(rows):
-    """Claims on counts and on equality, which no load of the machine changes."""
+    """Claims about counts and equality, which do not depend on the load of the machine."""
     own = lambda name: [(c, v) for c in cases(rows) if (v := figure(rows, c, "hessop", name)) is not None]
-    found = [largest(f"Python calls of a warm {name}", CALLS, own(f"{name} calls"), "{:g}") for name in METHODS]
-    found.append(largest("Python calls of making an operator above make_jaxpr", MAKING, own("making calls"), "{:g}"))
+    found = [largest(f"Python calls in a warm {name}", CALLS, own(f"{name} calls"), "{:g}") for name in METHODS]
+    found.append(
+        largest("Python calls in creating an operator, minus those in make_jaxpr", MAKING, own("making calls"), "{:g}")
+    )
     found.append(largest("compilations at a new point", 0, own("compilations"), "{:g}"))
-    found.append(largest("equal at the new point", EQUAL, own("error"), "{:.1e}"))
+    found.append(largest("difference at the new point", EQUAL, own("error"), "{:.1e}"))
     return found + unmeasured(rows)
 
 
@@ -196,7 +198,7 @@ def eager_claims(rows):
     found = []
     for name, limit in EAGER.items():
         pairs = [(c, 1e3 * v) for c in cases(rows) if (v := figure(rows, c, name, "excess")) is not None]
-        found.append(largest(f"eager {name} above jitted", 1e3 * limit, pairs, "{:.3g} ms"))
+        found.append(largest(f"eager {name} minus jitted", 1e3 * limit, pairs, "{:.3g} ms"))
     return found
 
 
@@ -221,7 +223,7 @@ def rival_table(part, rows):
     rival = RIVALS[part]
     routes = ["hessop", *dict.fromkeys(r["route"] for r in rows if r["route"].startswith("hessop, "))]
     head = ["case", "size", "n", f"first: {rival}", "trace", "lower", "compile", *(f"{r}" for r in routes)]
-    head += [*(f"{r}: ratio" for r in routes), "programs", "instructions", "hessop's"]
+    head += [*(f"{r}: ratio" for r in routes), "programs", "instructions", "hessop: instructions"]
     lines, warm_lines = [], []
     for case in cases(rows):
         get = lambda route, name, case=case: figure(rows, case, route, name)
@@ -234,10 +236,19 @@ def rival_table(part, rows):
         warm = [get(route, "warm") for route in (rival, "hessop in jit", "operator", "hessop")]
         line = [*(_text(w, in_seconds) for w in warm), *(_over(w, warm[0]) for w in warm[1:])]
         warm_lines.append([*label, *line, _text(get("hessop", "error"), "{:.1e}".format)])
-    warm_head = [rival, "hessop in jit", "operator's method", "hessop", "in jit: ratio", "method's", "hessop's", "error"]
+    warm_head = [
+        rival,
+        "hessop in jit",
+        "operator's method",
+        "hessop",
+        "in jit: ratio",
+        "method: ratio",
+        "hessop: ratio",
+        "error",
+    ]
     return "\n\n".join(
         [
-            "**First call [CPU time]; programs that hessop compiles in it; instructions of both compiled programs**",
+            "**First call [CPU time], number of programs that hessop compiles, and instructions of both compiled programs**",
             grid(head, lines),
             "**Warm call**",
             grid(["case", "size", "n", *warm_head], warm_lines),
@@ -253,7 +264,7 @@ def deciding_table(rows, known):
         facts = [_text(figure(rows, case, "hessop", name), str) for name in ("compilations", "chosen", "product")]
         times = [_text(v, in_seconds) for v in (making, plan, compiling)]
         lines.append([case["case"], case["size"], str(case["n"]), *times, _over(plan, compiling), *facts])
-    head = ["case", "size", "n", "making", "plan()", "compiling jit(jax.hessian)", "ratio", "programs", "route", "product"]
+    head = ["case", "size", "n", "creation", "plan()", "compiling jit(jax.hessian)", "ratio", "programs", "route", "product"]
     return grid(head, lines)
 
 
@@ -268,8 +279,11 @@ def calls_table(rows):
         lines.append([*label, *counts, *facts, _text(get("error"), "{:.1e}".format)])
         times = [_text(get(which, name), in_seconds) for name in METHODS for which in ("eager", "jitted")]
         eager += [[*label, *times]] if any(times) else []
-    head = ["case", "size", "n", *names, "make_jaxpr", "compilations at a new point", "error there"]
-    found = ["**Calls of Python functions (with those of C functions), making less make_jaxpr**", grid(head, lines)]
+    head = ["case", "size", "n", *names, "make_jaxpr", "compilations at a new point", "error at the new point"]
+    found = [
+        "**Python function calls (in parentheses: with C functions); making: minus those of make_jaxpr**",
+        grid(head, lines),
+    ]
     if eager:
         head = ["case", "size", "n", *(f"{name}, {which}" for name in METHODS for which in ("eager", "jitted"))]
         found += ["**Warm methods**", grid(head, eager)]
@@ -283,19 +297,19 @@ def tables(part, rows, known):
 
 
 class FirstCalls(Report):
-    """The report; rows belong to a case and a size."""
+    """A report whose rows belong to a case and a size."""
 
     about = f"```\n{__doc__}```"
 
     def dense(self):
-        """Rows of the dense part, of this run or an earlier one."""
+        """Rows of the dense part, from this run or an earlier one."""
         return self.parts.get("dense", {"rows": []})["rows"]
 
     def markdown(self):
         """All parts as a page."""
         pages = [f"# {self.title}\n\n{self.about}"]
         for name, part in self.parts.items():
-            where = f"{part['machine']['cores']} cores, {part['seconds']} s in all, {part['at']}: `{part['command']}`"
+            where = f"{part['machine']['cores']} cores, {part['seconds']} s in total, {part['at']}: `{part['command']}`"
             pages += [f"## {name}: {PARTS[name]}\n\n{where}", tables(name, part["rows"], self.dense())]
             pages.append(claims_table(part["claims"]))
         return "\n\n".join(pages) + "\n"
@@ -312,19 +326,24 @@ def _options():
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument(
-        "--routes", nargs="+", default=[], choices=["structure", "columns"], metavar="ROUTE", help="forced, too"
+        "--routes",
+        nargs="+",
+        default=[],
+        choices=["structure", "columns"],
+        metavar="ROUTE",
+        help="forced routes to measure, too",
     )
-    parser.add_argument("--repeats", type=int, default=1, help="processes for each first call")
-    parser.add_argument("--rounds", type=int, default=9, help="of warm calls")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one child process")
-    parser.add_argument("--quick", action="store_true", help="counts of six small cases, and whether they are kept")
-    parser.add_argument("--add", action="store_true", help="keep what --out holds of other cases of a part")
+    parser.add_argument("--repeats", type=int, default=1, help="processes per first call")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of warm calls")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds per child process")
+    parser.add_argument("--quick", action="store_true", help="counts of a few small cases, checked against their limits")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other cases in --out")
     parser.add_argument("--out", default="benchmarks/results/first_call.json")
     return parser.parse_args()
 
 
 def quick(options):
-    """Counts alone, so that no load of the machine decides; whether all are kept."""
+    """Measure only counts, which do not depend on the load of the machine; return whether all are within their limits."""
     options.cases, options.sizes = options.cases or QUICK, ["small"]
     rows = list(rows_of("calls", options, []))
     claims = count_claims(rows)
@@ -333,7 +352,7 @@ def quick(options):
 
 
 def _measured(name, options, report):
-    """The rows of a part, which the report has as they come: a run that is stopped has not been for nothing."""
+    """The rows of a part, added to the report one by one, so that an interrupted run keeps its results."""
     earlier, start, command = list(report.dense()), time.perf_counter(), " ".join(["python", *sys.argv])
     before, rows, own = report.parts.get(name), [], []
     for row in rows_of(name, options, earlier):
@@ -344,7 +363,7 @@ def _measured(name, options, report):
 
 
 def _others(part, rows):
-    """The rows that an earlier run found of other cases."""
+    """The rows of other cases from an earlier run."""
     new = {(row["case"], row["size"]) for row in rows}
     return [r for r in (part or {"rows": []})["rows"] if (r["case"], r["size"]) not in new]
 
@@ -364,7 +383,7 @@ def main():
         found = claims_of(name, rows, known)
         claims += found
         print("\n\n".join([tables(name, rows, known), claims_table(found)]), flush=True)
-    print(f"\n=== summary (in {options.out} and the .md beside it)\n\n{claims_table(claims)}")
+    print(f"\n=== summary (in {options.out} and the .md next to it)\n\n{claims_table(claims)}")
 
 
 if __name__ == "__main__":

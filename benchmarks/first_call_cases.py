@@ -1,8 +1,8 @@
-"""What `first_call.py` measures: functions as people write them who do not know hessop, each at a small and a middle size.
+"""The functions that `first_call.py` measures, written without hessop in mind, each at a small and a middle size.
 
-  python benchmarks/first_call_cases.py [CASE ...]    n of each, and what the first call of jit(jax.hessian) takes
+  python benchmarks/first_call_cases.py [CASE ...]    n of each, and the time of the first call of jit(jax.hessian)
 
-Middle sizes have some 300 to 1500 unknowns where jit(jax.hessian) then fits 2 GB; all triplets at once do not.
+Middle sizes have about 300 to 1500 unknowns if jit(jax.hessian) then fits in 2 GB; energies of all triplets are smaller.
 """
 
 import sys
@@ -51,7 +51,7 @@ BUILDERS = {
     "nondia": problems.nondia,
 }
 
-# What a builder is called with. `net` is the one with three layers and 377 parameters.
+# Arguments of each builder. `net` is the net with three layers and 377 parameters.
 CASES = {
     "three_body": {"small": (20,), "middle": (40,)},
     "net": {"small": (9, 16, 12, 1), "middle": (9, 24, 24, 1)},
@@ -97,7 +97,7 @@ def build(name, size):
 
 
 def _checked(name, size):
-    """Raises where the Hessian of a case is not what it should be; a line about it."""
+    """Check the Hessian of a case, and return a line of text about it."""
     import time
 
     import jax

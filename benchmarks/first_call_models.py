@@ -1,6 +1,6 @@
-"""Models whose first call is measured: losses and likelihoods of pytrees of parameters, as people write them.
+"""Models whose first call is measured: losses and likelihoods of pytrees of parameters, as users write them.
 
-Each function makes (fn, x, args) in float64; data are arguments or captured, as it comes. Knows nothing of hessop.
+Each function returns (fn, x, args) in float64; data are either arguments or captured. Does not depend on hessop.
 """
 
 import itertools
@@ -17,7 +17,7 @@ def _random(rng, *shape, scale=1.0):
 
 
 def net(*widths):
-    """Mean square error of a net with tanh, whose parameters are a list of (W, b)."""
+    """Mean squared error of a tanh net whose parameters are a list of (W, b)."""
     rng = np.random.RandomState(len(widths))
     params = [(_random(rng, a, b, scale=a**-0.5), _random(rng, b, scale=0.1)) for a, b in itertools.pairwise(widths)]
     inputs, targets = _random(rng, 32, widths[0]), _random(rng, 32, widths[-1])
@@ -33,7 +33,7 @@ def net(*widths):
 
 
 def attention(width, length):
-    """One head of causal attention, a residual and a layer norm with gain and bias."""
+    """One head of causal attention, a residual connection, and a layer norm with gain and bias."""
     rng = np.random.RandomState(width)
     params = {name: _random(rng, width, width, scale=width**-0.5) for name in ("query", "key", "value", "out")}
     params |= {"gain": jnp.ones(width), "bias": jnp.zeros(width)}
@@ -52,7 +52,7 @@ def attention(width, length):
 
 
 def conv(channels, side):
-    """Two convolutions with softplus, the mean over the image, and cross entropy of four classes."""
+    """Two convolutions with softplus, the mean over the image, and cross-entropy over four classes."""
     rng = np.random.RandomState(channels)
     params = {
         "first": (_random(rng, 3, 3, 1, channels, scale=0.3), jnp.zeros(channels)),
@@ -76,7 +76,7 @@ def conv(channels, side):
 
 
 def recurrent(width, inputs, steps):
-    """A recurrent net by `lax.scan` that foretells a sequence."""
+    """A recurrent net that predicts a sequence, with `lax.scan`."""
     rng = np.random.RandomState(width)
     params = {
         "hidden": _random(rng, width, width, scale=0.5 * width**-0.5),
@@ -98,7 +98,7 @@ def recurrent(width, inputs, steps):
 
 
 def graph_net(width, nodes, rounds=2):
-    """Rounds of messages along edges, summed at their receivers."""
+    """Rounds of message passing along edges, summed at the receivers."""
     rng = np.random.RandomState(width)
     params = {
         "message": [_random(rng, 2 * width, width, scale=0.5 * width**-0.5) for _ in range(rounds)],
@@ -120,7 +120,7 @@ def graph_net(width, nodes, rounds=2):
 
 
 def logistic(features, samples):
-    """Logistic regression with a ridge."""
+    """Logistic regression with a ridge penalty."""
     rng = np.random.RandomState(features)
     X, y = _random(rng, samples, features), jnp.asarray(rng.rand(samples) < 0.5)
 
@@ -132,7 +132,7 @@ def logistic(features, samples):
 
 
 def gaussian_process(samples, dimensions):
-    """Minus the log marginal likelihood of latent inputs and of the kernel's scales."""
+    """Negative log marginal likelihood as a function of latent inputs and the kernel's scales."""
     rng = np.random.RandomState(samples)
     y = _random(rng, samples)
     params = {
@@ -154,7 +154,7 @@ def gaussian_process(samples, dimensions):
 
 
 def mixture(components, dimensions, samples):
-    """Minus the log-likelihood of a mixture of axis-aligned Gaussians."""
+    """Negative log-likelihood of a mixture of axis-aligned Gaussians."""
     rng = np.random.RandomState(components)
     data = _random(rng, samples, dimensions)
     params = {
@@ -172,7 +172,7 @@ def mixture(components, dimensions, samples):
 
 
 def hidden_markov(states, symbols, steps):
-    """Minus the log-likelihood by the forward algorithm, a scan."""
+    """Negative log-likelihood by the forward algorithm, a scan."""
     rng = np.random.RandomState(states)
     shapes = {"initial": (states,), "transition": (states, states), "emission": (states, symbols)}
     params = {name: _random(rng, *shape, scale=0.5) for name, shape in shapes.items()}
@@ -192,7 +192,7 @@ def hidden_markov(states, symbols, steps):
 
 
 def covariance(dimensions, samples):
-    """Normal data with a correlation matrix by its Cholesky factor, LKJ prior and all, from unconstrained numbers."""
+    """Normal data, with a correlation matrix given by its Cholesky factor, an LKJ prior, and unconstrained parameters."""
     rng = np.random.RandomState(dimensions)
     data = _random(rng, samples, dimensions)
     params = {

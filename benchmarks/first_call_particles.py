@@ -1,6 +1,6 @@
-"""Energies of particles whose first call is measured, as somebody who does not know hessop writes them.
+"""Energies of particles whose first call is measured, written without hessop in mind.
 
-Each function makes (fn, x, args) in float64 for a number of particles. Knows nothing of hessop.
+Each function returns (fn, x, args) in float64 for a number of particles. Does not depend on hessop.
 """
 
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ def lattice(N, spacing=1.0, noise=0.1):
 
 
 def chain(N):
-    """A zigzag [N, 3] that turns as a helix does, so that no torsion is flat."""
+    """A zigzag [N, 3] wound into a helix, so that no torsion is planar."""
     k = np.arange(N)
     helix = np.stack([np.cos(1.9 * k), np.sin(1.9 * k), 0.6 * k], axis=1)
     return jnp.asarray(helix + 0.05 * np.random.RandomState(N).randn(N, 3))
 
 
 def three_body(N):
-    """Stillinger-Weber's angles: all triplets at once."""
+    """Stillinger-Weber angles, for all triplets at once."""
 
     def energy(x):
         other = ~jnp.eye(x.shape[0], dtype=bool)
@@ -39,7 +39,7 @@ def three_body(N):
 
 
 def bond_order(N):
-    """Tersoff's form: what binds a pair weakens with the neighbours that its first atom has otherwise."""
+    """Tersoff's form: the bond of a pair weakens with the other neighbours of its first atom."""
 
     def energy(x):
         N = x.shape[0]
@@ -60,7 +60,7 @@ def bond_order(N):
 
 
 def embedded_atoms(N):
-    """A pair repulsion, and the square root of the density that each atom feels."""
+    """A pair repulsion, and the square root of the density at each atom."""
 
     def energy(x):
         other = ~jnp.eye(x.shape[0], dtype=bool)
@@ -74,7 +74,7 @@ def embedded_atoms(N):
 
 
 def periodic_lennard_jones(N):
-    """All pairs in a box, the nearest image of each; the box is an argument."""
+    """All pairs in a periodic box, with the nearest image of each; the box is an argument."""
 
     def energy(x, box):
         other = ~jnp.eye(x.shape[0], dtype=bool)
@@ -87,7 +87,7 @@ def periodic_lennard_jones(N):
 
 
 def neighbour_list(N):
-    """The same from a list of the pairs that are near, which are arguments."""
+    """The same for a list of nearby pairs, which is passed as arguments."""
     x, box, cutoff = lattice(N, 1.1), 1.1 * max(3, lattice_side(N)), 1.6
     d = np.asarray(x)[:, None] - np.asarray(x)[None]
     d = d - box * np.round(d / box)
@@ -119,7 +119,7 @@ def torsions(N):
 
 
 def force_field(N):
-    """Bonds, angles and torsions by their indices, and charges and Lennard-Jones for all but those within two bonds."""
+    """Bonds, angles and torsions by index; charges and Lennard-Jones for all pairs except those within two bonds."""
     rng = np.random.RandomState(N)
     bonds, angles, dihedrals = (np.stack([np.arange(N - k + 1) + m for m in range(k)], axis=1) for k in (2, 3, 4))
     excluded = np.zeros((N, N), bool)
@@ -159,7 +159,7 @@ def force_field(N):
 
 
 def issue_787(N):
-    """As it was posted in JAX issue #787, but for the square root of zero, which JAX differentiates to NaN."""
+    """The energy of JAX issue #787, except for the square root of zero, whose derivative in JAX is NaN."""
 
     def energy(x):
         ri, rj = jnp.expand_dims(x, 0), jnp.expand_dims(x, 1)

@@ -1,6 +1,6 @@
-"""Problems like CUTEst's, written out by hand, each from where CUTEst starts it.
+"""Problems like those of CUTEst, written by hand, each at its CUTEst starting point.
 
-Each function makes (fn, x, args) in float64 for n unknowns. Knows nothing of hessop.
+Each function returns (fn, x, args) in float64 for n unknowns. Does not depend on hessop.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""What a child process of `first_call.py` does: one case, one route, so that nothing is warm that a person would find cold.
+"""Tasks of `first_call.py`'s child processes: one case and one route, so nothing is warm that would be cold for a user.
 
-Depends on hessop's public names. CPU seconds are those of the process, so threads that compile count; JAX's backend has been
-started, and what a script imports is imported.
+Uses only hessop's public names. CPU seconds are those of the process, so compiler threads count. JAX's backend has been
+started, and a script's imports are done.
 """
 
 import gc
@@ -22,11 +22,11 @@ METHODS = ("mv", "materialize", "diagonal", "block_diagonal")
 
 
 class Case:
-    """A function at a point, with a vector, and the routes of both parts as functions that nobody has called."""
+    """A function at a point, with a vector, and the routes of both parts as functions that have not been called yet."""
 
     def __init__(self, task):
         jax.config.update("jax_enable_x64", True)
-        jax.config.update("jax_enable_compilation_cache", False)  # whatever the environment says
+        jax.config.update("jax_enable_compilation_cache", False)  # regardless of the environment
         jax.block_until_ready(jax.jit(lambda a: a + 1.0)(1.0))
         self.fn, self.x, self.args = build(task["case"], task["size"])
         self.x = jax.tree.map(jnp.asarray, self.x)
@@ -36,18 +36,18 @@ class Case:
         self.key = {"case": task["case"], "size": task["size"], "n": sum(a.size for a in jax.tree.leaves(self.x))}
 
     def operands(self, part):
-        """What the functions of a part are called with."""
+        """The arguments of the functions of a part."""
         return (self.x, *self.args) if part == "dense" else (self.x, self.v, *self.args)
 
     def rival(self, part):
-        """A function to jit, of `operands`."""
+        """A function of `operands`, to be jitted."""
         fn = self.fn
         if part == "dense":
             return jax.hessian(fn)
         return lambda x, v, *args: jax.jvp(lambda x: jax.grad(fn)(x, *args), (x,), (v,))[1]
 
     def ours(self, part, route="auto"):
-        """A function of `operands`, for outside of jit and for inside."""
+        """A function of `operands`, for use outside and inside jit."""
         fn, options = self.fn, {} if route == "auto" else {"route": route}
         if part == "dense":
             return hessop.hessian(fn, **options)
@@ -59,7 +59,7 @@ class Case:
 
 
 def instructions(compiled):
-    """How many instructions XLA's program has."""
+    """The number of instructions in XLA's program."""
     return sum(" = " in line for line in compiled.as_text().splitlines())
 
 
@@ -67,7 +67,7 @@ def instructions(compiled):
 
 
 def first(task):
-    """All of the first call of one route: tracing, compiling, running."""
+    """The whole first call of one route: tracing, compiling, running."""
     case, part, route = Case(task), task["part"], task["route"]
     operands = case.operands(part)
     row = {**case.key, "route": route}
@@ -91,7 +91,7 @@ def first(task):
 
 
 def deciding(task):
-    """Making an operator, and `plan()`."""
+    """Time the creation of an operator, and `plan()`."""
     case = Case(task)
     start = time.process_time()
     H = case.operator()
@@ -102,11 +102,11 @@ def deciding(task):
     say({**case.key, "route": "hessop", **row, "chosen": plan.route, "product": plan.products[1]})
 
 
-# --- calls that are not the first ---
+# --- warm calls ---
 
 
 def warm(task):
-    """Both routes in turns, whether their results are equal, and the size of what hessop compiles inside of jit."""
+    """Time both routes interleaved, compare their results, and measure the size of hessop's program inside jit."""
     case, part = Case(task), task["part"]
     operands, rival = case.operands(part), RIVAL[part]
     inside = jax.jit(case.ours(part))
@@ -131,7 +131,7 @@ def warm(task):
 
 
 def difference(found, wanted):
-    """The largest difference, relative to the largest entry; infinite where shapes or what is not finite differ."""
+    """The largest difference, relative to the largest entry; infinite if shapes or non-finite entries differ."""
     if jax.tree.structure(found) != jax.tree.structure(wanted):
         return float("inf")
     pairs = [tuple(map(np.asarray, pair)) for pair in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)]
@@ -145,7 +145,7 @@ def difference(found, wanted):
 
 
 def calls(task):
-    """Python calls of warm methods and of making an operator, what compiles at a new point, and eager against jitted."""
+    """Python calls in warm methods and in creating an operator, compilations at a new point, and eager compared with jitted."""
     case = Case(task)
     H = case.operator()
     row = {**case.key, "route": "hessop"}
@@ -176,7 +176,7 @@ def calls(task):
 
 
 def _eager(case, H, methods, task):
-    """What a method of an operator takes over the same inside of jit."""
+    """Time each method of an operator, eager and inside jit."""
     jitted = {
         name: jax.jit(lambda x, args, call=call: call(hessop.HessianOperator(case.fn, x, args)))
         for name, call in methods.items()
@@ -190,10 +190,10 @@ def _eager(case, H, methods, task):
 
 
 def python_calls(call, repeats=3):
-    """(calls of Python functions, those and calls of C functions) of a warm call: the least of some repeats."""
+    """(Python function calls, Python and C function calls) in a warm call: the minimum over the repeats."""
     found = []
     collecting = gc.isenabled()
-    gc.disable()  # JAX has a callback in Python there
+    gc.disable()  # JAX registers a Python callback for garbage collection
     try:
         for repeat in range(repeats + 1):
             counts = {"call": 0, "c_call": 0}
@@ -209,7 +209,7 @@ def python_calls(call, repeats=3):
                 sys.setprofile(None)
             jax.block_until_ready([a for a in jax.tree.leaves(result) if isinstance(a, jax.Array)])
             if repeat:
-                found.append((counts["call"], counts["call"] + counts["c_call"] - 1))  # less setprofile itself
+                found.append((counts["call"], counts["call"] + counts["c_call"] - 1))  # minus setprofile itself
     finally:
         if collecting:
             gc.enable()
@@ -217,7 +217,7 @@ def python_calls(call, repeats=3):
 
 
 class Compilations:
-    """A context that counts what XLA compiles in it, and the wall time that this takes."""
+    """A context manager that counts XLA compilations and adds up their wall time."""
 
     EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -238,8 +238,8 @@ TASKS = {"first": first, "deciding": deciding, "warm": warm, "calls": calls}
 
 
 def run(task):
-    """A task; an error is a row."""
+    """Run a task; an error becomes a row."""
     try:
         TASKS[task["task"]](task)
-    except Exception as error:  # any: the next case is to be measured too
+    except Exception as error:  # any error: the next case must still be measured
         say({"case": task["case"], "size": task["size"], "route": task.get("route", "hessop"), "skipped": short(error)})

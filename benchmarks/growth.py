@@ -1,11 +1,11 @@
-"""Time of a dense Hessian against the number of particles: the data of the picture in the README.
+"""Time of a dense Hessian against the number of particles: the data for the picture in the README.
 
   python benchmarks/growth.py
-  python benchmarks/growth.py --sizes 10 20 --rounds 3 --out /tmp/growth.json     a trial
+  python benchmarks/growth.py --sizes 10 20 --rounds 3 --out /tmp/growth.json     a trial run
 
-The energy of JAX issue #787 in float32. Each size runs in a process of its own, all routes in turns; times leave compilation
-out. `jax.hessian` gets the energy with self-pairs masked by hand, as it would be NaN otherwise, and is left out where it
-would need more than --memory bytes. The loop of products is timed on some columns and multiplied up.
+The energy of JAX issue #787 in float32. Each size runs in its own process, with all routes interleaved; times exclude
+compilation. `jax.hessian` receives the energy with self-pairs masked by hand, because it would return NaN otherwise, and is
+skipped if it would need more than --memory bytes. The loop of products is timed on some columns and extrapolated.
 `benchmarks/pictures.py` draws the result.
 """
 

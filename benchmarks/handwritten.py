@@ -1,6 +1,6 @@
-"""The yardstick: derivatives of the sum of all distances as one would write them by hand, in numba.
+"""The yardstick: derivatives of the sum of all distances, written by hand in numba.
 
-Each is pushed into the pair loop. In the Hessian each 3 x 3 block is written once, the diagonal block is minus its row's sum.
+Each is fused into the pair loop. The Hessian writes each 3 x 3 block once; a diagonal block is minus the sum of its row.
 """
 
 import numba
@@ -62,7 +62,7 @@ def _multiply(x, v, out):
 
 
 def hvp(x: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The product of that Hessian with v (N, 3), which never forms it."""
+    """The product of that Hessian with v (N, 3), without forming the matrix."""
     out = np.empty_like(x)
     _multiply(x, v, out)
     return out

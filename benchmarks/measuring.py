@@ -1,6 +1,6 @@
-"""How the benchmarks measure: times in interleaved rounds, memory of the compiler and of the process, work in child processes.
+"""Measurements: times in interleaved rounds, memory of compiled programs and of the process, work in child processes.
 
-Knows nothing of hessop, of energies or of rivals. JAX is imported where it is used: the parent process only collects rows.
+Independent of hessop, energies and rivals. JAX is imported only where it is used: the parent process just collects rows.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import time
 
 
 class Skip(Exception):
-    """Why something is not measured."""
+    """The reason why something is not measured."""
 
 
 # --- time ---
@@ -24,13 +24,13 @@ class Skip(Exception):
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds of single calls; those of short calls are means over a batch."""
+    """Seconds of single calls; for short calls, means over a batch."""
 
     batch: int
     seconds: list[float]
 
     def row(self, times=1.0):
-        """The figures of a row: of `times` calls."""
+        """The figures of a row, for `times` calls."""
         return {
             "seconds": statistics.median(self.seconds) * times,
             "least": min(self.seconds) * times,
@@ -40,16 +40,16 @@ class Timing:
 
 
 def warmed(call, patience):
-    """Seconds of a call that is not the first, or of the first if that took longer than `patience`."""
+    """Seconds of the second call, or of the first if it took longer than `patience`."""
     first = _seconds(call, 1)
     return _seconds(call, 1) if first < patience else first
 
 
 def interleaved(calls, once, rounds, patience, batch_seconds=2e-3):
-    """A `Timing` for each of the named calls, which take turns so that noise of the machine hits all of them.
+    """A `Timing` for each of the named calls, interleaved so that machine noise affects all of them equally.
 
-    Short calls are made in batches, by the seconds `once` of each. A call that has used up `patience` seconds leaves the
-    rounds, after one of them at the earliest.
+    Short calls run in batches, sized by the seconds in `once`. A call that has used up `patience` seconds drops out of the
+    rounds, after the first one at the earliest.
     """
     timings = {name: Timing(max(1, min(1000, math.ceil(batch_seconds / max(once[name], 1e-7)))), []) for name in calls}
     for _ in range(rounds):
@@ -61,7 +61,7 @@ def interleaved(calls, once, rounds, patience, batch_seconds=2e-3):
 
 
 def in_turns(calls, rounds):
-    """The median seconds of each of the named calls, which take turns."""
+    """The median seconds of each of the named calls, interleaved."""
     for call in calls.values():
         _seconds(call, 1)
     timings = {name: [] for name in calls}
@@ -81,7 +81,7 @@ def _seconds(call, batch):
 
 
 def exponent(rows):
-    """The slope of log time over log N, or None."""
+    """The slope of log time against log N, or None."""
     points = [(math.log(r["N"]), math.log(r["seconds"])) for r in rows if "seconds" in r]
     if len({x for x, _ in points}) < 2:
         return None
@@ -92,10 +92,10 @@ def exponent(rows):
 
 
 def compiled(function, *arrays, memory=math.inf):
-    """A call without arguments, and what tracing and compiling it took.
+    """A compiled call without arguments, and its tracing time, compilation time and temporaries.
 
     Raises:
-        Skip: running it would need more than `memory` bytes.
+        Skip: if running it would need more than `memory` bytes.
     """
     import jax
 
@@ -114,18 +114,18 @@ def compiled(function, *arrays, memory=math.inf):
 
 
 def _fingerprint(executable):
-    """Equal for two programs that are one, but for names: how many floating-point operations and instructions it has."""
+    """The number of floating-point operations and instructions, which is equal for programs that differ only in names."""
     text = executable.as_text()
     costs = executable.cost_analysis() or {}
     return f"{costs.get('flops', 0):.0f} operations, {text.count(' = ', text.index('ENTRY'))} instructions"
 
 
 def peak_of(call):
-    """(bytes that the process held at most during a call over what it held before, result); None where it cannot be known."""
+    """(peak bytes of the process during a call minus its bytes before, result); None for the bytes if unavailable."""
     import jax
 
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be reused unseen
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, or its reuse would go unnoticed
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = process_bytes("VmRSS")
     except (OSError, AttributeError):
@@ -135,7 +135,7 @@ def peak_of(call):
 
 
 def process_bytes(name):
-    """VmRSS, what the process holds, or VmHWM, what it held at most."""
+    """VmRSS, the current memory of the process, or VmHWM, its peak."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
@@ -153,30 +153,30 @@ def in_seconds(s):
 
 # --- child processes ---
 
-# Threads of OpenMP that wait by spinning would be measured in the turn of the next rival.
+# OpenMP threads that spin while waiting would slow down the next rival.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def in_child(script, task, timeout):
-    """Rows that `script --child task` prints, as far as it came; and why it went no further, or None."""
+    """The rows that `script --child task` printed, and the reason if it failed, or None."""
     command = [sys.executable, script, "--child", json.dumps(task)]
     environment = {**os.environ, **_ENVIRONMENT}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
         text, failed = done.stdout, done.returncode != 0
         last = (done.stderr.strip().splitlines() or [""])[-1]
-        why = f"the process ended with {done.returncode}: {last[:80]}" if failed else None
+        why = f"process exited with code {done.returncode}: {last[:80]}" if failed else None
     except subprocess.TimeoutExpired as error:
         text, why = (error.stdout or b"").decode(), f"stopped after {timeout:.0f} s"
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")], why
 
 
 def say(row):
-    """One row from a child to its parent."""
+    """Send one row from a child to its parent."""
     print(json.dumps(row), flush=True)
 
 
 def short(error):
-    """An exception in a line."""
+    """An exception in one line."""
     text = str(error).splitlines()
     return f"{type(error).__name__}: {text[0][:70] if text else ''}"

@@ -1,13 +1,14 @@
-"""Minimisation: hessop's Newton methods against those of scipy, optax and optimistix, in float64.
+"""Minimisation: hessop's Newton methods, compared with the solvers of scipy, optax and optimistix, in float64.
 
   python benchmarks/minimise.py                                   all parts, one after the other
-  python benchmarks/minimise.py --quick --plot                    small ones, and the performance profiles as a picture
-  python benchmarks/minimise.py --parts cutest --energies BIGGS5  a problem
+  python benchmarks/minimise.py --quick --plot                    small problems, and a plot of the performance profiles
+  python benchmarks/minimise.py --parts cutest --energies BIGGS5  a single problem
 
-Each problem has a process of its own, in which the solvers run one after the other. A problem is solved at a point whose
-gradient has no entry over the tolerance and whose value is not above that of the start, as the benchmark itself finds there:
-1e-6 max(1, largest entry at the start), and 1e-6 for particles, in their units. Solvers are told to go on forever; they end at
-the first point they look at that will do, after --patience seconds, or where they give up. Times leave compilation out.
+Each problem runs in its own process, in which the solvers run one after the other. A problem counts as solved if the benchmark
+itself finds, at the final point, no gradient entry above the tolerance and a value no higher than at the start. The tolerance
+is 1e-6 max(1, largest entry at the start), and 1e-6 for particles, in their units. The solvers' own stopping tests are
+disabled: a solver stops at the first acceptable point it evaluates, after --patience seconds, or when it gives up. Times
+exclude compilation.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ from running import Part, main
 
 ABOUT = __doc__[__doc__.index("Each problem") :].strip()
 LARGE = 500  # particles
-FASTER = 5  # promised of them
+FASTER = 5  # target speedup for them
 OURS = ("newton_cg", "newton_trust_region")
 BLOCKS = tuple(f"{solver}, blocks" for solver in OURS)
 TRUST = ("trust-ncg", "trust-krylov")
@@ -30,22 +31,22 @@ WITH_OURS = tuple(f"{solver}, hessop" for solver in SECOND)
 ALL = (*OURS, *BLOCKS, *SECOND, *WITH_OURS, *FIRST, "optimistix.BFGS")
 
 
-# --- what was promised ---
+# --- claims ---
 
 
 def problems(rows):
-    """The problems that rows are of."""
+    """The problems that occur in the rows."""
     return list(dict.fromkeys((r["energy"], r["N"]) for r in rows))
 
 
 def solved(rows, route):
-    """How many problems a route solved, None where it did not run."""
+    """How many problems a route solved, or None if it did not run."""
     own = [r for r in rows if r["route"] == route]
     return sum(r.get("solved", False) for r in own) if own else None
 
 
 def solved_claims(rows):
-    """Each of ours solves at least as many as the best trust region of scipy."""
+    """Each of hessop's solvers solves at least as many problems as scipy's best trust-region method."""
     most = max((solved(rows, route) or 0 for route in TRUST), default=0)
     found = []
     for route in OURS:
@@ -56,7 +57,7 @@ def solved_claims(rows):
 
 
 def products_claims(rows):
-    """Fewer products in the median of the problems that both solve."""
+    """Fewer products, in the median over the problems that both solve."""
     found = []
     for route in OURS:
         for rival in TRUST:
@@ -69,7 +70,7 @@ def products_claims(rows):
             ]
             ratios = [ours / max(theirs, 1) for ours, theirs in both if ours is not None and theirs is not None]
             value = statistics.median(ratios) if ratios else None
-            found.append(at_most(f"{route}: products to {rival}, median of {len(ratios)}", 1, value))
+            found.append(at_most(f"{route}: products relative to {rival}, median of {len(ratios)}", 1, value))
     return found
 
 
@@ -78,23 +79,23 @@ def claims(rows):
 
 
 def particle_claims(rows):
-    """Those, and less wall time for many particles.
+    """The same claims, and less wall time for many particles.
 
-    Where no rival got there, the time that they had is a bound of the ratio, which says nothing if it is less than promised.
+    If no rival converged, the time they were given bounds the speedup from below; a bound under the target says nothing.
     """
     found = claims(rows)
     for energy, N in problems(rows):
         case = {"energy": energy, "N": N}
         ours = [find(rows, route=route, **case) for route in (*OURS, *BLOCKS)]
         ours = min((s for s in ours if s is not None), default=None)
-        for rivals, named in ((TRUST, "scipy's trust regions"), ((*SECOND, *FIRST), "all others")):
+        for rivals, named in ((TRUST, "scipy's trust-region methods"), ((*SECOND, *FIRST), "all others")):
             times = [(find(rows, route=r, **case), find(rows, "spent", route=r, **case)) for r in rivals]
             there = [s for s, _ in times if s is not None]
             known = there or [s for _, s in times if s is not None]
             if N >= LARGE:
                 faster = min(known) / ours if known and ours else None
                 measured = there or (faster is not None and faster >= FASTER)
-                found.append(at_least(f"faster than {named}: {energy}, N = {N}", FASTER, faster if measured else None))
+                found.append(at_least(f"speedup over {named}: {energy}, N = {N}", FASTER, faster if measured else None))
     return found
 
 
@@ -140,7 +141,7 @@ PARTS = {
         timeout=1200.0,
     ),
     "cutest": Part(
-        "CUTEst problems with bounds, without their bounds",
+        "bound-constrained CUTEst problems, without their bounds",
         claims,
         "minimise",
         dtypes=("float64",),
@@ -151,11 +152,11 @@ PARTS = {
     ),
 }
 
-# Who takes products at all.
+# Solvers that use Hessian-vector products.
 _MULTIPLIES = (*OURS, *SECOND)
 PROFILES = {
     "wall time": ("seconds", (*OURS, *SECOND, *FIRST)),
-    "products with the Hessian": ("products", _MULTIPLIES),
+    "Hessian-vector products": ("products", _MULTIPLIES),
 }
 
 
@@ -165,13 +166,17 @@ class WithProfiles(Report):
     about = ABOUT
 
     def rows(self):
-        """Those of all parts."""
+        """The rows of all parts."""
         return [row for part in self.parts.values() for row in part["rows"]]
 
     def over_all(self):
         """The profiles."""
         shares = [row for name, (figure, routes) in PROFILES.items() for row in profile(self.rows(), figure, routes, name)]
-        return ["## profiles", f"Of {len(problems(self.rows()))} problems those that any solver solves.", *tables(shares)]
+        return [
+            "## profiles",
+            f"Over those of the {len(problems(self.rows()))} problems that at least one solver solves.",
+            *tables(shares),
+        ]
 
 
 def _tasks():
@@ -190,7 +195,7 @@ if __name__ == "__main__":
         "benchmarks/results/minimise.json",
         energies=tuple(energy for part in PARTS.values() for energy in part.sizes),
         report=WithProfiles,
-        flags=[("--plot", "draw the performance profiles of all parts beside --out (needs matplotlib)")],
+        flags=[("--plot", "plot the performance profiles of all parts next to --out (needs matplotlib)")],
     )
     if done is not None and done[1].plot:
         report, options = done

@@ -1,7 +1,7 @@
-"""Solvers: hessop's and others', all of them told to go on until the benchmark says that it is enough.
+"""Solvers of hessop and of other libraries, all run until the benchmark's own stopping rule holds.
 
-A solver is prepared for a problem, which compiles it, and then run. It ends at the first point that it looks at where the
-gradient is small enough, after the seconds or the iterations that it is given, or where it gives up.
+A solver is prepared for a problem, which compiles it, and then run. It stops at the first point it evaluates with a small
+enough gradient, at its limit of seconds or iterations, or when it gives up.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from objectives import Objective
 import hessop
 import hessop.optax
 
-# A solver that has not moved for so many iterations will not move any more: a trust region has shrunk to nothing by then.
+# A solver that has not moved for this many iterations is stuck: by then, a trust region has shrunk to nothing.
 STUCK = 30
 LIMIT = 1_000_000  # iterations
 
 
 @dataclasses.dataclass
 class Rule:
-    """When it is enough.
+    """The stopping rule.
 
     Attributes:
-        tolerance: of the largest entry of the gradient.
-        value: at the start, which must not be exceeded: far out a gradient may be small too.
-        seconds: that a solve may take.
+        tolerance: limit for the largest entry of the gradient.
+        value: the value at the start, which must not be exceeded, because gradients can also be small far out.
+        seconds: time limit for a solve.
     """
 
     tolerance: float
@@ -42,13 +42,13 @@ class Rule:
 
 @dataclasses.dataclass
 class Run:
-    """What became of a solve.
+    """The outcome of a solve.
 
     Attributes:
-        x: where it ended, a flat array.
-        seconds: that it took.
-        iterations, evaluations, products: how many; an evaluation is of the value and its gradient.
-        end: why it ended.
+        x: the final point, a flat array.
+        seconds: wall time.
+        iterations, evaluations, products: counts; an evaluation computes the value and its gradient.
+        end: why it stopped.
     """
 
     x: Any
@@ -76,7 +76,7 @@ class Stepper:
 
 
 def looped(make):
-    """A solver whose steps are the body of a loop in jit, which returns now and then so that it can be stopped."""
+    """A solver whose steps are the body of a loop in jit, which returns periodically so that it can be stopped."""
 
     def prepare(problem: Objective, rule: Rule):
         stepper = make(problem)
@@ -98,7 +98,7 @@ def looped(make):
 
         first = jax.block_until_ready(jax.jit(start)(problem.start))
         run = jax.jit(chunk).lower(first, 0).compile()
-        # A limit of no iterations: what remains to be set up is set up.
+        # Run zero iterations, to finish any remaining setup.
         jax.block_until_ready(run(first, jnp.zeros((), int)))
 
         def solve():
@@ -113,9 +113,7 @@ def looped(make):
                 if int(iterations) < until or seconds > rule.seconds or until > LIMIT:
                     break
             reached = float(size) <= rule.tolerance
-            end = (
-                "enough" if reached else "does not move" if int(still) >= STUCK else "time" if until <= LIMIT else "iterations"
-            )
+            end = "enough" if reached else "stuck" if int(still) >= STUCK else "time" if until <= LIMIT else "iterations"
             return Run(ravel_pytree(x)[0], seconds, int(iterations), int(evaluations), int(products), end)
 
         return solve
@@ -124,10 +122,10 @@ def looped(make):
 
 
 def _optax_loop(make, ours, products, evaluations):
-    """The loop of optax's users. `products` and `evaluations` count those of one update from the state after it."""
+    """The usual optax loop. `products` and `evaluations` count those of one update, from the state after it."""
 
     def stepper(problem):
-        # As the documentation of hessop's solvers says: values of all pairs need not be stored.
+        # As the documentation of hessop's solvers recommends, so that pairwise intermediates are not stored.
         fn = hessop.tiled(problem.fn) if ours and problem.particles else problem.fn
         solver, value_and_grad = make(), optax.value_and_grad_from_state(fn)
 
@@ -153,7 +151,7 @@ def ours_newton_cg(**options):
 
 
 def ours_trust_region(**options):
-    """hessop.optax.newton_trust_region, whose first radius costs a product that its state does not count."""
+    """hessop.optax.newton_trust_region, whose initial radius costs a product that its state does not count."""
     products = lambda state, known: state.info.num_cg_steps + jnp.where(known, 0, 1)
     return _optax_loop(lambda: hessop.optax.newton_trust_region(**options), True, products, lambda state: 1)
 
@@ -162,7 +160,7 @@ optax_lbfgs = _optax_loop(optax.lbfgs, False, lambda state, known: 0, _searched)
 
 
 def optimistix_bfgs(problem, rule):
-    """BFGS with a dense inverse, whose own test for the end never holds."""
+    """BFGS with a dense inverse Hessian, with its own stopping test disabled."""
     import optimistix
 
     if problem.n > 2000:
@@ -173,7 +171,7 @@ def optimistix_bfgs(problem, rule):
 
     def step(x, state):
         new, state, _ = solver.step(fn, x, None, {}, state, frozenset())
-        # It has looked at the start only after its first step, until when its gradient is zero.
+        # It evaluates the start only in its first step; until then, its gradient is zero.
         first = state.num_accepted_steps == 0
         grad = jax.tree.map(lambda leaf: jnp.where(first, jnp.inf, leaf), state.f_info.grad)
         return new, state, grad, 1, 0
@@ -185,10 +183,10 @@ def optimistix_bfgs(problem, rule):
 
 
 class _Stop(Exception):
-    """Raised out of scipy."""
+    """Raised to stop scipy."""
 
 
-# Their own tests for the end never hold.
+# Options that disable the solvers' own stopping tests.
 _NEVER = {
     "trust-ncg": {"gtol": 0.0},
     "trust-krylov": {"gtol": 0.0},
@@ -198,7 +196,7 @@ _NEVER = {
 
 
 def scipy(method, ours=False):
-    """A method of scipy.optimize.minimize with derivatives by JAX under jit, or by hessop."""
+    """A method of scipy.optimize.minimize with derivatives by jitted JAX or by hessop."""
 
     def prepare(problem, rule):
         flat, unravel = ravel_pytree(problem.start)

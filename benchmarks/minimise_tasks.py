@@ -1,4 +1,4 @@
-"""What a child process does: solve one problem with several solvers, and look at where they ended."""
+"""Task of the minimisation benchmark's child processes: solve one problem with several solvers, and check the final points."""
 
 import statistics
 import time
@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from measuring import Skip, say, short
 
-# Short solves are run again: (seconds in all, runs at most).
+# Short solves are repeated: (total seconds, maximum number of runs).
 AGAIN = (1.0, 5)
 
 
 def minimise(task):
-    """Say a row for each solver."""
+    """Print a row for each solver."""
     jax.config.update("jax_enable_x64", True)
     from jax.flatten_util import ravel_pytree
     from minimise_rivals import SOLVERS, Rule
@@ -22,7 +22,7 @@ def minimise(task):
     flat, unravel = ravel_pytree(problem.start)
     look = jax.jit(lambda x: jax.value_and_grad(lambda x: problem.fn(unravel(x)))(x))
     value, grad = look(flat)
-    # A force near an overlap at the start says nothing of the forces that matter: those of particles are in units of the well.
+    # Forces of particles are in units of the well; a force near an overlap at the start says nothing about their scale.
     scale = 1.0 if problem.particles else max(1.0, float(jnp.max(jnp.abs(grad))))
     rule = Rule(1e-6 * scale, float(value), task["patience"])
     key = {name: task[name] for name in ("energy", "dtype", "N")}

@@ -1,7 +1,7 @@
-"""What the benchmark of minimisation minimises: functions as a user would write them, each with a start at any size.
+"""Objectives of the minimisation benchmark, written as a user would write them, each with a starting point at any size.
 
-Particles start near a lattice (or, in a trap, in a random cloud), models at small random weights, the CUTEst problems where
-CUTEst starts them. Everything is in float64.
+Particles start near a lattice (or, in a trap, in a random cloud), models at small random weights, CUTEst problems at their
+CUTEst starting points. Everything is in float64.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from energies import lattice_side, lennard_jones
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A function of a pytree, and where to start.
+    """A function of a pytree, and a starting point.
 
     Attributes:
         fn: the function.
-        start: the point.
-        particles: whether it is an energy of all pairs of particles [N, 3] in units of its own.
+        start: the starting point.
+        particles: whether it is an energy of all pairs of particles [N, 3], in its own natural units.
     """
 
     fn: Callable[[Any], Any]
@@ -44,7 +44,7 @@ class Objective:
 
 
 def cluster(N):
-    """Lennard-Jones particles on the sites of a face-centred lattice that are nearest to its middle, each shaken."""
+    """Lennard-Jones particles on the sites of a face-centred cubic lattice closest to its centre, with noise."""
     side = 2 * lattice_side(N)
     sites = np.stack(np.meshgrid(*[np.arange(-side, side + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     sites = sites[sites.sum(axis=1) % 2 == 0]
@@ -56,9 +56,9 @@ DENSITY, CUTOFF, SWITCH = 0.85, 2.5, 2.0
 
 
 def fluid(N):
-    """Lennard-Jones particles in a periodic box: the nearest image of each, and a cutoff with two continuous derivatives.
+    """Lennard-Jones particles in a periodic box, with nearest images and a cutoff with two continuous derivatives.
 
-    Without the cutoff the nearest image has kinks at half the box, at which no Newton method means anything.
+    Without the cutoff, nearest images cause kinks at half the box, where Newton methods are meaningless.
     """
     side, box = lattice_side(N), (N / DENSITY) ** (1 / 3)
     assert box > 2 * CUTOFF
@@ -73,14 +73,14 @@ def fluid(N):
         smooth = 1.0 - s**3 * (10.0 - 15.0 * s + 6.0 * s**2)
         return 0.5 * jnp.sum(jnp.where(other, 4.0 * (inverse**2 - inverse) * smooth, 0.0))
 
-    # Particles are spread over all sites of the lattice, so that what is missing to a cube is not one hole.
+    # Spread the particles over all sites of the lattice, so that the empty sites do not form a single hole.
     chosen = np.sort(np.random.RandomState(N).permutation(side**3)[:N])
     sites = np.stack(np.unravel_index(chosen, (side,) * 3), axis=1)
     return Objective(energy, _shaken(sites * box / side, 0.1, N), particles=True)
 
 
 def ions(N):
-    """Equal charges in a harmonic trap, from a random cloud of about the radius of the crystal."""
+    """Equal charges in a harmonic trap, starting from a random cloud with about the radius of the crystal."""
 
     def energy(x):
         other = ~jnp.eye(x.shape[0], dtype=bool)
@@ -102,13 +102,13 @@ def _shaken(sites, size, seed):
 
 
 def rosenbrock(N):
-    """A chain of N variables."""
+    """The chained Rosenbrock function of N variables."""
     fn = lambda x: jnp.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
     return Objective(fn, jnp.asarray(np.resize([-1.2, 1.0], N)))
 
 
 def minimal_surface(N):
-    """The least area over a square of N x N free heights whose edges are bent, from a flat start."""
+    """The area of a surface over a square, with N x N free heights and curved edges, from a flat start."""
     t = np.linspace(0, 1, N + 2)
     frame = np.zeros((N + 2, N + 2))
     frame[0], frame[-1], frame[:, 0], frame[:, -1] = np.sin(np.pi * t), -np.sin(np.pi * t), t * (1 - t), np.sin(2 * np.pi * t)
@@ -126,7 +126,7 @@ def minimal_surface(N):
 
 
 def softmax_regression(N):
-    """Ten classes of 20 N samples with N features, with a little weight decay; from zero."""
+    """Ten classes, 20 N samples with N features, and slight weight decay; starts from zero."""
     random = np.random.RandomState(N)
     inputs = random.standard_normal((20 * N, N)) * np.logspace(0, -1.5, N)
     labels = np.argmax(inputs @ random.standard_normal((N, 10)) * 3 + random.gumbel(size=(20 * N, 10)), axis=1)
@@ -140,7 +140,7 @@ def softmax_regression(N):
 
 
 def tanh_net(N):
-    """A hidden layer of N units between ten inputs and a number, fitted to another net with noise; with weight decay."""
+    """A net with ten inputs, a hidden layer of N units and one output, fitted to another net with noise; with weight decay."""
     random = np.random.RandomState(N)
     inputs = random.standard_normal((300, 10))
     teacher = np.tanh(inputs @ random.standard_normal((10, 4))) @ random.standard_normal(4)
@@ -159,16 +159,16 @@ def tanh_net(N):
 
 
 def cutest(name):
-    """A problem of CUTEst with bounds as sif2jax writes it, without its bounds."""
+    """A bound-constrained CUTEst problem as written in sif2jax, without its bounds."""
     problem = _cutest_class(name)()
-    # Some of them write float64 into what they are given.
+    # Some of them write float64 into their argument.
     return Objective(
         lambda y: problem.objective(y, problem.args), jax.tree.map(lambda leaf: jnp.asarray(leaf, float), problem.y0)
     )
 
 
 def _cutest_class(name):
-    """One problem's class, from its own module: sif2jax builds all of its problems on import, which takes 90 s."""
+    """One problem's class, imported from its own module: importing sif2jax builds all problems, which takes 90 s."""
     root = _sif2jax()
     for kind in ("_bounded_minimisation", "_quadratic_problems"):
         if (root / "cutest" / kind / f"{name.lower()}.py").exists():
@@ -176,7 +176,7 @@ def _cutest_class(name):
                 empty = sys.modules.setdefault(package, types.ModuleType(package))
                 empty.__path__ = [str(root.joinpath(*package.split(".")[1:]))]
             return getattr(importlib.import_module(f"sif2jax.cutest.{kind}.{name.lower()}"), name)
-    raise ValueError(f"name: got {name!r}, which sif2jax has no module of")
+    raise ValueError(f"name: got {name!r}, for which sif2jax has no module")
 
 
 @functools.cache
@@ -191,10 +191,10 @@ FUNCTIONS = {
     "softmax_regression": softmax_regression,
     "tanh_net": tanh_net,
 }
-# Those with bounds and at most 2100 unknowns that make sense without their bounds, and how many unknowns each has. Left out
-# are those that have no minimum then (DIAGIQ*, DIAGNQ*, EXPLIN*, HS3*, HS4, HS45, S368), one whose ends the bounds fix
-# (RAYBENDL), one that starts where there is nothing to do (HS25), and those that are another one then (BIGGS3, BQPGASIM,
-# HATFLDB, HS2, LEVYMONT6 to 9).
+# Bound-constrained problems with at most 2100 unknowns that make sense without bounds, and their numbers of unknowns. Left out
+# are problems that have no minimum without bounds (DIAGIQ*, DIAGNQ*, EXPLIN*, HS3*, HS4, HS45, S368), one whose endpoints the
+# bounds fix (RAYBENDL), one that leaves nothing to do at its start (HS25), and those that equal another one without bounds
+# (BIGGS3, BQPGASIM, HATFLDB, HS2, LEVYMONT6 to 9).
 CUTEST = {
     "AIRCRFTB": 8,
     "BIGGS5": 6,
@@ -258,6 +258,6 @@ CUTEST = {
 
 
 def objective(name, N):
-    """A problem at a size; those of CUTEst have only one."""
+    """A problem at a given size; CUTEst problems have only one."""
     made = {**PARTICLES, **FUNCTIONS}
     return made[name](N) if name in made else cutest(name)

@@ -1,9 +1,9 @@
-"""The pictures of the README and the documentation, each as an SVG for light pages and one for dark pages.
+"""Draws the pictures of the README and the documentation, each as an SVG for light pages and one for dark pages.
 
-  python benchmarks/pictures.py                   all, into docs/images
-  python benchmarks/pictures.py terms hessian     some
+  python benchmarks/pictures.py                   all pictures, into docs/images
+  python benchmarks/pictures.py terms hessian     selected pictures
 
-`growth` shows what `python benchmarks/growth.py` measured. The others are computed here, in some seconds. A picture is a
+`growth` shows the results of `python benchmarks/growth.py`. The others are computed here, in a few seconds. A picture is a
 function of a theme that returns a matplotlib figure.
 """
 
@@ -37,9 +37,9 @@ class Theme:
 
     Attributes:
         name: "light" or "dark".
-        text, muted, grid: for words and lines.
+        text, muted, grid: for text and lines.
         ours, red, orange, grey: for curves.
-        zero: of an entry that is zero, on the way from negative to positive.
+        zero: for zero entries, in the colour map from negative to positive.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Theme:
         colours = dict.fromkeys(words, self.text)
         lines = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), self.muted)
         lines |= {"grid.color": self.grid, "grid.linewidth": 0.6, "lines.linewidth": 2}
-        # No date and no random ids: the same picture is the same file.
+        # No date and no random ids, so that the same picture gives the same file.
         files = {"svg.hashsalt": "hessop", "svg.fonttype": "path", "savefig.transparent": True}
         with mpl.rc_context(
             {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, **colours, **lines, **files}
@@ -83,7 +83,7 @@ def growth(theme, data):
     """Seconds for a dense Hessian against the number of particles."""
     part = json.loads(pathlib.Path(data).read_text())["parts"]["growth"]
     n = 3 * ISSUE
-    styles = {  # name, colour, and where the name stands beside the end of the curve: two curves may meet there
+    styles = {  # name, colour, and offset of the name from the end of the curve, as two curves may meet there
         "jit(jax.hessian)": (f"jax.hessian:\n{n * n * ISSUE * 4 / 1e9:.0f} GB at N = {ISSUE}", theme.red, (-8, 12)),
         "column loop": ("one HVP per column", theme.orange, (-8, 0)),
         "materialize": ("hessop", theme.ours, (8, 5)),
@@ -113,7 +113,7 @@ def growth(theme, data):
 
 
 def terms(theme, N=6):
-    """The Hessian of a sum over pairs and the four terms it is made of."""
+    """The Hessian of a sum over pairs and the four terms it consists of."""
     x = np.random.RandomState(3).uniform(0, 1.6, (N, 3))
     d = x[:, None] - x[None]
     e = np.exp(-np.sum(d**2, axis=-1))
@@ -177,7 +177,7 @@ def _minimisations(N):
 
 
 def _forces(solver, x, steps, tolerance=1e-10):
-    """The work, in gradients (a product counts as two); the largest force at each iterate; where negative curvature was met."""
+    """The work, in gradients (a product counts as two); the largest force at each iterate; where curvature was negative."""
     value_and_grad = optax.value_and_grad_from_state(lennard_jones)
 
     @jax.jit
@@ -205,7 +205,7 @@ def _forces(solver, x, steps, tolerance=1e-10):
 
 
 def hessian(theme):
-    """The Hessians of a polymer in a coil and of a small net, entry by entry."""
+    """The Hessians of a coiled polymer and of a small net, entry by entry."""
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     matrix = hessop.HessianOperator(_polymer, _coil(60)).materialize()
@@ -240,14 +240,14 @@ def _image(axes, matrix, theme):
 
 
 def _coil(N):
-    """A helix of unit steps, ten particles a turn, with a little noise."""
+    """A helix of unit steps, ten particles per turn, with a little noise."""
     angle = 2 * np.pi * np.arange(N) / 10
     helix = np.stack([1.55 * np.cos(angle), 1.55 * np.sin(angle), 0.11 * np.arange(N)], axis=1)
     return jnp.asarray(helix + np.random.RandomState(0).normal(0, 0.02, helix.shape), jnp.float32)
 
 
 def _polymer(x):
-    """Springs along the chain, Lennard-Jones between all particles."""
+    """Springs along the chain, and Lennard-Jones between all particles."""
     lengths = jnp.sqrt(jnp.sum((x[1:] - x[:-1]) ** 2, axis=-1))
     return lennard_jones(x) + 50 * jnp.sum((lengths - 1.0) ** 2)
 
@@ -275,8 +275,8 @@ PICTURES = {"growth": growth, "terms": terms, "minimise": minimise, "hessian": h
 def main():
     """Draw pictures in both themes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=list(PICTURES), help="by default all")
-    parser.add_argument("--data", default=ROOT / "benchmarks/results/growth.json", help="what benchmarks/growth.py wrote")
+    parser.add_argument("names", nargs="*", choices=list(PICTURES), help="default: all")
+    parser.add_argument("--data", default=ROOT / "benchmarks/results/growth.json", help="output of benchmarks/growth.py")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/images")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Measures and fits the constants of `hessop/_equations/tuning.py`: what XLA takes to compile equations, and to run them.
+"""Measures and fits the constants of `hessop/_equations/tuning.py`: how long XLA takes to compile and run equations.
 
-  python benchmarks/prices.py                       measure all functions of first_call_cases.py and fit, half an hour
-  python benchmarks/prices.py --cases net torsions  measure some
-  python benchmarks/prices.py --fit FILE            fit what was measured before
+  python benchmarks/prices.py                       measure all functions of first_call_cases.py and fit; half an hour
+  python benchmarks/prices.py --cases net torsions  measure selected functions
+  python benchmarks/prices.py --fit FILE            fit earlier measurements
 
-Each function is compiled as columns and as terms on whole arrays, in a process of its own: CPU seconds against the number of
-equations of each kind, by non-negative least squares of the relative error; seconds of a call against elements touched.
+Each function is compiled in its own process, as columns and as terms on whole arrays. CPU seconds are fitted to the number of
+equations of each kind by non-negative least squares of the relative error, and seconds per call to the elements touched.
 """
 
 import argparse
@@ -21,7 +21,7 @@ KINDS = ("executable", "equation", "move", "product", "sum", "scatter", "loop")
 
 
 def measured(name, size):
-    """Rows of (route, kinds, seconds to compile, elements, seconds of a call) of one function."""
+    """Rows of (route, kinds, compilation seconds, elements, seconds per call) for one function."""
     import jax
     from first_call_cases import build
 
@@ -68,17 +68,17 @@ def fit(rows):
     for kind, constant in zip(KINDS, constants, strict=True):
         print(f"| {kind} | {constant:.2g} |")
     tenths = statistics.quantiles(counts @ constants / seconds, n=10)
-    print(f"\npredicted / measured: {tenths[0]:.2f} to {tenths[-1]:.2f} in four cases of five, median {tenths[4]:.2f}")
+    print(f"\npredicted / measured: {tenths[0]:.2f} to {tenths[-1]:.2f} in four out of five cases, median {tenths[4]:.2f}")
     long = [r["run"] / r["elements"] for r in rows if r["run"] > 2e-4]
     tenths = statistics.quantiles(long, n=10) if len(long) > 1 else [*long] * 9
-    print(f"seconds per element: {tenths[0]:.2g} to {tenths[-1]:.2g} in four cases of five, median {tenths[4]:.2g}")
+    print(f"seconds per element: {tenths[0]:.2g} to {tenths[-1]:.2g} in four out of five cases, median {tenths[4]:.2g}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="CASE")
     parser.add_argument("--sizes", nargs="+", default=["small", "middle"], choices=["small", "middle"])
-    parser.add_argument("--timeout", type=float, default=200.0, help="seconds for one function")
+    parser.add_argument("--timeout", type=float, default=200.0, help="seconds per function")
     parser.add_argument("--fit", metavar="FILE")
     parser.add_argument("--out", default="benchmarks/results/prices.json")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -100,7 +100,7 @@ def main():
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
             except subprocess.TimeoutExpired:
-                print(f"{name} {size}: longer than {options.timeout:g} s", file=sys.stderr)
+                print(f"{name} {size}: did not finish within {options.timeout:g} s", file=sys.stderr)
                 continue
             found = [json.loads(line) for line in done.stdout.splitlines()]
             rows += found

@@ -1,6 +1,6 @@
-"""What computes an energy, a gradient, products with the Hessian or its diagonal blocks.
+"""Routes that compute an energy, a gradient, products with the Hessian, or its diagonal blocks.
 
-A route is named "quantity: who". Each takes a case and returns (call, facts, how many such calls make the quantity).
+A route is named "quantity: who". Each takes a case and returns (call, facts, number of calls that make up the quantity).
 """
 
 import jax
@@ -16,7 +16,7 @@ MANY = 64
 
 
 def _jitted(function):
-    """A route of a function(case, x, v) under jit, left out where the compiler asks for more than is allowed."""
+    """A route for function(case, x, v) under jit, skipped if the compiled program needs more memory than allowed."""
 
     def route(case):
         whole = lambda x, v: function(case, x, v)
@@ -30,14 +30,14 @@ def _jvp(function, x, v):
 
 
 def linearized(case):
-    """The linearized gradient of JAX with its residuals as arguments; what it took to make them is not counted."""
+    """JAX's linearized gradient with its residuals as arguments; the time to compute them is not counted."""
     linear = case.gradient_is_linearized
     product = jax.jit(lambda linear, v: linear(v))
     return (lambda: product(linear, case.v)), {}, 1
 
 
 def ours_linearized(case):
-    """The operator that lineax.linearise gives, likewise."""
+    """The operator that lineax.linearise returns, timed the same way."""
     case.need(10 * case.pairs)
     H = jax.jit(lambda x: lx.linearise(hessop.HessianOperator(case.fn, x)))(case.x)
     product = jax.jit(lambda H, v: H.mv(v))
@@ -45,13 +45,13 @@ def ours_linearized(case):
 
 
 def ours_outside(case):
-    """H.mv as it is called outside of jit."""
+    """H.mv, called outside jit."""
     H = hessop.HessianOperator(case.fn, case.x)
     return (lambda: H.mv(case.v)), {}, 1
 
 
 def dense_matrix(case):
-    """The matrix, once it is there, times a vector."""
+    """The precomputed matrix times a vector."""
     case.need(2 * case.n**2 * case.x.dtype.itemsize)
     return *compiled(jnp.matmul, jnp.ones((case.n, case.n), case.x.dtype), case.v.ravel()), 1
 
@@ -68,9 +68,9 @@ def _handwritten(pick):
 
 
 def keops(case):
-    """The product as a formula of KeOps, written by hand; KeOps compiles it in C++ at first use and keeps it in its cache.
+    """The product as a KeOps formula written by hand; KeOps compiles it as C++ on first use and caches it.
 
-    Its Rsqrt is 0 at 0, so self pairs need no mask.
+    Its Rsqrt is 0 at 0, so self-pairs need no mask.
     """
     case.only("issue_787", "safe_sqrt")
     from pykeops.numpy import Genred
@@ -90,13 +90,13 @@ def many(case):
 
 
 def many_single(case):
-    """As many single products, of which one is timed."""
+    """The same number of single products, one of which is timed."""
     call, facts, _ = ROUTES["HVP: hessop"](case)
     return call, facts, MANY
 
 
 def many_jax(case):
-    """Many products by jax.vmap of jvp of grad."""
+    """Many products, by jax.vmap of jvp of grad."""
     case.need(2 * MANY * case.pairs)
     vectors = jnp.stack([case.v * (1 + k) for k in range(MANY)])
     product = lambda x, V: jax.vmap(lambda v: _jvp(case.masked, x, v))(V)

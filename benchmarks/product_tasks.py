@@ -1,4 +1,4 @@
-"""What a child process does for the benchmark of products other than comparing times: equality, and a process at N = 50,000."""
+"""Tasks of the product benchmark's child processes, other than timing: equality, errors, and a process at N = 50,000."""
 
 import functools
 import pathlib
@@ -18,7 +18,7 @@ import hessop
 
 
 def equal(task, count=5):
-    """Against JAX; and by forced tiles, with nothing stored that is larger than a few numbers."""
+    """Compare with JAX, also with forced tiles, where nothing larger than a few numbers is stored."""
     case = Case(**task)
     vectors = jnp.stack([case.v * (1 + k) for k in range(count)])
     gradient = jax.grad(case.masked)
@@ -40,7 +40,7 @@ def equal(task, count=5):
 
 
 def not_virtual(task, routes):
-    """`compare`, with what tiles would not store of the energy, its gradient and its product."""
+    """`compare`, and the number of values that tiles avoid storing in the energy, its gradient and its product."""
     case = Case(**task)
     gradient = jax.grad(case.masked)
     functions = {
@@ -55,7 +55,7 @@ def not_virtual(task, routes):
 
 
 def digits(task, routes):
-    """Energies, gradients and products in float32, by hessop and by jit, against sums in float64."""
+    """Compare energies, gradients and products in float32, by hessop and by jit, with sums in float64."""
     case = Case(**task)
     case.only("issue_787", "safe_sqrt")
     from handwritten import value_and_gradient
@@ -78,11 +78,11 @@ def digits(task, routes):
             say({**case.key, "route": name, "error": difference(result, true), "rms": rms})
 
 
-# --- one process at a size where all pairs do not fit ---
+# --- one process at a size where pairwise intermediates do not fit ---
 
 
 def large(task):
-    """Run `large_process` in a process of its own, then check its results by sums in float64."""
+    """Run `large_process` in its own process, then check its results against sums in float64."""
     with tempfile.TemporaryDirectory() as folder:
         results = str(pathlib.Path(folder) / "results.npz")
         asked = {**task, "task": "large process", "results": results}
@@ -97,7 +97,7 @@ def large(task):
 
 
 def large_process(task):
-    """Energy, gradient, product, diagonal blocks and preconditioned solves; the peak of the process after each."""
+    """Energy, gradient, product, diagonal blocks and preconditioned solves, with the peak memory of the process after each."""
     case = Case(**task)
     H = hessop.HessianOperator(case.fn, case.x)
     lam, kept = 1.0, {}
@@ -117,7 +117,7 @@ def large_process(task):
     stage("blocks", H.block_diagonal)
     damped = H.damped(lam)
     M = hessop.block_jacobi(damped)
-    # lineax.CG gives up where p.Ap < 100 eps n r.Mr, which a good preconditioner meets in float32. Another scale of M does not
+    # lineax.CG gives up if p.Ap < 100 eps n r.Mr, which happens with a good preconditioner in float32. Scaling M does not
     # change the steps.
     scaled = lx.TaggedLinearOperator(M * (2.0 * case.N), lx.positive_semidefinite_tag)
     tolerance = 1e-3 * float(jnp.max(jnp.abs(gradient)))
@@ -137,7 +137,7 @@ def _solve(case, name, operator, vector, solver, preconditioner):
 def _check(case, results, count=16):
     """Errors on sampled rows, relative to the largest entry among them; the energy over all rows."""
     if case.energy not in ("issue_787", "safe_sqrt"):
-        raise Skip("sums in float64 are written for the distances")
+        raise Skip("sums in float64 are available only for the sum of distances")
     from handwritten import value_and_gradient
 
     x, v = (np.asarray(a, np.float64) for a in (case.x, results["v"]))

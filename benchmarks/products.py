@@ -1,11 +1,11 @@
-"""Energy, gradient, products and diagonal blocks: hessop on unmodified functions against what else there is.
+"""Energy, gradient, products and diagonal blocks: hessop on unmodified functions, compared with the alternatives.
 
   python benchmarks/products.py                        all parts, one after the other
-  python benchmarks/products.py --parts speed many     some of them
+  python benchmarks/products.py --parts speed many     selected parts
 
-Each case runs in a process of its own, all routes in turns. Results are added to --out as JSON, and written as tables into a
-markdown file beside it. A rival is left out where it would need more than --memory bytes, or, by its time at the size
-before, more than four times --patience. The posted energy is NaN under JAX's own derivatives: its rivals run the safe form.
+Each case runs in its own process, with all routes interleaved. Results are added to --out as JSON and written as tables to a
+markdown file next to it. A rival is skipped if it would need more than --memory bytes, or if its time at the previous size
+predicts more than four times --patience. JAX's derivatives of the energy in the issue are NaN, so rivals run the safe form.
 """
 
 from cases import compare
@@ -23,7 +23,7 @@ SPEED = (
 BLOCKS = ("blocks: hessop", "blocks: jit")
 
 
-# --- what was promised ---
+# --- claims ---
 
 
 def speed_claims(rows):
@@ -33,20 +33,27 @@ def speed_claims(rows):
         for quantity in QUANTITIES:
             limit = 6 if not posted else 15 if quantity == "HVP" else 10
             faster = ratio(rows, f"{quantity}: jit", f"{quantity}: hessop", **case)
-            found.append(at_least(f"{quantity} faster than jit: {named(case)}", limit, faster))
+            found.append(at_least(f"{quantity}, speedup over jit: {named(case)}", limit, faster))
         if posted:
             smaller = ratio(rows, "HVP: jit", "HVP: hessop", "temporaries", **case)
-            found.append(at_least(f"HVP, temporaries less than jit: {named(case)}", 20, smaller))
+            found.append(at_least(f"HVP, reduction in temporaries over jit: {named(case)}", 20, smaller))
             found.append(
-                at_most(f"HVP to handwritten: {named(case)}", 12, ratio(rows, "HVP: hessop", "HVP: handwritten", **case))
+                at_most(
+                    f"HVP relative to handwritten: {named(case)}", 12, ratio(rows, "HVP: hessop", "HVP: handwritten", **case)
+                )
             )
-            found.append(at_least(f"HVP faster than KeOps: {named(case)}", 2, ratio(rows, "HVP: KeOps", "HVP: hessop", **case)))
+            found.append(
+                at_least(f"HVP, speedup over KeOps: {named(case)}", 2, ratio(rows, "HVP: KeOps", "HVP: hessop", **case))
+            )
     return found
 
 
 def many_claims(rows):
     many = [f"{MANY} HVPs: {who}" for who in ("hessop", "single ones")]
-    return [at_most(f"{MANY} products to single ones: {named(case)}", 0.15, ratio(rows, *many, **case)) for case in cases(rows)]
+    return [
+        at_most(f"{MANY} products relative to single ones: {named(case)}", 0.15, ratio(rows, *many, **case))
+        for case in cases(rows)
+    ]
 
 
 def product_scaling_claims(rows):
@@ -66,10 +73,10 @@ def small_claims(rows):
                 continue
             programs = [find(rows, "program", route=route, **case) for route in routes]
             if programs[0] is not None and programs[0] == programs[1]:
-                # What differs between calls of one program is the machine.
-                found.append(claim(f"{quantity} to jit: {named(case)}", "at most 1.1x", "the same program", True))
+                # Calls of the same program differ only by noise.
+                found.append(claim(f"{quantity} relative to jit: {named(case)}", "at most 1.1x", "the same program", True))
             else:
-                found.append(at_most(f"{quantity} to jit: {named(case)}", 1.1, ratio(rows, *routes, **case)))
+                found.append(at_most(f"{quantity} relative to jit: {named(case)}", 1.1, ratio(rows, *routes, **case)))
     return found
 
 
@@ -78,7 +85,7 @@ def digits_claims(rows):
     for case in cases(rows):
         for quantity in ("gradient", "HVP"):
             errors = ratio(rows, f"{quantity}: hessop", f"{quantity}: jit", "rms", **case)
-            found.append(at_most(f"errors of the {quantity} to those of jit: {named(case)}", 1.0, errors))
+            found.append(at_most(f"error of the {quantity} relative to jit: {named(case)}", 1.0, errors))
     return found
 
 
@@ -92,22 +99,24 @@ def large_claims(rows):
             (" with the solve", "solve: TruncatedCG"),
             (" with both solves", "solve: lineax.CG"),
         ):
-            found.append(at_most(f"peak of the process{what}: {named(case)}", 700, peaks.get(last), "{:.0f} MB"))
+            found.append(at_most(f"peak memory of the process{what}: {named(case)}", 700, peaks.get(last), "{:.0f} MB"))
         for quantity in ("energy", "gradient", "HVP", "blocks"):
             error = find(rows, "error", route=quantity, **case)
-            found.append(at_most(f"{quantity} to sums in float64: {named(case)}", 1e-5, error, "{:.1e}"))
+            found.append(at_most(f"error of the {quantity}, compared with float64 sums: {named(case)}", 1e-5, error, "{:.1e}"))
         for solve in ("solve: TruncatedCG", "solve: lineax.CG"):
             residual, steps = (find(rows, figure, route=solve, **case) for figure in ("residual", "steps"))
             text = "not measured" if residual is None else f"{residual:.1e} in {steps} steps"
             kept = None if residual is None else residual <= 5e-3
-            found.append(claim(f"residual of the {solve}: {named(case)}", "at most 5.0e-03", text, kept))
+            found.append(claim(f"residual, {solve}: {named(case)}", "at most 5.0e-03", text, kept))
     return found
 
 
 PARTS = {
-    "equal": Part("equal to JAX, and by tiles of 7", equal_claims("JAX"), "equal", tuple(ENERGIES), ("float64",), (12,)),
+    "equal": Part(
+        "compared with JAX, also with tiles of 7", equal_claims("JAX"), "equal", tuple(ENERGIES), ("float64",), (12,)
+    ),
     "speed": Part(
-        "the size of the issue",
+        "at the size of the issue",
         speed_claims,
         energies=("issue_787", "safe_sqrt", "periodic_lennard_jones", "embedded_atoms"),
         sizes=(ISSUE,),
@@ -145,7 +154,7 @@ PARTS = {
         growth=2,
     ),
     "small": Part(
-        "where nothing is too large to be stored",
+        "sizes at which all intermediates can be stored",
         small_claims,
         "not virtual",
         energies=tuple(ENERGIES),
@@ -155,7 +164,7 @@ PARTS = {
         rounds=40,
     ),
     "digits": Part(
-        "what float32 loses, by sums in float64",
+        "float32 errors, compared with sums in float64",
         digits_claims,
         "digits",
         energies=("issue_787",),
@@ -163,7 +172,7 @@ PARTS = {
         routes=(*(f"{quantity}: {who}" for quantity in QUANTITIES for who in ("hessop", "jit")), "gradient: with value"),
     ),
     "large": Part(
-        "all of it in a process at N = 50,000",
+        "everything in one process, at N = 50,000",
         large_claims,
         "large",
         energies=("issue_787",),

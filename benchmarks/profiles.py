@@ -1,6 +1,6 @@
 """Performance profiles: how often a solver is within a factor of the best one.
 
-Dolan and More, Benchmarking optimization software with performance profiles (2002), doi:10.1007/s101070100263. Knows rows.
+Dolan and More, Benchmarking optimization software with performance profiles (2002), doi:10.1007/s101070100263. Needs only rows.
 """
 
 import math
@@ -9,7 +9,7 @@ FACTORS = (1, 2, 4, 8, 16, 64, 256)
 
 
 def ratios(rows, figure, routes):
-    """{route: what it took on each problem, relative to the least that any route took}; infinite where it did not solve it.
+    """{route: its cost on each problem, relative to the lowest cost of any route}; infinite if it did not solve the problem.
 
     Problems that no route solved are left out.
     """
@@ -25,7 +25,7 @@ def ratios(rows, figure, routes):
 
 
 def profile(rows, figure, routes, name):
-    """Rows with the share of the problems that each route solves within a factor of the best, which stands in for N."""
+    """Rows with the fraction of problems that each route solves within a factor of the best; the factor stands in for N."""
     shares = []
     for route, values in ratios(rows, figure, routes).items():
         for factor in (*FACTORS, math.inf):
@@ -37,7 +37,7 @@ def profile(rows, figure, routes, name):
 
 
 def plot(rows, figures, path):
-    """Draw the profiles of some figures, {title: (figure, routes)}, beside each other."""
+    """Plot the profiles of several figures, {title: (figure, routes)}, side by side."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6 * len(figures), 4.5), layout="constrained")
@@ -50,7 +50,7 @@ def plot(rows, figures, path):
             x, y = zip((1, 0), *steps, (largest, len(reached) / max(len(values), 1)), strict=True)
             style = "-" if k < 10 else "--"
             ax.step(x, y, style, where="post", label=route)
-        ax.set(xscale="log", xlim=(1, largest), ylim=(0, 1.02), xlabel="times the least of any solver", title=title)
-        ax.set_ylabel("share of the problems solved")
+        ax.set(xscale="log", xlim=(1, largest), ylim=(0, 1.02), xlabel="factor relative to the best solver", title=title)
+        ax.set_ylabel("fraction of problems solved")
         ax.legend(fontsize="x-small", loc="lower right")
     drawn.savefig(path, dpi=150)

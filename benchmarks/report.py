@@ -1,7 +1,7 @@
-"""What becomes of the rows: a JSON file to which each part is added, tables for the reader, and what was promised.
+"""Reports on rows: a JSON file to which each part is added, tables for the reader, and claims.
 
 A row is a dict with a case (energy, dtype, N), a route and figures, or the reason why it was `skipped`. A claim compares a
-figure with the one that was promised.
+figure with its target.
 """
 
 import datetime
@@ -14,13 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from measuring import in_bytes, in_seconds
 
 FLOOR = (
-    "Times are medians of rounds in which all routes take turns. A fresh array costs page faults, which no dense Hessian can "
-    "avoid: jnp.full of the same size is the floor. ~ marks what was timed on some columns and multiplied up."
+    "Times are medians of rounds, with all routes interleaved. A fresh array costs page faults, which no dense Hessian can "
+    "avoid: jnp.full of the same size is the lower bound. ~ marks times measured on some columns and extrapolated."
 )
 
 
 class Report:
-    """Parts of a benchmark, in a JSON file and in a markdown file beside it."""
+    """Parts of a benchmark, in a JSON file and in a markdown file next to it."""
 
     about = FLOOR
 
@@ -29,7 +29,7 @@ class Report:
         self.parts = json.loads(self.out.read_text())["parts"] if self.out.exists() else {}
 
     def add(self, name, rows, claims, seconds, command):
-        """A part replaces what an earlier run found for it."""
+        """Add a part, replacing its results from an earlier run."""
         self.parts[name] = {
             "rows": rows,
             "claims": claims,
@@ -43,7 +43,7 @@ class Report:
         self.out.with_suffix(".md").write_text(self.markdown())
 
     def others(self, name, rows):
-        """The rows of a part that are of other cases than these."""
+        """The rows of a part whose cases are not among these."""
         case = lambda row: (row["energy"], row["dtype"], row["N"])
         new = {case(row) for row in rows}
         return [row for row in self.parts.get(name, {"rows": []})["rows"] if case(row) not in new]
@@ -63,7 +63,7 @@ class Report:
 
 def part_markdown(name, part):
     """Tables of one part."""
-    head = f"## {name}\n\n{part['machine']['cores']} cores, {part['seconds']} s in all, {part['at']}: `{part['command']}`"
+    head = f"## {name}\n\n{part['machine']['cores']} cores, {part['seconds']} s in total, {part['at']}: `{part['command']}`"
     return "\n\n".join([head, *tables(part["rows"]), claims_table(part["claims"])])
 
 
@@ -71,7 +71,7 @@ _MINIMISERS = ("optax", "optimistix", "scipy", "sif2jax")
 
 
 def machine():
-    """Where it ran."""
+    """The machine and the versions of packages."""
     packages = {}
     for name in ("hessop", "jax", "jaxlib", "lineax", "numpy", "numba", "folx", "asdex", "pykeops", *_MINIMISERS):
         try:
@@ -86,7 +86,7 @@ def machine():
 
 
 def claim(what, wanted, found, kept):
-    """A promise: `found` is text; `kept` True or False, or None where it was not measured."""
+    """A claim: `found` is text; `kept` is True or False, or None if it was not measured."""
     return {"what": what, "wanted": wanted, "found": found, "kept": kept}
 
 
@@ -103,22 +103,22 @@ def at_least(what, limit, value, show="{:.3g}x"):
 
 
 def claims_table(claims):
-    """Markdown."""
+    """A markdown table of claims."""
     if not claims:
-        return "No figure was promised here."
+        return "There are no claims for this part."
     verdict = {True: "pass", False: "MISS", None: "?"}
     rows = [[c["what"], c["wanted"], c["found"], verdict[c["kept"]]] for c in claims]
-    return grid(["claim", "promised", "measured", ""], rows)
+    return grid(["claim", "target", "measured", ""], rows)
 
 
 def find(rows, figure="seconds", **case):
-    """A figure of the row of a case, or None."""
+    """A figure from the row of a case, or None."""
     found = [r for r in rows if all(r.get(k) == v for k, v in case.items()) and figure in r]
     return found[-1][figure] if found else None
 
 
 def ratio(rows, of, to, figure="seconds", **case):
-    """A figure of route `of` over that of route `to`, or None."""
+    """A figure of route `of` divided by that of route `to`, or None."""
     above, below = (find(rows, figure, route=route, **case) for route in (of, to))
     return None if above is None or not below else above / below
 
@@ -127,7 +127,7 @@ def ratio(rows, of, to, figure="seconds", **case):
 
 
 def tables(rows):
-    """Markdown tables: for each kind of figure a line for each case and a column for each route."""
+    """Markdown tables, one for each kind of figure, with a row for each case and a column for each route."""
     made = []
     for title, figure, show in _FIGURES:
         own = [r for r in rows if figure in r or (figure == "seconds" and "skipped" in r)]
@@ -167,24 +167,24 @@ def _cell(row, figure, show, first):
 
 
 _FIGURES = [
-    ("Time (and how many times that of the first column)", "seconds", in_seconds),
-    ("Temporaries that the compiler asks for", "temporaries", in_bytes),
-    ("Peak of the process during a call, over what it held before", "peak", in_bytes),
-    ("Peak of the process during the first call, tracing and compilation included", "first_peak", in_bytes),
-    ("Peak of the whole process", "process", in_bytes),
+    ("Time (and ratio to the first column)", "seconds", in_seconds),
+    ("Temporaries, as reported by XLA", "temporaries", in_bytes),
+    ("Peak memory of the process during a call, minus its memory before", "peak", in_bytes),
+    ("Peak memory of the process during the first call, including tracing and compilation", "first_peak", in_bytes),
+    ("Peak memory of the whole process", "process", in_bytes),
     ("Tracing", "trace", in_seconds),
     ("Compilation", "compile", in_seconds),
-    ("Large values", "virtual", str),
-    ("Steps of a solver", "steps", str),
-    ("Products with the Hessian", "products", str),
+    ("Large intermediates", "virtual", str),
+    ("Solver steps", "steps", str),
+    ("Hessian-vector products", "products", str),
     ("Evaluations of the value and its gradient", "evaluations", str),
-    ("Value at the end", "value", "{:.7g}".format),
-    ("Largest entry of the gradient at the end, relative to the tolerance", "relative_gradient", "{:.1e}".format),
-    ("Share of the problems that are solved within so many (N) times the least of any solver", "share", "{:.2f}".format),
+    ("Final value", "value", "{:.7g}".format),
+    ("Largest entry of the final gradient, relative to the tolerance", "relative_gradient", "{:.1e}".format),
+    ("Fraction of problems solved within a factor N of the best solver", "share", "{:.2f}".format),
     ("Largest residual of the sampled rows, relative to the right-hand side", "residual", "{:.1e}".format),
     ("Largest difference, relative to the largest entry", "error", "{:.1e}".format),
-    ("Root mean square of the differences, relative to the largest entry", "rms", "{:.1e}".format),
-    ("Exponent of the time in N", "exponent", "{:.2f}".format),
+    ("Root mean square difference, relative to the largest entry", "rms", "{:.1e}".format),
+    ("Scaling exponent of the time in N", "exponent", "{:.2f}".format),
 ]
 
 

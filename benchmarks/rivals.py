@@ -1,6 +1,6 @@
-"""What computes a dense Hessian: each takes a case and returns (call, facts, how many such calls make a matrix).
+"""Routes to a dense Hessian: each takes a case and returns (call, facts, number of calls that make up a matrix).
 
-Each rival says what it needs from the shapes, before it is tried.
+Each rival estimates its memory from the shapes before it runs.
 """
 
 import jax
@@ -13,13 +13,13 @@ import hessop
 
 
 def ours(case):
-    """hessop.hessian as it is called outside of jit."""
+    """hessop.hessian, called outside jit."""
     function = hessop.hessian(case.fn)
     return (lambda: function(case.x)), {}, 1
 
 
 def ours_flat(case):
-    """H.materialize() as it is called outside of jit: (n, n), not nested like x."""
+    """H.materialize(), called outside jit: (n, n), not nested like x."""
     H = hessop.HessianOperator(case.fn, case.x)
     return H.materialize, {}, 1
 
@@ -37,7 +37,7 @@ def jax_hessian(case):
 
 
 def column_loop(case):
-    """As advised in the issue: the gradient is linearized once, then a jitted product for each column."""
+    """As suggested in the issue: linearize the gradient once, then call a jitted product for each column."""
     linear = case.gradient_is_linearized
     product = jax.jit(lambda linear, t: linear(t))
     basis = jnp.zeros(case.n, case.x.dtype).at[0].set(1).reshape(case.x.shape)
@@ -45,7 +45,7 @@ def column_loop(case):
 
 
 def vmapped_columns(case):
-    """The same, up to 32 columns at a time as memory allows."""
+    """The same, with up to 32 columns at a time, as memory allows."""
     width = min(32, case.n, 2 ** int(np.log2(max(1, case.memory / (5 * case.pairs)))))
     if width < 2:
         raise Skip(f"two columns need about {10 * case.pairs / 1e9:.3g} GB")
@@ -56,7 +56,7 @@ def vmapped_columns(case):
 
 
 def folx_hessian(case):
-    """The Jacobian of the gradient by folx's sparse forward mode."""
+    """The Jacobian of the gradient, by folx's sparse forward mode."""
     import folx
 
     case.need(40 * case.n * case.pairs)  # its masks hold an entry for each element and input
@@ -74,12 +74,12 @@ def asdex_hessian(case):
 
 
 def full(case):
-    """Filling a fresh array of the same size, which no dense Hessian can beat: the system maps its pages one by one."""
+    """Filling a fresh array of the same size, which no dense Hessian can beat, because the system maps its pages one by one."""
     return *compiled(lambda v: jnp.full((case.n, case.n), v), case.x.ravel()[0]), 1
 
 
 def handwritten(case):
-    """A kernel written by hand in numba, into a fresh array."""
+    """A numba kernel written by hand, which fills a fresh array."""
     case.only("issue_787", "safe_sqrt")
     from handwritten import hessian
 
@@ -88,7 +88,7 @@ def handwritten(case):
 
 
 def matmul(case):
-    """The one matrix product that a many-body energy's Hessian holds: (3N, N) by (N, 3N)."""
+    """The one matrix product in the Hessian of a many-body energy: (3N, N) by (N, 3N)."""
     left, right = (jnp.ones(shape, case.x.dtype) for shape in ((case.n, case.N), (case.N, case.n)))
     return *compiled(jnp.matmul, left, right), 1
 
@@ -100,7 +100,7 @@ def ours_blocks(case):
 
 
 def jax_blocks(case):
-    """The diagonal blocks by jax.hessian with respect to one particle, for all of them at once."""
+    """The diagonal blocks, by jax.hessian with respect to one particle, for all particles at once."""
     function = lambda x: jax.vmap(lambda i: particle_block(case, x, i))(jnp.arange(case.N))
     case.need(2 * largest_value(function, case.x))
     return *compiled(function, case.x, memory=case.memory), 1

@@ -1,4 +1,4 @@
-"""The command line of a benchmark: parts that are run one by one, each over its cases, and their report."""
+"""The command line of a benchmark: runs parts one by one, each over its cases, and reports on them."""
 
 import argparse
 import dataclasses
@@ -15,18 +15,18 @@ from report import Report, claims_table, tables
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is measured over which cases by default, and what was promised of it.
+    """A measurement, its default cases, and claims about its results.
 
     Attributes:
-        about: what it shows, in a line.
-        claims: function of the rows.
-        task: what a child process does: a name among the script's tasks. "compare" times routes in turns, "minimise" runs them
+        about: a one-line description.
+        claims: function from rows to claims.
+        task: the name of the script's task that child processes run. "compare" times routes interleaved, "minimise" runs them
             one after the other.
         sizes: for all energies, or {energy: sizes}.
-        patience: seconds after which a route leaves the rounds; of a solve.
-        reference: routes whose time never keeps them from a larger size.
-        timeout: seconds for one child process.
-        growth: the power of N by which a rival's time is foretold.
+        patience: seconds after which a route drops out of the rounds, or a solve stops.
+        reference: routes that run at all sizes, however long they take.
+        timeout: seconds per child process.
+        growth: the power of N used to predict a rival's time.
     """
 
     about: str
@@ -44,10 +44,10 @@ class Part:
 
 
 def main(title, about, script, parts, tasks, out, *, energies=tuple(ENERGIES), report=Report, flags=()):
-    """Run parts as the command line says, or one task if this is a child process.
+    """Run the parts selected on the command line, or one task if this is a child process.
 
     Returns:
-        (the report, the options); in a child process None. `flags` are options that the script wants: (name, help).
+        (the report, the options), or None in a child process. `flags` are extra options of the script: (name, help).
     """
     if sys.argv[1:2] == ["--child"]:
         task = json.loads(sys.argv[2])
@@ -67,7 +67,7 @@ def main(title, about, script, parts, tasks, out, *, energies=tuple(ENERGIES), r
         claims += found
         print("\n\n".join([*tables(rows), claims_table(found)]), flush=True)
         report.add(name, rows, found, time.perf_counter() - start, command)
-    print(f"\n=== summary (in {options.out} and the .md beside it)\n\n{claims_table(claims)}")
+    print(f"\n=== summary (in {options.out} and the .md next to it)\n\n{claims_table(claims)}")
     return report, options
 
 
@@ -81,11 +81,11 @@ def _options(about, parts, out, energies, flags):
     parser.add_argument("--quick", action="store_true", help="the smallest size of the first four energies of each part")
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "float64"], metavar="DTYPE", help="float32, float64")
     parser.add_argument("--routes", nargs="+", choices=list(routes), metavar="ROUTE", help=", ".join(routes))
-    parser.add_argument("--memory", type=float, default=4e9, help="bytes that a rival may need")
-    parser.add_argument("--patience", type=float, help="seconds for the rounds of one route")
+    parser.add_argument("--memory", type=float, default=4e9, help="memory limit for a rival, in bytes")
+    parser.add_argument("--patience", type=float, help="seconds per route for all its rounds")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds for one child process")
-    parser.add_argument("--add", action="store_true", help="keep what --out holds of other energies and sizes of a part")
+    parser.add_argument("--timeout", type=float, help="seconds per child process")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other energies, dtypes and sizes in --out")
     parser.add_argument("--out", default=out)
     for name, what in flags:
         parser.add_argument(name, action="store_true", help=what)
@@ -93,7 +93,7 @@ def _options(about, parts, out, energies, flags):
 
 
 def _rows(part, script, options):
-    """All cases of a part; what the command line asks for comes before the part's own choice."""
+    """Run all cases of a part; options on the command line override the part's defaults."""
     rows = []
     for energy in _energies(part, options):
         for dtype in options.dtypes or part.dtypes:
@@ -116,7 +116,7 @@ def _rows(part, script, options):
 def _energies(part, options):
     energies = part.energies or tuple(part.sizes)
     if options.energies:
-        # Where sizes belong to energies, those of other parts have none.
+        # If sizes are given per energy, the energies of other parts have none.
         return [e for e in options.energies if e in part.sizes] if isinstance(part.sizes, dict) else options.energies
     return energies[:4] if options.quick else energies
 

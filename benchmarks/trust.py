@@ -1,10 +1,10 @@
-"""What it costs that numbers are never stale and that what is not finite is said.
+"""The cost of never returning stale numbers, and of reporting non-finite ones.
 
   python benchmarks/trust.py
 
-Making an operator traces the function once and looks its program up: against one evaluation op by op, which is what
-`jax.hessian` pays at each call outside of jit, and against `jax.make_jaxpr` alone. Looking at value, gradient and result:
-`materialize` as it is against executables that leave that out. Medians, in one process; ratios of routes that take turns.
+Creating an operator traces the function once and looks up its program. This is compared with one evaluation op by op, which
+`jax.hessian` pays at each call outside jit, and with `jax.make_jaxpr` alone. `materialize`, which checks value, gradient and
+result, is compared with executables that check nothing. Medians in one process; ratios of interleaved routes.
 """
 
 import argparse
@@ -53,7 +53,7 @@ TORSIONS = np.array([(k, k + 1, k + 2, k + 3) for k in range(19)])
 
 
 def force_field(x):
-    """Bonds, angles, torsions and everything else of a chain of 22 particles."""
+    """Bonds, angles, torsions and nonbonded pairs of a chain of 22 particles."""
     i, j = BONDS.T
     bonds = jnp.sum((jnp.linalg.norm(x[i] - x[j], axis=1) - 1.5) ** 2)
     i, j, k = ANGLES.T
@@ -83,18 +83,18 @@ def making():
     cases = {
         "two lines": (two_lines, jnp.linspace(0.0, 1.0, 50), ()),
         "net of 12 layers": (net, weights, (data,)),
-        "the same with rules of its own": (own_rules, weights, (data,)),
+        "the same with a custom_jvp": (own_rules, weights, (data,)),
         "force field": (force_field, chain, ()),
         "two lines, in jax.jit": (jax.jit(two_lines), jnp.linspace(0.0, 1.0, 50), ()),
     }
     print(
-        "| making an operator [ms] | `HessianOperator(fn, x)` | `make_jaxpr(fn)(x)` | `fn(x)` op by op | `jax.hessian(fn)(x)` |"
+        "| operator creation [ms] | `HessianOperator(fn, x)` | `make_jaxpr(fn)(x)` | `fn(x)` op by op | `jax.hessian(fn)(x)` |"
     )
     print("|---|---|---|---|---|")
     for name, (fn, x, args) in cases.items():
         calls = {
             "made": lambda fn=fn, x=x, args=args: hessop.HessianOperator(fn, x, args).x,
-            # A new function each time: JAX remembers the trace of one that it has seen.
+            # A new function each time, because JAX caches the trace of a function.
             "traced": lambda fn=fn, x=x, args=args: jax.make_jaxpr(lambda *a: fn(*a))(x, *args) and None,
             "evaluated": lambda fn=fn, x=x, args=args: fn(x, *args),
         }
@@ -108,19 +108,19 @@ def making():
 
 
 def unlooked(fn, x):
-    """`materialize` by an executable that gives neither value nor gradient, and without a look at the result."""
+    """`materialize` by an executable that returns neither value nor gradient, and without checking the result."""
     point, request = hessop.HessianOperator(fn, x)._point(), Request(Matrix(), "auto")
     choice = _entries.decide(point, request)
     rows = _entries._at_once(point, Matrix(), choice)
-    bare = jax.jit(lambda source: rows(source, None)[0])  # what is not returned is not computed
+    bare = jax.jit(lambda source: rows(source, None)[0])  # XLA removes computations whose results are not returned
     return lambda: bare(point.source)
 
 
 def looking(sizes):
-    print("\n| looking for what is not finite | looked at [ms] | not [ms] | ratio |\n|---|---|---|---|")
+    print("\n| checking for non-finite numbers | checked [ms] | not checked [ms] | ratio |\n|---|---|---|---|")
     for n in sizes:
         x = jnp.asarray(np.random.RandomState(0).rand(n, 3), jnp.float32)
-        without = unlooked(lambda x: 1.0 * pairs(x), x)  # another program: executables are shared by what says the same
+        without = unlooked(lambda x: 1.0 * pairs(x), x)  # a different program, because equal programs share executables
         H = hessop.HessianOperator(pairs, x)
         found = in_turns({"looked": H.materialize, "not": without}, 15 if n > 1000 else 50)
         looked, bare = found.values()
@@ -128,7 +128,7 @@ def looking(sizes):
     matrix = jnp.ones((3 * sizes[-1], 3 * sizes[-1]), jnp.float32)
     every = jax.jit(lambda matrix: jnp.all(jnp.isfinite(matrix)))
     found = in_turns({"a part": lambda: _finite.looks_finite(matrix), "all": lambda: every(matrix)}, 15)
-    print("a look at a part of the last matrix {:.2f} ms, at all of it {:.2f} ms".format(*(1e3 * t for t in found.values())))
+    print("checking part of the last matrix takes {:.2f} ms, all of it {:.2f} ms".format(*(1e3 * t for t in found.values())))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Conjugate gradients with and without a block preconditioner, on 2483 particles.
 
-The energy is that of JAX issue #787, with a weight for each particle. The weights spread over a few decades, and so do the
+The energy is that of JAX issue #787, with a weight for each particle. The weights span a few decades, and so do the
 diagonal blocks of the Hessian. The matrix therefore has a large condition number, which `hessop.block_jacobi` removes.
 `lineax.CG` solves (H + lam I) p = -g to the same tolerance with and without it; the residuals printed are recomputed.
 
@@ -28,7 +28,7 @@ def energy(conf, weights):
 
 @eqx.filter_jit
 def solve(H, solver, M):
-    """Solve Newton's equation, with a preconditioner or with None."""
+    """Solve Newton's equation, with preconditioner M or, if M is None, without."""
     options = {} if M is None else {"preconditioner": M}
     return lx.linear_solve(H, -H.gradient, solver, options=options, throw=False)
 
@@ -69,7 +69,7 @@ def main():
     """Solve twice and compare."""
     parser = argparse.ArgumentParser(description="conjugate gradients with a block preconditioner")
     parser.add_argument("--particles", type=int, default=2483)
-    parser.add_argument("--decades", type=float, default=2.0, help="number of decades over which the weights spread")
+    parser.add_argument("--decades", type=float, default=2.0, help="number of decades that the weights span")
     parser.add_argument("--rtol", type=float, default=1e-6)
     parser.add_argument("--plot", metavar="FILE", help="write a plot (needs matplotlib: pip install 'hessop[plot]')")
     options = parser.parse_args()

@@ -41,7 +41,7 @@ def say(topic, text):
 
 
 def twice(function):
-    """The result of a call, and how long the first call and another took."""
+    """The result of a call, and the times of the first and second calls."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
@@ -61,7 +61,7 @@ def explained(plan):
 
 
 def peak_memory():
-    """Megabytes that this process held at most."""
+    """Peak memory of this process, in megabytes."""
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -72,7 +72,7 @@ def largest_error(found, expected):
 
 
 def check(conf, few, matrix, columns=20):
-    """Compare with derivatives by JAX alone: all entries for a few particles, random columns for all of them."""
+    """Compare with JAX's own derivatives: all entries for a few particles, random columns for all of them."""
     small = hessop.hessian(E_fn)(few)
     error = largest_error(small, jax.jit(jax.hessian(masked_E_fn))(few))
     say(
@@ -108,7 +108,7 @@ def newton_step(H, matrix):
 
 
 def main():
-    """Tell the story."""
+    """Run the demo."""
     parser = argparse.ArgumentParser(description="JAX issue #787, solved")
     parser.add_argument("--particles", type=int, default=2483)
     N = parser.parse_args().particles

@@ -70,15 +70,15 @@ def preconditioner(H):
     """`hessop.block_jacobi` as an operator on numpy vectors and blocks of vectors."""
     M = hessop.block_jacobi(H)
     many = jax.jit(jax.vmap(lambda v: M.mv(v.reshape(H.x.shape)).ravel(), in_axes=1, out_axes=1))
-    # A copy: LOBPCG writes into the arrays that it gets, and JAX arrays are read-only.
+    # A copy, because LOBPCG writes into the arrays it receives, and JAX arrays are read-only.
     apply = lambda block: np.array(many(np.reshape(block, (H.in_size(), -1)))).reshape(block.shape)
-    # The annotations of scipy's constructor do not know the class that it returns.
+    # scipy's annotations do not describe the class that this constructor returns.
     make: Any = LinearOperator
     return make((H.in_size(), H.in_size()), matvec=apply, matmat=apply, dtype=np.float64)
 
 
 def timed(function):
-    """The result, and how long the first and the second call took."""
+    """The result of a call, and the times of the first and second calls."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
 """Newton's method on the parameters of a small neural network, compared with Adam.
 
 A network with two hidden layers learns a curve from points. With few parameters and full batches, second derivatives pay off.
-The parameters are a pytree, and the Hessian is indefinite most of the time. Adam gets the best of four learning rates, and
-first as many gradients as Newton's products and line searches cost (a product counts as two gradients), then as much time.
+The parameters are a pytree, and the Hessian is indefinite most of the time. Adam runs with the best of four learning rates,
+first for as many gradients as Newton's products and line searches cost (a product counts as two gradients), then for as long.
 
     python examples/newton_small_net.py [--width W] [--points N] [--steps K] [--plot FILE.png]
 """
@@ -64,7 +64,7 @@ def newton(params, data, steps):
 
 
 def adam(params, data, rate, chunk):
-    """A compiled function that takes `chunk` steps from parameters and state, and both at the start."""
+    """A compiled function that takes `chunk` steps from (parameters, state), and their initial values."""
     solver = optax.adam(rate)
 
     @jax.jit

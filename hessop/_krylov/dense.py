@@ -33,7 +33,7 @@ def symmetric(T: Array) -> Array:
 
 
 def spectrum(T: Array, active: Array) -> tuple[Array, Array]:
-    """The eigenpairs of a principal submatrix, padded to the size of the matrix: a size that jit can know.
+    """The eigenpairs of a principal submatrix, padded to the size of the matrix, which is known at trace time.
 
     Args:
         T: symmetric matrix [k, k]; NaN is allowed outside the submatrix.

@@ -1,7 +1,7 @@
 """The lowest eigenpair of a symmetric operator, by Lanczos from a random start, with a bound on what it missed.
 
-A Ritz value is never below the lowest eigenvalue. How far above it may be follows from the randomness of the start, for any
-spectrum, except with a probability that the caller chooses. Depends on `dense.py`. Must never know Hessians.
+A Ritz value is never below the lowest eigenvalue. Because the start is random, there is a bound on how far above it may be,
+which holds for any spectrum except with a probability that the caller chooses. Depends on `dense.py`. Must never know Hessians.
 """
 
 import math

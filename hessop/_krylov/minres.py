@@ -15,16 +15,15 @@ from hessop._krylov import vectors as vec
 from hessop._krylov.options import (
     check_operator,
     check_steps,
-    conjugated_options,
     nonnegative,
     read_options,
     real_scalar,
     require_static,
-    transposed_options,
+    transformed_options,
 )
 from hessop._krylov.paige_saunders import minimize_residual
 from hessop._krylov.problem import pose
-from hessop._krylov.results import StopReason, lineax_result
+from hessop._krylov.results import lineax_result
 
 
 class MINRES(lx.AbstractLinearSolver):
@@ -144,20 +143,19 @@ class MINRES(lx.AbstractLinearSolver):
             problem = problem._replace(product=lambda v: vec.plus(product(v), -shift, v))
         solution, stats = minimize_residual(problem, self.max_steps, well_posed=self.well_posed, history=self.history)
         stats["max_steps"] = self.max_steps
-        singular = (StopReason.least_squares,) if self.well_posed else ()
-        return vec.cast_like(solution, vector), lineax_result(stats["stop_reason"], singular=singular), stats
+        return vec.cast_like(solution, vector), lineax_result(stats["stop_reason"], solvable=self.well_posed), stats
 
     def transpose(
         self, state: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> tuple[lx.AbstractLinearOperator, dict[str, Any]]:
         """The same: the operator is symmetric."""
-        return state.transpose(), transposed_options(options)
+        return state.transpose(), transformed_options(options, lambda M: M.transpose())
 
     def conj(
         self, state: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> tuple[lx.AbstractLinearOperator, dict[str, Any]]:
         """The same: everything is real."""
-        return lx.conj(state), conjugated_options(options)
+        return lx.conj(state), transformed_options(options, lx.conj)
 
     def assume_full_rank(self) -> bool:
         """Whether derivatives are those of the inverse, not of the pseudoinverse."""

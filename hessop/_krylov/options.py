@@ -3,6 +3,7 @@
 Depends on lineax. Must never know an algorithm.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -59,14 +60,9 @@ def read_options(
     return preconditioner, y0
 
 
-def transposed_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of the transposed system: it has another solution, so y0 is dropped."""
-    return {key: value.transpose() for key, value in options.items() if key == "preconditioner"}
-
-
-def conjugated_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of the conjugated system."""
-    return {key: lx.conj(value) for key, value in options.items() if key == "preconditioner"}
+def transformed_options(options: dict[str, Any], transform: Callable[[Any], Any]) -> dict[str, Any]:
+    """The options of the transposed or conjugated system: it has another solution, so y0 is dropped."""
+    return {key: transform(value) for key, value in options.items() if key == "preconditioner"}
 
 
 def real_scalar(value: Any, name: str) -> Array:

@@ -28,10 +28,8 @@ class _Lanczos(NamedTuple):
     v: Any  # what is left of A times the last Lanczos vector
     v_before: Any
     z: Any  # M v
-    w: Any  # search direction
-    w_before: Any
-    aw: Any  # A w
-    aw_before: Any
+    direction: Any  # the last search direction w, with A w
+    direction_before: Any
     beta: Array  # sqrt(v.z)
     beta_before: Array
     c: Array
@@ -102,10 +100,8 @@ class _Iteration:
             v=v,
             v_before=nothing,
             z=z,
-            w=nothing,
-            w_before=nothing,
-            aw=nothing,
-            aw_before=nothing,
+            direction=(nothing, nothing),
+            direction_before=(nothing, nothing),
             beta=beta,
             beta_before=one,
             c=-one,
@@ -235,9 +231,8 @@ class _Iteration:
         usable = (gamma > 0) & ~singular
         gamma = jnp.where(usable, gamma, 1)
         c, s = gamma_bar / gamma, beta / gamma
-        combine = lambda new, last, second: vec.plus(vec.plus(new, -k.epsilon, second), -delta, last)
-        w = vec.scaled(combine(u, k.w, k.w_before), 1 / gamma)
-        aw = vec.scaled(combine(q, k.aw, k.aw_before), 1 / gamma)
+        direction = vec.plus(vec.plus((u, q), -k.epsilon, k.direction_before), -delta, k.direction)
+        w, aw = direction = vec.scaled(direction, 1 / gamma)
         phi = jnp.where(usable, c * k.phi_bar if self.well_posed else vec.dot(aw, now.r), 0)
         x, r = vec.plus(now.x, phi, w), vec.plus(now.r, -phi, aw)
         r_norm = vec.norm(r)
@@ -248,10 +243,8 @@ class _Iteration:
             v=v,
             v_before=k.v,
             z=z,
-            w=w,
-            w_before=k.w,
-            aw=aw,
-            aw_before=k.aw,
+            direction=direction,
+            direction_before=k.direction,
             beta=beta,
             beta_before=jnp.where(k.beta > 0, k.beta, 1),
             c=c,

@@ -147,7 +147,6 @@ class Start(NamedTuple):
 
     Attributes:
         x: initial guess.
-        zero: zero vector.
         b_norm: |b|.
         bMb: b.Mb.
         check: whether the first product is with x, to compute its residual. Always with y0. At zero the residual is b, except
@@ -158,7 +157,6 @@ class Start(NamedTuple):
     """
 
     x: Any
-    zero: Any
     b_norm: Array
     bMb: Array
     check: Array
@@ -181,7 +179,7 @@ def start(scaled: Scaled, z: Any) -> Start:
         default=StopReason.max_steps,
     )
     if problem.y0 is None:
-        return Start(zero, zero, b_norm, bMb, small, done, reason)
+        return Start(zero, b_norm, bMb, small, done, reason)
     # For b = 0 the solution is zero, whatever y0 is.
     x = vec.select(b_norm > 0, vec.scaled(problem.y0, 1 / scaled.b_unit), zero)
-    return Start(x, zero, b_norm, bMb, jnp.ones((), bool), done, reason)
+    return Start(x, b_norm, bMb, jnp.ones((), bool), done, reason)

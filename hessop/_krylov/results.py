@@ -35,7 +35,7 @@ class StopReason(eqx.Enumeration):
     not_finite = "the right-hand side, the initial guess or a product with the operator or the preconditioner is not finite"
 
 
-# Every other reason is a success.
+# Every other reason is a success, but see `lineax_result`.
 _FAILURES = {
     "max_steps": lx.RESULTS.max_steps_reached,
     "stagnation": lx.RESULTS.stagnation,
@@ -54,11 +54,10 @@ def first_of(*cases: tuple[Array, StopReason], default: StopReason) -> tuple[Arr
     return found, reason
 
 
-def lineax_result(reason: StopReason, *, singular: tuple[StopReason, ...] = ()) -> lx.RESULTS:
-    """The member of lineax's RESULTS for a reason; those in `singular` mean that the operator is singular."""
+def lineax_result(reason: StopReason, *, solvable: bool = False) -> lx.RESULTS:
+    """The member of lineax's RESULTS for a reason. Of a system that should be `solvable`, least squares are a failure."""
+    failures = _FAILURES | ({"least_squares": lx.RESULTS.singular} if solvable else {})
     result = lx.RESULTS.successful
-    for name, failure in _FAILURES.items():
+    for name, failure in failures.items():
         result = lx.RESULTS.where(reason == getattr(StopReason, name), failure, result)
-    for name in singular:
-        result = lx.RESULTS.where(reason == name, lx.RESULTS.singular, result)
     return result

@@ -75,7 +75,7 @@ class _Iteration:
         return _Path(
             step=jnp.zeros((), jnp.int32),
             x=begin.x,
-            dual_x=begin.zero if self.needs_dual else None,
+            dual_x=begin.x if self.needs_dual else None,  # zero: with a radius there is no y0
             r=self.scaled.b,
             p=self.z,
             dual_p=self.scaled.b if self.needs_dual else None,

@@ -98,7 +98,7 @@ class _Iteration:
 
     def __init__(self, problem: Problem, max_steps: int):
         self.problem, self.dtype, self.layout = problem, problem.dtype, TreeLayout(problem.b)
-        # Any fixed vector will do that no problem was made for.
+        # Any fixed vector works, unless a problem was constructed to be orthogonal to it.
         self.other = jax.random.normal(jax.random.key(0), (self.layout.n,), self.dtype)
         self.scaled = self.scale()
         self.b = self.layout.ravel(self.scaled.b)
@@ -108,7 +108,7 @@ class _Iteration:
         self.every = max(1, self.m // tuning.SOLVES)
 
     def scale(self) -> Scaled:
-        """The problem in units of its own; that of M from a vector that b cannot make special."""
+        """The problem in units of its own; that of M comes from the pseudorandom vector, so it does not depend on b."""
         if self.problem.precondition is None:
             return scale(self.problem)
         size = jnp.vdot(self.other, self.layout.ravel(self.problem.precondition(self.layout.unravel(self.other))))

@@ -1,8 +1,8 @@
 """Conjugate gradients that stop at curvature that is not positive, and at the boundary of a trust region.
 
 `lineax.CG` needs a positive definite operator and does not check: for an indefinite one, it returns a saddle point of the model
-and reports success. The Hessian of a function that is being minimized is usually indefinite, and the point at which it is found
-to be, with the direction, is the result. Depends on lineax. Must never know Hessians.
+and reports success. The Hessian of a function that is being minimized is usually indefinite. This solver then returns the step
+up to where that shows, and the direction of negative curvature. Depends on lineax. Must never know Hessians.
 """
 
 from typing import Any, Literal
@@ -16,12 +16,11 @@ from hessop._krylov import vectors as vec
 from hessop._krylov.options import (
     check_operator,
     check_steps,
-    conjugated_options,
     nonnegative,
     positive,
     read_options,
     require_static,
-    transposed_options,
+    transformed_options,
 )
 from hessop._krylov.problem import pose
 from hessop._krylov.results import StopReason, lineax_result
@@ -173,11 +172,11 @@ class TruncatedCG(lx.AbstractLinearSolver):
 
     def transpose(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
         """The system of a reverse-mode derivative: without a radius, and curvature that is not positive is a failure."""
-        return _State(state.operator.transpose(), derivative=True), transposed_options(options)
+        return _State(state.operator.transpose(), derivative=True), transformed_options(options, lambda M: M.transpose())
 
     def conj(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
         """The same: everything is real."""
-        return _State(lx.conj(state.operator), derivative=state.derivative), conjugated_options(options)
+        return _State(lx.conj(state.operator), derivative=state.derivative), transformed_options(options, lx.conj)
 
     def assume_full_rank(self) -> bool:
         """True: derivatives are those of the inverse, provided that the solve converges."""

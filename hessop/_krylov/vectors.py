@@ -103,7 +103,7 @@ def power_of_two(size: Array) -> Array:
     usable = jnp.isfinite(size) & (size > 0)
     # The bounds keep the reciprocal normal, too.
     inside = jnp.clip(jnp.where(usable, size, 1), 4 * info.smallest_normal, 1 / (4 * info.smallest_normal))
-    # Rounds to no bits of the mantissa; exp2 of an integer need not be exact.
+    # Rounds the mantissa away. (exp2 need not be exact, even for integers.)
     return lax.reduce_precision(inside, exponent_bits=info.bits - info.nmant - 1, mantissa_bits=0)
 
 

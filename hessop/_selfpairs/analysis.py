@@ -19,7 +19,7 @@ from jax.extend.core import Literal
 from hessop._equations.flat import open_jaxpr
 from hessop._equations.interpret import interpret
 from hessop._equations.primitives import CALLS, ELEMENTWISE, RELABELS, REMAT, RULED, WITHOUT_DERIVATIVE
-from hessop._selfpairs.indices import Diagonal, Site, carried, moved, whole
+from hessop._selfpairs.indices import Diagonal, Site, carried, diagonal_of, moved, whole
 from hessop._selfpairs.numbers import Known, evaluate, inner, is_singular, scalar
 
 # Calls that are inlined. Checkpoints stay whole, because they decide what is stored.
@@ -123,16 +123,14 @@ class Roots:
 
     def number(self, key: Any = None) -> int:
         """The number of a key; a new number for None and for a key without a hash."""
+        new = len(self.keys)
         try:
-            known = self.numbers.get(key) if key is not None else None
+            number = new if key is None else self.numbers.setdefault(key, new)
         except TypeError:
-            known = key = None
-        if known is not None:
-            return known
-        self.keys.append(key)
-        if key is not None:
-            self.numbers[key] = len(self.keys) - 1
-        return len(self.keys) - 1
+            number, key = new, None
+        if number == new:
+            self.keys.append(key)
+        return number
 
     def literal(self, literal: Any) -> Value:
         """The description of a literal."""
@@ -323,8 +321,7 @@ class Analysis:
             cancels = self.roots.is_negative(a.root, b.root) or self.roots.is_negative(b.root, a.root)
         if not cancels:
             return None
-        pairs = [(p, q) for p, q in zip(a.sites, b.sites, strict=True) if p != q]
-        return frozenset((min(p, q), max(p, q)) for p, q in pairs)
+        return diagonal_of((p, q) for p, q in zip(a.sites, b.sites, strict=True) if p != q)
 
     def _call(self, index: int, step: Step, values: Sequence[Value], results: list[Value]) -> list[Value]:
         """The results of a call that is kept whole: constant on the diagonal if the results of its body are."""
@@ -371,8 +368,7 @@ def _inlined(inside: Step, call: Step) -> Step:
 
 def _known(eqn: Any, index: int, values: Sequence[Value]) -> Known:
     """The number of a result, given those of the operands."""
-    avals = [atom.aval for atom in eqn.invars]
-    return evaluate(eqn.primitive, eqn.params, [v.known for v in values], avals, eqn.outvars[index].aval)
+    return evaluate(eqn, [v.known for v in values], index)
 
 
 def _common_diagonal(eqn: Any, values: Sequence[Value]) -> tuple[Diagonal | None, tuple[bool, ...]]:

@@ -6,7 +6,7 @@ never know values, or what they are computed from.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from hessop._equations.primitives import ELEMENTWISE, RELABELS
@@ -30,7 +30,7 @@ def whole(shape: Sequence[int]) -> tuple[Site, ...]:
 
 
 def moved(eqn: Any, site: Site) -> Site | None:
-    """The site of an index after a primitive of `RELABELS`; None if no site is that index."""
+    """The site of an index after a primitive of `RELABELS`; None if no site describes it."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:
@@ -60,19 +60,20 @@ def moved(eqn: Any, site: Site) -> Site | None:
     return None
 
 
-def _moved_all(eqn: Any, diagonal: Diagonal) -> Diagonal | None:
-    pairs = [(moved(eqn, p), moved(eqn, q)) for p, q in diagonal]
-    if any(p is None or q is None for p, q in pairs):
-        return None
-    return frozenset((min(p, q), max(p, q)) for p, q in pairs)  # type: ignore[type-var]
+def diagonal_of(pairs: Iterable[tuple[Site, Site]]) -> Diagonal:
+    """The diagonal on which the indices of each pair are equal."""
+    return frozenset((min(pair), max(pair)) for pair in pairs)
 
 
-def _relocated(diagonal: Diagonal, axes: dict[int, int]) -> Diagonal | None:
+def _relocated(diagonal: Diagonal, move: Callable[[Site], Site | None]) -> Diagonal | None:
+    """The diagonal with its sites moved; None if one of them is gone."""
+    pairs = [(move(p), move(q)) for p, q in diagonal]
+    return None if any(None in pair for pair in pairs) else diagonal_of(pairs)  # type: ignore[arg-type]
+
+
+def _renamed(diagonal: Diagonal, axes: dict[int, int]) -> Diagonal | None:
     """The diagonal with its axes renamed; None if one of them is gone."""
-    if any(site.axis not in axes for pair in diagonal for site in pair):
-        return None
-    renamed = [tuple(s._replace(axis=axes[s.axis]) for s in pair) for pair in diagonal]
-    return frozenset((min(pair), max(pair)) for pair in renamed)
+    return _relocated(diagonal, lambda site: site._replace(axis=axes[site.axis]) if site.axis in axes else None)
 
 
 def _touched(eqn: Any) -> set[int] | None:
@@ -109,13 +110,13 @@ def carried(eqn: Any, position: int, diagonal: Diagonal) -> Diagonal | None:
     if name in ELEMENTWISE:
         return diagonal
     if name in RELABELS:
-        return _moved_all(eqn, diagonal)
+        return _relocated(diagonal, lambda site: moved(eqn, site))
     if name == "dot_general":
-        return _relocated(diagonal, _dot_axes(eqn, position))
+        return _renamed(diagonal, _dot_axes(eqn, position))
     if "axes" in eqn.params and (name.startswith("reduce_") or name in ("argmax", "argmin")):
         gone = {int(axis) for axis in eqn.params["axes"]}
         kept = [k for k in range(len(eqn.invars[0].aval.shape)) if k not in gone]
-        return _relocated(diagonal, {k: n for n, k in enumerate(kept)})
+        return _renamed(diagonal, {k: n for n, k in enumerate(kept)})
     touched = _touched(eqn)
     if touched is None or (position and name != "concatenate"):
         return None

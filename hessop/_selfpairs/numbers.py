@@ -1,8 +1,8 @@
 """Evaluates primitives on numbers that are known before anything runs, and asks whether their derivatives are finite there.
 
 On the diagonal of a self difference, every value computed from it alone is a known number: 0, then sqrt(0), and so on. This
-module evaluates single primitives on such numbers, with "unknown" and "not finite" as further values. Whether first and second
-derivatives are finite there is asked of JAX, so that no list of singular functions has to be complete.
+module evaluates single primitives on such numbers, with "unknown" and "not finite" as further values. JAX itself is asked
+whether first and second derivatives are finite there, so that no list of singular functions has to be complete.
 
 Depends on JAX and on flat equations. Must never know pairs, diagonals or the rewrite, or run anything on whole arrays.
 """
@@ -16,7 +16,6 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 
 from hessop._equations.flat import bind, open_jaxpr
 from hessop._equations.interpret import interpret
@@ -34,27 +33,14 @@ Known = np.generic | _Unsigned | None
 """A number; NOT_FINITE for some infinity or NaN; None if it is not known."""
 
 # Floats are evaluated by NumPy: dispatching a primitive in JAX takes far longer.
-_NUMPY: Final[dict[str, Callable[..., Any]]] = {
-    "add": np.add,
+_NAMED_ALIKE = ("add", "abs", "sqrt", "square", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sign", "floor", "ceil")
+_NUMPY: Final[dict[str, Callable[..., Any]]] = {name: getattr(np, name) for name in _NAMED_ALIKE} | {
     "add_any": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
     "neg": np.negative,
-    "abs": np.abs,
-    "sqrt": np.sqrt,
     "rsqrt": lambda a: 1 / np.sqrt(a),
-    "square": np.square,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tanh": np.tanh,
-    "sign": np.sign,
-    "floor": np.floor,
-    "ceil": np.ceil,
     "pow": np.power,
     "max": np.maximum,
     "min": np.minimum,
@@ -77,7 +63,7 @@ def _is_zero(known: Known) -> bool:
 
 def not_finite(known: Known) -> bool:
     """Whether a number is certain to be an infinity or NaN."""
-    if known is None or known is NOT_FINITE:
+    if not isinstance(known, np.generic):
         return known is NOT_FINITE
     return jnp.issubdtype(known.dtype, np.inexact) and not bool(np.isfinite(known))
 
@@ -120,9 +106,9 @@ def _select(which: Known, cases: Sequence[Known]) -> Known:
     return first if same else None
 
 
-def _structural(name: str, inputs: Sequence[Known], avals: Sequence[Any], aval: Any) -> Known:
+def _structural(eqn: Any, inputs: Sequence[Known], aval: Any) -> Known:
     """The result of a primitive that is not elementwise, on operands each of which is one number throughout."""
-    first = inputs[0]
+    name, first = eqn.primitive.name, inputs[0]
     if name in PICKS:
         return first
     if name in ("concatenate", "pad"):
@@ -130,35 +116,27 @@ def _structural(name: str, inputs: Sequence[Known], avals: Sequence[Any], aval: 
     if name in ("cumsum", "reduce_prod", "cumprod"):
         return first if _is_zero(first) else None
     if name == "reduce_sum" and isinstance(first, np.generic):
-        return scalar(first * (avals[0].size // max(aval.size, 1)), aval.dtype)
+        return scalar(first * (eqn.invars[0].aval.size // max(aval.size, 1)), aval.dtype)
     return None
 
 
-def evaluate(
-    primitive: Primitive,
-    params: dict[str, Any],
-    inputs: Sequence[Known],
-    avals: Sequence[Any],
-    aval: Any,
-) -> Known:
-    """One primitive on operands each of which is one number throughout.
+def evaluate(eqn: Any, inputs: Sequence[Known], index: int) -> Known:
+    """One equation on operands each of which is one number throughout.
 
     Args:
-        primitive: the primitive.
-        params: its parameters.
+        eqn: the equation.
         inputs: the numbers of the operands.
-        avals: the shapes and dtypes of the operands.
-        aval: the shape and dtype of the result.
+        index: which of the results to return.
 
     Returns:
-        The number of the result. 0 times an unknown operand counts as 0.
+        The number of that result. 0 times an unknown operand counts as 0.
     """
-    name = primitive.name
+    name, params, aval = eqn.primitive.name, eqn.params, eqn.outvars[index].aval
     if not inputs or all(known is None for known in inputs):
         return None
     if name == "select_n":
         return _select(inputs[0], inputs[1:])
-    found = _structural(name, inputs, avals, aval)
+    found = _structural(eqn, inputs, aval)
     if found is not None:
         return found
     numbers = [known for known in inputs if isinstance(known, np.generic)]
@@ -173,15 +151,14 @@ def evaluate(
             return scalar(np.power(numbers[0], exponent), aval.dtype)  # type: ignore[call-overload]
         if name in _NUMPY and jnp.issubdtype(numbers[0].dtype, np.floating):
             return scalar(_NUMPY[name](*numbers), aval.dtype)
-    return _evaluate_in_jax(primitive, params, inputs, aval)
+    return _evaluate_in_jax(eqn, inputs, aval)
 
 
-def _evaluate_in_jax(primitive: Primitive, params: dict[str, Any], inputs: Sequence[Known], aval: Any) -> Known:
+def _evaluate_in_jax(eqn: Any, inputs: Sequence[Known], aval: Any) -> Known:
     """A primitive that NumPy lacks, run on scalars; None if it takes none."""
     try:
         with jax.ensure_compile_time_eval():
-            result = primitive.bind(*map(jnp.asarray, inputs), **params)
-            return scalar(result, aval.dtype)
+            return scalar(eqn.primitive.bind(*map(jnp.asarray, inputs), **eqn.params), aval.dtype)
     except Exception:  # whatever it is, the number is not known
         return None
 
@@ -203,8 +180,7 @@ def known_outputs(jaxpr: Any, inputs: Sequence[Known]) -> list[Known]:
         body = None if sub is None else open_jaxpr(sub)[0]
         if body is not None and len(body.invars) == len(operands):
             return known_outputs(body, operands)
-        avals = [atom.aval for atom in eqn.invars]
-        return [evaluate(eqn.primitive, eqn.params, operands, avals, var.aval) for var in eqn.outvars]
+        return [evaluate(eqn, operands, index) for index in range(len(eqn.outvars))]
 
     values = [*[None] * len(jaxpr.constvars), *inputs]
     invars = (*jaxpr.constvars, *jaxpr.invars)
@@ -263,7 +239,7 @@ def _is_singular(question: _Question) -> bool:
     for order in (2, 1):  # some custom rules can be differentiated only once
         try:
             closed = jax.make_jaxpr(functools.partial(derivatives, order))(*operands)
-        except Exception:  # without any derivative JAX raises when the user's function is differentiated
+        except Exception:  # if no order works, JAX raises when the user's function is differentiated
             continue
         return any(map(not_finite, known_outputs(open_jaxpr(closed)[0], question.inputs)))
     return False

@@ -13,7 +13,7 @@ References:
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,11 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from hessop._base.annotations import Function
+from hessop._base.annotations import Function, SelfPairsName
 from hessop._equations.flat import Equations, evaluate, has_primitive, open_jaxpr, source_line
 from hessop._equations.primitives import BODIES
 from hessop._selfpairs.analysis import Analysis, Singular, Step, flatten
 from hessop._selfpairs.versions import Versions
-
-Mode = Literal["auto", "constant", "as_written"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,9 @@ class SelfPair:
     what: str
 
 
-def rewrite(jaxpr: Any, wrt: Sequence[bool], mode: Mode) -> tuple[Callable[..., list[Any]] | None, tuple[SelfPair, ...]]:
+def rewrite(
+    jaxpr: Any, wrt: Sequence[bool], mode: SelfPairsName
+) -> tuple[Callable[..., list[Any]] | None, tuple[SelfPair, ...]]:
     """Rewrite a function such that self pairs are constants.
 
     Args:
@@ -182,7 +182,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _fired(analysis: Analysis) -> frozenset[int]:
-    """The self differences that meet a derivative that is not finite, and those from which one value is computed with them."""
+    """The self differences that meet a derivative that is not finite, and those that share a value with them."""
     fired = frozenset[int]().union(*(found.differences for found in analysis.singular))
     while True:
         partners = [v.differences for v in analysis.values.values() if v.differences & fired and not v.differences <= fired]
@@ -206,7 +206,7 @@ def _source(step: Step) -> str:
     return next((line for line in found if line), "unknown")
 
 
-def _rewrite_bodies(eqn: Any, mode: Mode) -> tuple[Any | None, list[SelfPair]]:
+def _rewrite_bodies(eqn: Any, mode: SelfPairsName) -> tuple[Any | None, list[SelfPair]]:
     """A loop, branch or checkpoint with its bodies rewritten, None if nothing changes; and the places found in them."""
     key = BODIES[eqn.primitive.name]
     bodies = eqn.params[key]

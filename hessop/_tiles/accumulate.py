@@ -6,7 +6,6 @@ the neutral element. They are not multiplied by zero, because they may be infini
 Depends on planes and rules. Must never know loops, or which values are stored.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,18 +63,16 @@ def only_new(cells: Cells, planes: Planes, axis: int | None, new: Array | None, 
     shape = [1] * len(planes.frame.order)
     shape[at] = new.shape[0]
 
-    def masked(plane: Any) -> Array:
-        kept, plane = common_shape([new.reshape(shape), plane])
-        return jnp.where(kept, plane, jnp.asarray(neutral, planes.dtype))
+    def masked(cell: Cell) -> Cell:
+        array, negative = cell if neutral == 0 else Cell(cells.plain(cell))
 
-    table = np.empty(planes.table.shape, object)
-    for index in np.ndindex(*table.shape):
-        cell = planes.table[index]
-        if neutral != 0:
-            cell = Cell(cells.plain(cell))
-        array = cells.once(("only new", at, str(neutral)), [cell.array, new], lambda a=cell.array: masked(a))
-        table[index] = Cell(array, cell.negative)
-    return dataclasses.replace(planes, table=table)
+        def make() -> Array:
+            kept, plane = common_shape([new.reshape(shape), array])
+            return jnp.where(kept, plane, jnp.asarray(neutral, planes.dtype))
+
+        return Cell(cells.once(("only new", at, str(neutral)), [array, new], make), negative)
+
+    return planes.map(masked)
 
 
 def _reduced_axes(eqn: Any) -> list[Axes]:
@@ -90,14 +87,6 @@ def _limits(dtype: Any) -> tuple[Any, Any]:
         return False, True
     info = jnp.iinfo(dtype)
     return info.min, info.max
-
-
-def _all_bits(dtype: Any) -> Any:
-    """The number of which all bits are set."""
-    if dtype == jnp.bool_:
-        return True
-    info = jnp.iinfo(dtype)
-    return info.max if info.min == 0 else -1
 
 
 def _reduced(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, neutral: Callable[[Any], Any]) -> Array:
@@ -195,7 +184,7 @@ ACCUMULATE: dict[str, Accumulate] = {
     "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
     "reduce_max": _monoid(lambda dtype: _limits(dtype)[0], lax.max),
     "reduce_min": _monoid(lambda dtype: _limits(dtype)[1], lax.min),
-    "reduce_and": _monoid(_all_bits, lax.bitwise_and),
+    "reduce_and": _monoid(lambda dtype: np.invert(np.zeros((), dtype)), lax.bitwise_and),
     "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
     "argmax": _extreme(largest=True),
     "argmin": _extreme(largest=False),

@@ -3,9 +3,8 @@
 Depends on everything else in this package but the primitive. Must never know functions, operators or how a budget was chosen.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,21 +55,11 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         options: how to evaluate.
     """
     plan = schedule(equations, options.threshold_elements)
-    with _recursion(tuning.FRAMES_PER_VALUE * len(plan.virtual)):
-        return _evaluate(plan, equations, values, options)
-
-
-@contextlib.contextmanager
-def _recursion(more: int) -> Iterator[None]:
-    """Raise Python's recursion limit: a virtual value is read through all those behind it, and unrolled loops make long chains.
-
-    Args:
-        more: additional frames.
-    """
+    # A virtual value is read through all those behind it, and unrolled loops make long chains.
     before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + more)
+    sys.setrecursionlimit(before + tuning.FRAMES_PER_VALUE * len(plan.virtual))
     try:
-        yield
+        return _evaluate(plan, equations, values, options)
     finally:
         sys.setrecursionlimit(before)
 

@@ -230,7 +230,8 @@ class ChunkedTileLoop(TileLoop):
 
 def chunk_axis(loop: Loop, options: Options) -> Axis | None:
     """The summed axis of a loop's reductions, divided into chunks; None if they are not long sums in low precision."""
-    if options.chunk is None and not (options.planes and any(map(_loses_digits, loop.eqns))):
+    loses_digits = any(e.primitive.name == "reduce_sum" and is_low_precision(e.outvars[0].aval.dtype) for e in loop.eqns)
+    if options.chunk is None and not (options.planes and loses_digits):
         return None
     lengths = {place.long for place in loop.places}
     most = options.chunk or tuning.CHUNK_ELEMENTS
@@ -240,10 +241,6 @@ def chunk_axis(loop: Loop, options: Options) -> Axis | None:
     if options.chunk is None and tuning.CHUNK_WIDTHS * width > most:
         return None
     return Axis(min(lengths), part_length(min(lengths), most, tuning.VECTOR_ELEMENTS))
-
-
-def _loses_digits(eqn: Any) -> bool:
-    return eqn.primitive.name == "reduce_sum" and is_low_precision(eqn.outvars[0].aval.dtype)
 
 
 def _finish(eqn: Any, state: State) -> Array:

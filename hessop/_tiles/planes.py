@@ -9,7 +9,7 @@ Depends on JAX only. Must never know equations, tiles or where an array came fro
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -43,10 +43,6 @@ class Frame:
         """Shape of the table of planes."""
         return tuple(self.shape[a] for a in self.short)
 
-    def indices(self) -> Iterator[tuple[int, ...]]:
-        """The index of each plane in the table."""
-        return np.ndindex(*self.table_shape)
-
 
 def short_axes(shape: Sequence[int], longest: int = tuning.SHORT_AXIS) -> tuple[int, ...]:
     """The axes to split: the short ones, innermost first, as long as there are not too many planes."""
@@ -72,6 +68,18 @@ class Planes:
     frame: Frame
     table: Any  # object array of cells, indexed by the short axes
     dtype: Any
+
+    @classmethod
+    def tabulate(cls, frame: Frame, dtype: Any, cell: Callable[[tuple[int, ...]], Cell]) -> "Planes":
+        """Planes laid out as `frame`, from the cell at each index of the table."""
+        table = np.empty(frame.table_shape, object)
+        for index in np.ndindex(*table.shape):
+            table[index] = cell(index)
+        return cls(frame, table, dtype)
+
+    def map(self, change: Callable[[Cell], Cell]) -> "Planes":
+        """The same layout with other cells."""
+        return Planes.tabulate(self.frame, self.dtype, lambda index: change(self.table[index]))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,10 +140,8 @@ class Cells:
 
     def split(self, array: Any, frame: Frame) -> Planes:
         """A whole array as planes."""
-        table = np.empty(frame.table_shape, object)
-        for index in frame.indices():
-            table[index] = Cell(self.once(("plane", frame, index), [array], lambda k=index: _plane(array, frame, k)))
-        return Planes(frame, table, array.dtype)
+        plane = lambda index: Cell(self.once(("plane", frame, index), [array], lambda: _plane(array, frame, index)))
+        return Planes.tabulate(frame, array.dtype, plane)
 
     def join(self, planes: Planes) -> Array:
         """The whole array, broadcast along axes that its planes do not depend on."""
@@ -165,10 +171,8 @@ class Cells:
                 return Cell(other.array, negative)
         arrays = sorted((a.array, b.array), key=self.serial)
         factors = tuple(sorted((*self.factors(a.array), *self.factors(b.array)), key=self.serial))
-        if self.regroup and len(factors) <= tuning.MOST_FACTORS:
-            product = self.once("product", factors, lambda: jnp.multiply(*common_shape(arrays)))
-        else:
-            product = self.once("mul", arrays, lambda: jnp.multiply(*common_shape(arrays)))
+        key = ("product", factors) if self.regroup and len(factors) <= tuning.MOST_FACTORS else ("mul", arrays)
+        product = self.once(*key, lambda: jnp.multiply(*common_shape(arrays)))
         self._factors.setdefault(self.serial(product), factors)
         return Cell(product, negative)
 
@@ -185,9 +189,8 @@ class Cells:
             return Cell(self.once("twice", [a.array], lambda: 2 * a.array), a.negative)
         first, second = sorted((a, b), key=lambda c: self.serial(c.array))
         arrays = (first.array, second.array)
-        if first.negative == second.negative:
-            return Cell(self.once("add", arrays, lambda: jnp.add(*common_shape(arrays))), first.negative)
-        return Cell(self.once("sub", arrays, lambda: jnp.subtract(*common_shape(arrays))), first.negative)
+        name, operation = ("add", jnp.add) if first.negative == second.negative else ("sub", jnp.subtract)
+        return Cell(self.once(name, arrays, lambda: operation(*common_shape(arrays))), first.negative)
 
     # --- layout ---
 
@@ -208,38 +211,36 @@ class Cells:
         new_axes = [to[k] for k in planes.frame.order]
         wanted = sorted(range(len(new_axes)), key=lambda k: frame.order.index(new_axes[k]))
         places = [frame.order.index(new_axes[k]) for k in wanted]
-        table = np.empty(frame.table_shape, object)
         position: dict[int | None, int] = {a: p for p, a in enumerate(frame.short)}
-        for index in frame.indices():
-            source = tuple(0 if planes.shape[k] == 1 else index[position.get(to[k], 0)] for k in planes.frame.short)
-            cell = planes.table[source]
-            if wanted != list(range(len(new_axes))) or len(new_axes) != len(frame.order):
-                key = ("relabel", tuple(wanted), tuple(places), len(frame.order))
-                array = self.once(key, [cell.array], lambda a=cell.array: _laid_out(a, wanted, places, len(frame.order)))
-                cell = Cell(array, cell.negative)
-            table[index] = cell
-        return Planes(frame, table, planes.dtype)
+        rank = len(frame.order)
+
+        def cell(index: tuple[int, ...]) -> Cell:
+            array, negative = planes.table[
+                tuple(0 if planes.shape[k] == 1 else index[position.get(to[k], 0)] for k in planes.frame.short)
+            ]
+            if wanted == list(range(rank)):
+                return Cell(array, negative)
+            key = ("relabel", tuple(wanted), tuple(places), rank)
+            return Cell(self.once(key, [array], lambda: _laid_out(array, wanted, places, rank)), negative)
+
+        return Planes.tabulate(frame, planes.dtype, cell)
 
     def cut(self, planes: Planes, spans: dict[int, tuple[int, int]]) -> Planes:
         """Positions start to start + size of some axes, from (start, size) by axis."""
-        frame, table = planes.frame, planes.table
-        shape = list(planes.shape)
+        frame, shape, parts = planes.frame, list(planes.shape), [slice(None)] * len(planes.shape)
         for a, (start, size) in spans.items():
-            shape[a] = size
-            if a in frame.short:
-                table = table[tuple(slice(start, start + size) if b == a else slice(None) for b in frame.short)]
-        cells = np.empty(table.shape, object)
-        for index in np.ndindex(*table.shape):
-            cell = table[index]
-            for a, (start, size) in spans.items():
-                if a in frame.order and cell.array.shape[frame.order.index(a)] != 1:
-                    axis = frame.order.index(a)
-                    make = lambda c=cell, axis=axis, start=start, size=size: c.array[
-                        (slice(None),) * axis + (slice(start, start + size),)
-                    ]
-                    cell = Cell(self.once(("cut", axis, start, size), [cell.array], make), cell.negative)
-            cells[index] = cell
-        return Planes(dataclasses.replace(frame, shape=tuple(shape)), cells, planes.dtype)
+            shape[a], parts[a] = size, slice(start, start + size)
+        table = planes.table[(..., *(parts[a] for a in frame.short))]  # with the dots, a table without axes stays a table
+
+        def cut(cell: Cell) -> Cell:
+            array = cell.array
+            for axis, a in enumerate(frame.order):
+                if a in spans and array.shape[axis] != 1:
+                    index = (slice(None),) * axis + (parts[a],)
+                    array = self.once(("cut", axis, *spans[a]), [array], lambda array=array, index=index: array[index])
+            return Cell(array, cell.negative)
+
+        return Planes(dataclasses.replace(frame, shape=tuple(shape)), table, planes.dtype).map(cut)
 
     def resplit(self, planes: Planes, short: tuple[int, ...]) -> Planes:
         """The same array, split along other axes."""
@@ -269,10 +270,9 @@ def _plane(array: Any, frame: Frame, index: tuple[int, ...]) -> Array:
         starts[a], stops[a] = k, k + 1
     if list(array.shape) != [b - a for a, b in zip(starts, stops, strict=True)]:
         array = lax.slice(array, starts, stops)
-    array = lax.squeeze(array, frame.short) if frame.short else array
+    array = lax.squeeze(array, frame.short)
     natural = sorted(frame.order)
-    order = [natural.index(a) for a in frame.order]
-    return array if order == sorted(order) else lax.transpose(array, order)
+    return lax.transpose(array, [natural.index(a) for a in frame.order])
 
 
 def _stacked(planes: Sequence[Array], frame: Frame) -> Array:
@@ -290,8 +290,7 @@ def _stacked(planes: Sequence[Array], frame: Frame) -> Array:
 
 def _laid_out(plane: Any, wanted: Sequence[int], places: Sequence[int], rank: int) -> Any:
     """A plane with its axes in the order `wanted`, at these places among `rank` axes; the others have length 1."""
-    lib: Any = np if isinstance(plane, np.ndarray) else jnp
-    plane = lib.transpose(plane, wanted) if list(wanted) != sorted(wanted) else plane
+    plane = plane.transpose(wanted)
     shape = [1] * rank
     for n, place in zip(plane.shape, places, strict=True):
         shape[place] = n

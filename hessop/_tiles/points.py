@@ -16,7 +16,7 @@ from jax.extend import core as jex
 from hessop._equations.flat import bind
 from hessop._equations.primitives import ELEMENTWISE
 from hessop._tiles.planes import common_shape
-from hessop._tiles.rules.moves import unit_pairs
+from hessop._tiles.rules.moves import output_axes
 from hessop._tiles.rules.table import RULES
 
 # For each axis an array of P positions, or None to keep the axis.
@@ -78,16 +78,9 @@ class Points:
         eqn = self.virtual[v]
         match eqn.primitive.name:
             case name if name in ELEMENTWISE:
-                parts = [self._aligned(w, [_unless_one(w, a, i) for a, i in enumerate(index)], index) for w in eqn.invars]
-                return bind(eqn, common_shape(parts))[0]
-            case "broadcast_in_dim":
-                to = [int(a) for a in eqn.params["broadcast_dimensions"]]
+                return bind(eqn, common_shape([self._aligned(w, index) for w in eqn.invars]))[0]
+            case _ if (to := output_axes(eqn)) is not None:
                 return self._moved(eqn.invars[0], to, index)
-            case "transpose":
-                to = [eqn.params["permutation"].index(a) for a in range(len(index))]
-                return self._moved(eqn.invars[0], to, index)
-            case "reshape" | "squeeze" | "expand_dims" if (pairs := unit_pairs(eqn)) is not None:
-                return self._moved(eqn.invars[0], [pairs.get(a) for a in range(len(eqn.invars[0].aval.shape))], index)
             case name if name.startswith("reduce_") and name in RULES:
                 return self._reduced(eqn, index)
             case "slice" if set(eqn.params["strides"] or (1,)) == {1}:
@@ -97,11 +90,11 @@ class Points:
             case _:
                 return None
 
-    def _aligned(self, w: Any, own: Sequence[Any], index: Index) -> Array:
-        """An input of an elementwise equation, a scalar or of the output's rank, at its own index `own`."""
+    def _aligned(self, w: Any, index: Index) -> Array:
+        """An input of an elementwise equation, a scalar or of the output's rank, at an index of the output."""
         if not w.aval.shape:
             return self(w, ()).reshape(1, *[1] * sum(i is None for i in index))
-        return self(w, tuple(own))
+        return self(w, tuple(_unless_one(w, a, i) for a, i in enumerate(index)))
 
     def _moved(self, w: Any, to: Sequence[int | None], index: Index) -> Array:
         """An input whose axis k becomes axis to[k] of the output; None for an axis of length 1 that is dropped."""
@@ -157,9 +150,7 @@ def _reads_points(eqn: Any) -> bool:
 
 def _unless_one(w: Any, axis: int, positions: Array | np.ndarray | None) -> Any:
     """The positions on an axis; position 0 if the axis has length 1, so that it is broadcast."""
-    if positions is None or axis >= len(w.aval.shape) or w.aval.shape[axis] != 1:
-        return positions
-    return np.zeros(1, np.int32)
+    return np.zeros(1, np.int32) if positions is not None and w.aval.shape[axis] == 1 else positions
 
 
 def _read(array: Array, index: Index) -> Array:

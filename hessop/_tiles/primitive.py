@@ -110,14 +110,13 @@ class TiledEquations:
         """The equations to evaluate: without custom derivative rules, and without duplicates, so that loops share more."""
         return without_duplicates(inline_rules(self.flat))
 
-    def without_effects(self) -> Equations:
-        """The equations without those that only have an effect, so that a derivative does not print again."""
-        eqns = tuple(eqn for eqn in self.flat.eqns if eqn.outvars or not eqn.effects)
-        return dataclasses.replace(self.flat, eqns=eqns)
-
     def function_of(self, moving: Sequence[int], point: Sequence[Any], *, effects: bool = False) -> Callable[..., list[Any]]:
-        """The outputs as a function of some inputs, with the others fixed at a point."""
-        equations = self.flat if effects else self.without_effects()
+        """The outputs as a function of some inputs, with the others fixed at a point.
+
+        By default without the equations that only have an effect, so that a derivative does not print again.
+        """
+        eqns = tuple(eqn for eqn in self.flat.eqns if effects or eqn.outvars or not eqn.effects)
+        equations = dataclasses.replace(self.flat, eqns=eqns)
 
         def function(*some: Any) -> list[Any]:
             values = list(point)
@@ -145,14 +144,10 @@ tiled_p = Primitive("tiled")
 tiled_p.multiple_results = True
 
 
-def _evaluate(*values: Any, tiled: TiledEquations) -> list[Array]:
-    return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, tiled.options)]
-
-
 def _lowered(planes: bool) -> Callable[..., list[Array]]:
     def run(*values: Any, tiled: TiledEquations) -> list[Array]:
         options = dataclasses.replace(tiled.options, planes=planes and tiled.options.planes)
-        return _evaluate(*values, tiled=TiledEquations(tiled.flat, options))
+        return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, options)]
 
     return run
 

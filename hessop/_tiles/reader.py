@@ -8,6 +8,7 @@ Depends on rules and points. Must never know loops.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.extend import core as jex
 
 from hessop._equations.flat import bind, variables
 from hessop._equations.primitives import RELABELS
-from hessop._tiles.planes import Cell, Frame, Planes
+from hessop._tiles.planes import Cell, Planes
 from hessop._tiles.points import Points
 from hessop._tiles.rules.elementwise import ENTRYWISE
 from hessop._tiles.rules.table import RULES, Tools
@@ -42,7 +43,6 @@ class Reader:
         self.virtual, self.shared, self.env, self.tools = virtual, shared, env, tools
         self.memo: dict[Any, Planes] = {}
         self.points = Points(self.virtual, self.stored)
-        self.after_select: set[Any] | None = None
 
     # --- whole values ---
 
@@ -73,8 +73,9 @@ class Reader:
     def part(self, v: Any, window: Window, known: Known = _NOTHING) -> Planes:
         """A part of a value, correct wherever the known masks have their known values."""
         if isinstance(v, jex.Literal):
-            return _literal(v, self.tools.frame((), window))
-        if not self.has_select(v):
+            constant = np.asarray(v.val, v.aval.dtype)  # type: ignore[attr-defined]
+            return Planes.tabulate(self.tools.frame((), window), constant.dtype, lambda index: Cell(constant))
+        if v not in self.after_select:
             known = frozenset(k for k in known if v.aval.dtype == np.bool_)
         key = (v, window, known)
         if key not in self.memo:
@@ -120,37 +121,32 @@ class Reader:
         """A selection. If its mask is known, only one case is read; otherwise each case is read knowing the mask."""
         which, *cases = eqn.invars
         mask = self.part(which, windows[0])
-        masks = {self.mask(cell) for cell in mask.table.flat}
-        if len(masks) != 1 or len(cases) != 2 or isinstance(mask.table.flat[0].array, np.ndarray):
-            ins = [mask, *(self.part(v, w) for v, w in zip(cases, windows[1:], strict=True))]
-            return RULES["select_n"].apply(self.tools, eqn, ins, window)
-        ((serial, flipped),) = masks
-        for value in (False, True):
-            if (serial, value != flipped) in known:
-                case = self.part(cases[value], windows[1 + value], known)
-                frame = self.tools.frame(eqn.outvars[0].aval.shape, window)
-                return self.tools.cells.relabel(case, range(len(case.shape)), frame)
-        ins = [
-            self.part(v, w, known | {(serial, bool(k) != flipped)})
-            for k, (v, w) in enumerate(zip(cases, windows[1:], strict=True))
-        ]
+        masks = {self.tools.cells.base_mask(cell.array) for cell in mask.table.flat}
+        learned = [_NOTHING] * len(cases)
+        if len(masks) == 1 and len(cases) == 2 and not isinstance(mask.table.flat[0].array, np.ndarray):
+            ((serial, flipped),) = masks
+            for value in (False, True):
+                if (serial, value != flipped) in known:
+                    case = self.part(cases[value], windows[1 + value], known)
+                    frame = self.tools.frame(eqn.outvars[0].aval.shape, window)
+                    return self.tools.cells.relabel(case, range(len(case.shape)), frame)
+            learned = [known | {(serial, value != flipped)} for value in (False, True)]
+        ins = [self.part(*case) for case in zip(cases, windows[1:], learned, strict=True)]
         return RULES["select_n"].apply(self.tools, eqn, [mask, *ins], window)
-
-    def mask(self, cell: Cell) -> tuple[int, bool]:
-        """The serial number of a mask's plane, and whether the cell is its negation."""
-        return self.tools.cells.base_mask(cell.array)
 
     def decide(self, planes: Planes, known: Known) -> Planes:
         """Replace masks that are known by their values."""
         if planes.dtype != np.bool_:
             return planes
-        table = planes.table.copy()
-        for index in np.ndindex(*table.shape):
-            serial, flipped = self.mask(table[index])
-            for value in (False, True):
-                if (serial, value) in known:
-                    table[index] = Cell(np.full([1] * len(planes.frame.order), value != flipped))
-        return Planes(planes.frame, table, planes.dtype)
+
+        def value(cell: Cell) -> Cell:
+            serial, flipped = self.tools.cells.base_mask(cell.array)
+            for base in (False, True):
+                if (serial, base) in known:
+                    return Cell(np.full([1] * len(planes.frame.order), base != flipped))
+            return cell
+
+        return planes.map(value)
 
     def passed_on(self, known: Known, eqn: Any, v: Any) -> Known:
         """What is known for an input: the same, if its planes correspond to the output's entry by entry; else nothing."""
@@ -163,18 +159,11 @@ class Reader:
         shape = v.aval.shape
         return len(self.tools.frame(shape, whole(len(shape))).order)
 
-    def has_select(self, v: Any) -> bool:
-        """Whether a virtual value depends on a selection."""
-        if self.after_select is None:
-            self.after_select = set()
-            for w, eqn in self.virtual.items():  # in order, not by recursion: chains may be long
-                if eqn.primitive.name == "select_n" or any(u in self.after_select for u in variables(eqn.invars)):
-                    self.after_select.add(w)
-        return not isinstance(v, jex.Literal) and v in self.after_select
-
-
-def _literal(literal: Any, frame: Frame) -> Planes:
-    """A number in the equations, as a constant of the trace."""
-    table = np.empty((), object)
-    table[()] = Cell(np.asarray(literal.val, literal.aval.dtype))
-    return Planes(frame, table, literal.aval.dtype)
+    @functools.cached_property
+    def after_select(self) -> set[Any]:
+        """The virtual values that depend on a selection."""
+        found: set[Any] = set()
+        for v, eqn in self.virtual.items():  # in order, not by recursion: chains may be long
+            if eqn.primitive.name == "select_n" or any(w in found for w in variables(eqn.invars)):
+                found.add(v)
+        return found

@@ -20,8 +20,7 @@ from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, Axes
 from hessop._tiles.rules.moves import MOVES
 from hessop._tiles.rules.table import RULES, Rule
-from hessop._tiles.sharing import shared_values, worth_storing
-from hessop._tiles.windows import Follows
+from hessop._tiles.sharing import shared_values, sums_along_planes, worth_storing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +129,8 @@ class _Planner:
         axes = self.tileable(eqn, rule) if large or reads_virtual else frozenset()
         level = max((self.level[v] for v in variables(eqn.invars)), default=0)
         if large and axes:
-            self.add_virtual(eqn, rule, axes)
-        elif reads_virtual and not large and (places := self.places(eqn, rule, axes)):
+            self.add_virtual(eqn, axes)
+        elif reads_virtual and not large and (places := self.places(eqn, axes)):
             self.reductions.setdefault(level, []).append((eqn, places))
             level += 1  # whoever reads the result waits for the loop
         elif not large and not reads_virtual and _is_alias(eqn, rule):
@@ -142,20 +141,18 @@ class _Planner:
                 self.refused.append((eqn, _reason(eqn, rule)))
         self.level.update(dict.fromkeys(eqn.outvars, level))
 
-    def add_virtual(self, eqn: Any, rule: Rule | None, axes: frozenset[int]) -> None:
+    def add_virtual(self, eqn: Any, axes: frozenset[int]) -> None:
         """Make the output virtual. Axes that follow each other become one class, so that loops share what they read."""
         (out,) = eqn.outvars
         self.virtual[out], self.axes[out] = eqn, axes
-        for v, follows in self.virtual_inputs(eqn, rule):
-            for k, follow in enumerate(follows):
-                if follow is not None:
-                    self.classes.join((v, k), (out, follow.axis))
+        for v, k, axis in self.followed(eqn):
+            self.classes.join((v, k), (out, axis))
 
-    def virtual_inputs(self, eqn: Any, rule: Rule | None) -> Iterator[tuple[Any, Follows]]:
-        """Each virtual input, with what its axes follow."""
-        for v, follows in zip(eqn.invars, rule.follows(eqn) if rule is not None else (), strict=False):
+    def followed(self, eqn: Any) -> Iterator[tuple[Any, int, int]]:
+        """(virtual input, its axis, the output axis that this one follows), for an equation with a rule."""
+        for v, follows in zip(eqn.invars, RULES[eqn.primitive.name].follows(eqn), strict=False):
             if not isinstance(v, jex.Literal) and v in self.virtual:
-                yield v, follows
+                yield from ((v, k, follow.axis) for k, follow in enumerate(follows) if follow is not None)
 
     # --- what should be virtual ---
 
@@ -180,10 +177,8 @@ class _Planner:
         """Whether an equation multiplies a virtual matrix by stored vectors: the result is expensive, and about their size."""
         if eqn.primitive.name != "dot_general" or not any(v in self.virtual for v in variables(eqn.invars)):
             return False
-        (axes, _), _ = eqn.params["dimension_numbers"]
-        long = any(eqn.invars[0].aval.shape[a] > tuning.SHORT_AXIS for a in axes)
         stored = max((v.aval.size for v in variables(eqn.invars) if v not in self.virtual), default=0)
-        return long and eqn.outvars[0].aval.size <= tuning.PRODUCT_ROOM * stored
+        return sums_along_planes(eqn) and eqn.outvars[0].aval.size <= tuning.PRODUCT_ROOM * stored
 
     # --- along which axes ---
 
@@ -191,29 +186,26 @@ class _Planner:
         """The long output axes along which a tile of the output needs just one tile of each virtual input."""
         if rule is None:
             return frozenset()
-        fixed = set(rule.fixed(eqn))
+        fixed, followed = set(rule.fixed(eqn)), list(self.followed(eqn))
+        virtual = [v for v in variables(eqn.invars) if v in self.virtual]
 
         def fits(axis: int) -> bool:
-            for v, follows in self.virtual_inputs(eqn, rule):
-                along = [k for k, follow in enumerate(follows) if follow is not None and follow.axis == axis]
-                if len(along) != 1 or along[0] not in self.axes[v]:
-                    return False
-            return True
+            along = [(v, k) for v, k, a in followed if a == axis]
+            return [v for v, _ in along] == virtual and all(k in self.axes[v] for v, k in along)
 
         shape = eqn.outvars[0].aval.shape
         return frozenset(a for a, n in enumerate(shape) if n > tuning.SHORT_AXIS and a not in fixed and fits(a))
 
-    def places(self, eqn: Any, rule: Rule | None, axes: frozenset[int]) -> dict[Any, Place]:
+    def places(self, eqn: Any, axes: frozenset[int]) -> dict[Any, Place]:
         """Where a reduction can run: ((virtual input, axis), length) -> place. Writing by tiles is preferred to adding up."""
         found: dict[Any, Place] = {}
         sums = list(self.sums(eqn))
         chunks, long = max(sums, key=lambda pair: pair[1], default=((), 0))
         for axis in sorted(axes):
             size = eqn.outvars[0].aval.shape[axis]
-            for v, follows in self.virtual_inputs(eqn, rule):
-                for k, follow in enumerate(follows):
-                    if follow is not None and follow.axis == axis:
-                        found.setdefault(((v, k), size), Place(axis, (), size, chunks, long))
+            for v, k, a in self.followed(eqn):
+                if a == axis:
+                    found.setdefault(((v, k), size), Place(axis, (), size, chunks, long))
         for over, size in sums:
             for v, k in zip(eqn.invars, over, strict=True):
                 if v in self.axes:

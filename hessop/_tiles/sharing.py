@@ -32,7 +32,7 @@ def shared_values(equations: Equations, virtual: Virtual, least_operations: int 
         least_operations: length of the shortest chain that counts as long.
     """
     # A kernel that sums along a plane does nothing else, so XLA computes its operand once anyway.
-    summed = {v for eqn in equations.eqns if _sums_along_planes(eqn) for v in variables(eqn.invars)}
+    summed = {v for eqn in equations.eqns if sums_along_planes(eqn) for v in variables(eqn.invars)}
     chains = _chains(virtual, summed)
     candidates = {
         v
@@ -52,10 +52,8 @@ def _chains(virtual: Virtual, computed_once: Collection[Any]) -> dict[Any, froze
         name = eqn.primitive.name
         inputs = [w for w in variables(eqn.invars) if w in chains and w not in computed_once]
         before = frozenset[Any]().union(*(chains[w] for w in inputs))
-        if name not in _CHEAP:
-            chains[v] = frozenset()
-        else:
-            chains[v] = before if name in MOVES else before | {v}
+        own = frozenset() if name in MOVES else {v}
+        chains[v] = before | own if name in _CHEAP else frozenset()
     return chains
 
 
@@ -85,7 +83,7 @@ def _planes(v: Any) -> int:
 
 
 def worth_storing(equations: Equations, virtual: Virtual, whole: Iterable[Any]) -> frozenset[Any]:
-    """Virtual values to store: the ends of very long chains from which a much larger value is computed that is stored anyway.
+    """Virtual values to store: the ends of very long chains, if a much larger value computed from them is stored anyway.
 
     Args:
         equations: all equations, in order.
@@ -98,10 +96,9 @@ def worth_storing(equations: Equations, virtual: Virtual, whole: Iterable[Any]) 
     # (what is read, elements of the result) of everything that is stored.
     stored = [(variables(eqn.invars), max((v.aval.size for v in eqn.outvars), default=0)) for eqn in whole]
     stored += [([v], v.aval.size) for v in variables(equations.outvars) if v in virtual]
-    found: set[Any] = set()
-    for inputs, size in stored:
-        found |= {v for v in _first_behind(inputs, virtual, shared) if tuning.STORED_ROOM * v.aval.size <= size}
-    return frozenset(found)
+    return frozenset(
+        v for inputs, size in stored for v in _first_behind(inputs, virtual, shared) if tuning.STORED_ROOM * v.aval.size <= size
+    )
 
 
 def _first_behind(values: Iterable[Any], virtual: Virtual, shared: Collection[Any]) -> set[Any]:
@@ -121,7 +118,7 @@ def _first_behind(values: Iterable[Any], virtual: Virtual, shared: Collection[An
     return found
 
 
-def _sums_along_planes(eqn: Any) -> bool:
+def sums_along_planes(eqn: Any) -> bool:
     """Whether an equation sums along a long axis, alone or as part of a product of matrices."""
     if eqn.primitive.name == "dot_general":
         ((axes, _), _) = eqn.params["dimension_numbers"]

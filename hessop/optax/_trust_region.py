@@ -94,8 +94,8 @@ def newton_trust_region(
 
     `update` needs the gradient, params and `value_fn`, and the objective's other arguments by name; `value` and `grad` are used
     if given. The state contains `value` and `grad`, so `optax.value_and_grad_from_state` evaluates nothing twice. A loop that
-    ends when the updates are small, like that of `optimistix.OptaxMinimiser`, takes a refused step for the end: check the
-    gradient instead, or `info.accepted`.
+    ends when the updates are small, like that of `optimistix.OptaxMinimiser`, mistakes a refused step for convergence: check
+    the gradient instead, or `info.accepted`.
 
     Args:
         initial_radius: first radius, in the norm sqrt(p.M^-1 p) of the preconditioner M. By default, the length of the step
@@ -220,7 +220,7 @@ def _step(solution: lx.Solution, model: Model, radius: Array) -> tuple[Any, dict
     """The step, and the statistics of its solve.
 
     If the Hessian is not finite but the gradient is, the model is linear: its minimum lies on the boundary, against the
-    gradient. Not to move would mean never to move again. Without a gradient, the step is zero.
+    gradient. A zero step would be repeated forever. Without a gradient, the step is zero.
     """
     stats, reason, norm = dict(solution.stats), solution.stats["stop_reason"], model.norm
     failed = (reason == StopReason.not_finite) | (reason == StopReason.breakdown)

@@ -26,10 +26,8 @@ _ODD = ODD | {"optimization_barrier"}
 def _elementwise(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
     frame = tools.frame(out_shape(eqn), window)
     aligned = [tools.cells.relabel(p, range(len(p.shape)), frame) for p in ins]
-    table = np.empty(frame.table_shape, object)
-    for index in frame.indices():
-        table[index] = _cell(tools.cells, eqn, [p.table[index] for p in aligned])
-    return Planes(frame, table, eqn.outvars[0].aval.dtype)
+    cell = lambda index: _cell(tools.cells, eqn, [p.table[index] for p in aligned])
+    return Planes.tabulate(frame, eqn.outvars[0].aval.dtype, cell)
 
 
 def _cell(cells: Cells, eqn: Any, ins: list[Cell]) -> Cell:

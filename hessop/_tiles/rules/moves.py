@@ -3,6 +3,7 @@
 Depends on the table of rules. Must never know tiles or loops.
 """
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,60 +17,51 @@ from hessop._tiles.rules.table import RULES, Rule, Tools, along, out_shape, shap
 from hessop._tiles.windows import Follow, Follows, Window
 
 
-def _broadcast_follows(eqn: Any) -> list[Follows]:
-    out, to = out_shape(eqn), eqn.params["broadcast_dimensions"]
-    follows = tuple(Follow(int(a)) if n == out[a] else None for n, a in zip(shape_of(eqn.invars[0]), to, strict=True))
-    return [follows, *(() for _ in eqn.invars[1:])]
+def output_axes(eqn: Any) -> list[int | None] | None:
+    """For each input axis the output axis that it becomes, None if it is dropped; None if that does not describe the equation.
+
+    It describes broadcasts, transpositions, and reshapes that only add and drop axes of length 1, and perhaps transpose the
+    others.
+    """
+    match eqn.primitive.name:
+        case "broadcast_in_dim":
+            return [int(a) for a in eqn.params["broadcast_dimensions"]]
+        case "transpose":
+            permutation = eqn.params["permutation"]
+            return [permutation.index(a) for a in range(len(permutation))]
+        case "reshape" | "squeeze" | "expand_dims" as name:
+            shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
+            # The "dimensions" of a reshape are the order in which it reads its axes; those of a squeeze are the axes that it
+            # drops.
+            order = eqn.params["dimensions"] if name == "reshape" else None
+            old = [a for a in (range(len(shape)) if order is None else order) if shape[a] != 1]
+            new = [a for a, n in enumerate(out) if n != 1]
+            if [shape[a] for a in old] == [out[a] for a in new]:
+                pairs = dict(zip(old, new, strict=True))
+                return [pairs.get(a) for a in range(len(shape))]
+    return None
 
 
-def _broadcast(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    to = [int(a) for a in eqn.params["broadcast_dimensions"]]
-    return tools.cells.relabel(ins[0], to, tools.frame(out_shape(eqn), window))
-
-
-def unit_pairs(eqn: Any) -> dict[int, int] | None:
-    """Input axis -> output axis, if a reshape only adds and drops axes of length 1, and perhaps transposes the others."""
+def _relabel_follows(eqn: Any) -> list[Follows]:
     shape, out = shape_of(eqn.invars[0]), out_shape(eqn)
-    # The "dimensions" of a reshape are the order in which it reads its axes; those of a squeeze are the axes that it drops.
-    order = eqn.params["dimensions"] if eqn.primitive.name == "reshape" else None
-    old = [a for a in (range(len(shape)) if order is None else order) if shape[a] != 1]
-    new = [a for a, n in enumerate(out) if n != 1]
-    return dict(zip(old, new, strict=True)) if [shape[a] for a in old] == [out[a] for a in new] else None
+    to = output_axes(eqn) or [None] * len(shape)
+    return [tuple(Follow(a) if a is not None and out[a] == n else None for a, n in zip(to, shape, strict=True))]
 
 
-def _reshape_follows(eqn: Any) -> list[Follows]:
-    pairs = unit_pairs(eqn) or {}
-    return [tuple(Follow(pairs[a]) if a in pairs else None for a in range(len(shape_of(eqn.invars[0]))))]
+def _relabel_fixed(eqn: Any) -> Collection[int]:
+    return () if output_axes(eqn) is not None else range(len(out_shape(eqn)))
 
 
-def _reshape_fixed(eqn: Any) -> Collection[int]:
-    return () if unit_pairs(eqn) is not None else range(len(out_shape(eqn)))
-
-
-def _reshape(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    pairs = unit_pairs(eqn)
-    if pairs is None:
+def _relabel(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
+    to = output_axes(eqn)
+    if to is None:
         return through(tools, eqn, ins, window)
-    return tools.cells.relabel(ins[0], [pairs.get(a) for a in range(len(ins[0].shape))], tools.frame(out_shape(eqn), window))
-
-
-def _transpose_follows(eqn: Any) -> list[Follows]:
-    permutation = eqn.params["permutation"]
-    return [tuple(Follow(permutation.index(a)) for a in range(len(permutation)))]
-
-
-def _transpose(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    permutation = eqn.params["permutation"]
-    to = [permutation.index(a) for a in range(len(permutation))]
     return tools.cells.relabel(ins[0], to, tools.frame(out_shape(eqn), window))
 
 
 def _slice_follows(eqn: Any) -> list[Follows]:
-    strides = eqn.params["strides"] or (1,) * len(out_shape(eqn))
-    starts = eqn.params["start_indices"]
-    return [
-        tuple(Follow(a, int(s)) if stride == 1 else None for a, (s, stride) in enumerate(zip(starts, strides, strict=True)))
-    ]
+    strided = _strided(eqn)
+    return [tuple(None if a in strided else Follow(a, int(start)) for a, start in enumerate(eqn.params["start_indices"]))]
 
 
 def _strided(eqn: Any) -> tuple[int, ...]:
@@ -85,27 +77,20 @@ def _slice(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Pla
     for a in _strided(eqn):
         start, stop = (int(eqn.params[k][a]) for k in ("start_indices", "limit_indices"))
         stride = int(eqn.params["strides"][a])
-        array = cells.once(("strided", a, start, stop, stride), [array], _stride(array, start, stop, stride, a))
+        make = functools.partial(lax.slice_in_dim, array, start, stop, stride, a)
+        array = cells.once(("strided", a, start, stop, stride), [array], make)
     return cells.split(array, frame)
-
-
-def _stride(array: Array, start: int, stop: int, stride: int, axis: int) -> Callable[[], Array]:
-    return lambda: lax.slice_in_dim(array, start, stop, stride, axis)
 
 
 def _iota(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
     frame, axis, dtype = tools.frame(out_shape(eqn), window), int(eqn.params["dimension"]), eqn.params["dtype"]
-    span = window.spans[axis]
-    first = 0 if span is None else span.start
-    ones = [1] * len(frame.order)
-    table = np.empty(frame.table_shape, object)
-    for index in frame.indices():
-        if axis in frame.short:
-            table[index] = Cell(np.full(ones, first + index[frame.short.index(axis)], dtype))
-        else:
-            key = ("iota", frame.order.index(axis), len(ones), frame.shape[axis], span, str(dtype))
-            table[index] = Cell(tools.cells.once(key, [], lambda: _ramp(tools, frame, axis, span, dtype)))
-    return Planes(frame, table, dtype)
+    span, rank = window.spans[axis], len(frame.order)
+    if axis in frame.short:
+        at, first = frame.short.index(axis), 0 if span is None else span.start
+        return Planes.tabulate(frame, dtype, lambda index: Cell(np.full([1] * rank, first + index[at], dtype)))
+    key = ("iota", frame.order.index(axis), rank, frame.shape[axis], span, str(dtype))
+    ramp = Cell(tools.cells.once(key, [], lambda: _ramp(tools, frame, axis, span, dtype)))
+    return Planes.tabulate(frame, dtype, lambda index: ramp)
 
 
 def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array:
@@ -120,10 +105,7 @@ def _ramp(tools: Tools, frame: Frame, axis: int, span: Any, dtype: Any) -> Array
 # They only move entries, or number them.
 MOVES = VIEWS | {"broadcast_in_dim", "transpose", "slice", "iota"}
 
-RULES["broadcast_in_dim"] = Rule(_broadcast_follows, _broadcast)
-for _name in VIEWS:
-    RULES[_name] = Rule(_reshape_follows, _reshape, _reshape_fixed)
-RULES["transpose"] = Rule(_transpose_follows, _transpose)
+RULES.update(dict.fromkeys((*VIEWS, "broadcast_in_dim", "transpose"), Rule(_relabel_follows, _relabel, _relabel_fixed)))
 RULES["slice"] = Rule(_slice_follows, _slice, _strided)
 RULES["iota"] = Rule(lambda eqn: [], _iota)
 
@@ -154,12 +136,7 @@ def _padded(eqn: Any) -> Collection[int]:
     return [a for a, padding in enumerate(eqn.params["padding_config"]) if tuple(padding) != (0, 0, 0)]
 
 
-def _pad_follows(eqn: Any) -> list[Follows]:
-    """The operand as in `_whole`; the padding value is a scalar."""
-    return [*_whole(_padded).follows(eqn)[:1], ()]
-
-
 RULES.update(dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _whole_along("axis")))
 RULES["rev"] = _whole_along("dimensions")
 RULES["concatenate"] = _whole_along("dimension")
-RULES["pad"] = Rule(_pad_follows, through, _padded)
+RULES["pad"] = _whole(_padded)

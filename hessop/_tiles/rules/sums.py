@@ -3,7 +3,6 @@
 Depends on the table of rules. Must never know tiles or loops.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ def _reduce(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Pl
     return reduced(tools, eqn, ins[0], tools.frame(out_shape(eqn), window))
 
 
+# The operation on two planes. That along an axis of a plane is the function of `jax.lax` with the primitive's name, not
+# jnp.prod and its like: they widen integers, and turn bits into booleans.
 _ACROSS_PLANES = {
     "reduce_sum": lax.add,
     "reduce_prod": lax.mul,
@@ -40,14 +41,6 @@ _ACROSS_PLANES = {
     "reduce_min": lax.min,
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
-}
-# Not jnp.prod and its like: they widen integers, and turn bits into booleans.
-_ALONG_AXIS = {
-    "reduce_prod": lax.reduce_prod,
-    "reduce_max": lax.reduce_max,
-    "reduce_min": lax.reduce_min,
-    "reduce_and": lax.reduce_and,
-    "reduce_or": lax.reduce_or,
 }
 
 
@@ -111,16 +104,16 @@ def _along_plane(tools: Tools, name: str, cell: Cell, axis: int, size: int) -> C
 
     def make() -> Any:
         array = jnp.asarray(plane)
-        if array.shape[axis] == size:
-            return _sum(tools, array, axis) if name == "reduce_sum" else _ALONG_AXIS[name](array, axes=(axis,))
+        full = array.shape[axis] == size
+        if name == "reduce_sum" and full:
+            return _sum(tools, array, axis)
         if name == "reduce_sum":
             # Converted, so that `size` wraps in a small integer type, as the sum would.
             return lax.squeeze(array, (axis,)) * lax.convert_element_type(np.int32(size), array.dtype)
-        if name == "reduce_prod":
-            return _ALONG_AXIS[name](
-                jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)]), axes=(axis,)
-            )
-        return lax.squeeze(array, (axis,))
+        if not full and name != "reduce_prod":
+            return lax.squeeze(array, (axis,))
+        array = jnp.broadcast_to(array, [size if k == axis else n for k, n in enumerate(array.shape)])
+        return getattr(lax, name)(array, axes=(axis,))
 
     return Cell(tools.cells.once((name, axis, size), [plane], make), negative)
 
@@ -180,62 +173,48 @@ RULES.update({name: Rule(_reduce_follows, through) for name in ("argmax", "argmi
 # --- products ---
 
 
-@dataclasses.dataclass(frozen=True)
-class Dot:
-    """The axes of a dot_general, numbered (*output axes, *summed axes).
-
-    Attributes:
-        to: for each operand, the number of each of its axes.
-        summed: lengths of the summed axes.
-    """
-
-    to: tuple[tuple[int, ...], tuple[int, ...]]
-    summed: tuple[int, ...]
-
-
-def dot_axes(eqn: Any) -> Dot:
-    """The axes of a dot_general, from its dimension numbers."""
+def _dot_axes(eqn: Any) -> list[tuple[int, ...]]:
+    """For each operand of a dot_general, the number of each of its axes, counting (*output axes, *summed axes)."""
     (contract, batch), rank = eqn.params["dimension_numbers"], len(out_shape(eqn))
     free = iter(range(len(batch[0]), rank))
-    places: list[tuple[int, ...]] = []
-    for side in (0, 1):
-        place = {int(a): k for k, a in enumerate(batch[side])}
-        place.update({int(a): rank + k for k, a in enumerate(contract[side])})
-        places.append(tuple(place[a] if a in place else next(free) for a in range(len(shape_of(eqn.invars[side])))))
-    lengths = tuple(shape_of(eqn.invars[0])[int(a)] for a in contract[0])
-    return Dot((places[0], places[1]), lengths)
+    places = []
+    for v, batched, summed in zip(eqn.invars, batch, contract, strict=True):
+        place = {int(a): k for k, a in enumerate(batched)} | {int(a): rank + k for k, a in enumerate(summed)}
+        places.append(tuple(place[a] if a in place else next(free) for a in range(len(shape_of(v)))))
+    return places
 
 
 def _dot_follows(eqn: Any) -> list[Follows]:
     rank = len(out_shape(eqn))
-    return [tuple(Follow(a) if a < rank else None for a in to) for to in dot_axes(eqn).to]
+    return [tuple(Follow(a) if a < rank else None for a in to) for to in _dot_axes(eqn)]
 
 
 def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
     """A sum over the summed short axes of products of two planes: elementwise, or of matrices if a long axis is summed."""
-    frame, axes, cells = tools.frame(out_shape(eqn), window), dot_axes(eqn), tools.cells
-    rank = len(frame.shape)
-    summed = range(rank, rank + len(axes.summed))
-    short = tuple(a for a, n in zip(summed, axes.summed, strict=True) if n <= tools.short_axis)
-    long = tuple(a for a in summed if a not in short)
-    wide = Frame((*frame.shape, *axes.summed), (*frame.short, *short), (*frame.order, *long))
+    frame, cells, ((summed, _), _) = tools.frame(out_shape(eqn), window), tools.cells, eqn.params["dimension_numbers"]
+    lengths = [shape_of(eqn.invars[0])[a] for a in summed]
+    numbered = list(enumerate(lengths, len(frame.shape)))
+    short = tuple(a for a, n in numbered if n <= tools.short_axis)
+    long = tuple(a for a, n in numbered if n > tools.short_axis)
+    wide = Frame((*frame.shape, *lengths), (*frame.short, *short), (*frame.order, *long))
     same = all(p.dtype == eqn.outvars[0].aval.dtype for p in ins)
     if not (same and frame.order and math.prod(wide.table_shape) <= tuning.MOST_PRODUCTS):
         return through(tools, eqn, ins, window)
-    left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, axes.to, strict=True))
+    left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, _dot_axes(eqn), strict=True))
     multiply = cells.times if not long else functools.partial(_matrix_product, cells, eqn, wide.plane_shape, len(long))
-    table = np.empty(frame.table_shape, object)
-    for index in frame.indices():
+
+    def cell(index: tuple[int, ...]) -> Cell:
         sums = [(*index, *inner) for inner in np.ndindex(*wide.table_shape[len(index) :])]
-        table[index] = functools.reduce(cells.plus, [multiply(left.table[k], right.table[k]) for k in sums])
-    return Planes(frame, table, eqn.outvars[0].aval.dtype)
+        return functools.reduce(cells.plus, [multiply(left.table[k], right.table[k]) for k in sums])
+
+    return Planes.tabulate(frame, eqn.outvars[0].aval.dtype, cell)
 
 
 def _matrix_product(cells: Cells, eqn: Any, sizes: tuple[int, ...], count: int, a: Cell, b: Cell) -> Cell:
     """The product of two planes with axes of lengths `sizes`, summed over the last `count` of them."""
-    precision = eqn.params["precision"]
-    make = lambda: _dot_of_planes(a.array, b.array, sizes, count, precision)
-    return Cell(cells.once(("dot", sizes, count, str(precision)), [a.array, b.array], make), a.negative != b.negative)
+    key = ("dot", sizes, count, str(eqn.params["precision"]))
+    make = lambda: _dot_of_planes(a.array, b.array, sizes, count, eqn.params["precision"])
+    return Cell(cells.once(key, [a.array, b.array], make), a.negative != b.negative)
 
 
 def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision: Any) -> Array:
@@ -250,15 +229,14 @@ def _dot_of_planes(a: Any, b: Any, sizes: tuple[int, ...], count: int, precision
     for k in free:
         held = [x.shape[k] != 1 for x in whole]
         groups[0 if all(held) else 2 if held[1] else 1].append(k)
-    lacks = (groups[2], groups[1])
+    batch, *lacks = groups[0], groups[2], groups[1]
     left, right = (lax.squeeze(x, lack) for x, lack in zip(whole, lacks, strict=True))
-    at = lambda lack, axes: tuple(k - sum(gone < k for gone in lack) for k in axes)
-    batch = groups[0]
-    dims = ((at(lacks[0], summed), at(lacks[1], summed)), (at(lacks[0], batch), at(lacks[1], batch)))
+    at = lambda axes: tuple(tuple(k - sum(gone < k for gone in lack) for k in axes) for lack in lacks)
+    dims: Any = (at(summed), at(batch))
     made = lax.dot_general(left, right, dims, precision=precision, preferred_element_type=left.dtype)
     order = [k for group in groups for k in group]
     back = [order.index(k) for k in free]
-    return made if back == sorted(back) else lax.transpose(made, back)
+    return lax.transpose(made, back)
 
 
 RULES["dot_general"] = Rule(_dot_follows, _dot)

@@ -47,13 +47,14 @@ class Tools:
         if self.seed is None or not jnp.issubdtype(planes.dtype, jnp.floating):
             return planes
         one = self.cells.once(("one", str(planes.dtype)), [self.seed], lambda: unknown_one(self.seed, planes.dtype))
-        table = np.empty(planes.table.shape, object)
-        for index in np.ndindex(*table.shape):
-            array, negative = planes.table[index]
-            if not isinstance(array, np.ndarray):
-                array = self.cells.once("compute once", [array, one], lambda a=array: computed_once(a, one))
-            table[index] = Cell(array, negative)
-        return dataclasses.replace(planes, table=table)
+
+        def change(cell: Cell) -> Cell:
+            array, negative = cell
+            if isinstance(array, np.ndarray):
+                return cell
+            return Cell(self.cells.once("compute once", [array, one], lambda: computed_once(array, one)), negative)
+
+        return planes.map(change)
 
 
 Apply = Callable[[Tools, Any, Sequence[Planes], Window], Planes]
