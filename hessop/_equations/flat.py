@@ -44,7 +44,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def opened(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
+def _equations_of(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
     """A closed jaxpr as equations, and its constants, which are the first inputs."""
     jaxpr, consts = open_jaxpr(closed)
     return Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
@@ -92,7 +92,7 @@ def evaluate(
             if ran is not None:
                 ran.append((eqn.primitive, origin.source_info))
             return bind(eqn, inputs)
-        inlined, consts = opened(inner)
+        inlined, consts = _equations_of(inner)
         held = consts if constants is None else [next(constants) for _ in consts]
         return evaluate(inlined, [*held, *inputs], inline=inline, constants=constants, ran=ran, caller=origin)
 
@@ -121,7 +121,7 @@ def constants_as_inputs(closed: Any) -> Any:
     every = _captured(closed)
     if not every:
         return closed
-    equations, consts = opened(closed)
+    equations, consts = _equations_of(closed)
     own, count = len(consts), len(every)
 
     def run(*values: Any) -> list[Any]:
@@ -137,7 +137,7 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
 
     Calls are inlined by tracing, so that each use of a shared inner jaxpr gets variables of its own.
     """
-    equations, consts = opened(closed)
+    equations, consts = _equations_of(closed)
     if all(call_jaxpr(eqn) is None for eqn in equations.eqns):
         return equations, consts
     flat, inner_consts = _inlined(equations, call_jaxpr)
@@ -151,7 +151,7 @@ def _inlined(equations: Equations, inline: Callable[[Any], Any | None]) -> tuple
     def run(*values: Any) -> list[Any]:
         return evaluate(equations, values, inline=inline, ran=ran)
 
-    flat, consts = opened(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
+    flat, consts = _equations_of(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
     return dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran)), consts
 
 
