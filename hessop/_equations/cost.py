@@ -34,11 +34,8 @@ class Cost:
         return self.compile + calls * self.run
 
     def __str__(self) -> str:
-        return f"{self.compile:.2g} s to compile and {_seconds_text(self.run)} a call"
-
-
-def _seconds_text(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1e3 * seconds:.2g} ms"
+        run = f"{self.run:.2g} s" if self.run >= 1 else f"{1e3 * self.run:.2g} ms"
+        return f"{self.compile:.2g} s to compile and {run} a call"
 
 
 def cost(eqns: Iterable[Any], work: float, *, tiled: bool = False) -> Cost:
@@ -69,7 +66,7 @@ def _most_extra_seconds(other: Cost, saved: float) -> float:
 
 
 def results_worth(other: Cost, calls: float) -> int | None:
-    """How many results the structure engine may make before terms clearly cannot pay; None for no limit."""
+    """How many results the structure engine may make before terms clearly cannot pay off; None for no limit."""
     if math.isinf(calls):
         return None
     saved = calls * other.run

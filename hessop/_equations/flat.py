@@ -25,7 +25,7 @@ _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 @dataclasses.dataclass(frozen=True)
 class Equations:
-    """A jaxpr without constants and calls: `eqns`, in order, compute `outvars` from `invars`."""
+    """A jaxpr without constants: `eqns`, in order, compute `outvars` from `invars`. They are flat if none is a call."""
 
     invars: tuple[Any, ...]
     eqns: tuple[Any, ...]
@@ -44,6 +44,12 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
+def _equations_of(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
+    """A closed jaxpr as equations, and its constants, which are the first inputs."""
+    jaxpr, consts = open_jaxpr(closed)
+    return Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
+
+
 def variables(atoms: Iterable[Any]) -> list[Any]:
     """The variables among atoms, which may also be literals: inputs of an equation or outputs of a jaxpr."""
     return [v for v in atoms if not isinstance(v, jex.Literal)]
@@ -58,15 +64,8 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def evaluate(equations: Equations, values: Sequence[Any]) -> list[Any]:
-    """Run flat equations on values or tracers."""
-    return _run(equations.invars, equations.eqns, equations.outvars, values)
-
-
-def _run(
-    invars: Any,
-    eqns: Any,
-    outvars: Any,
+def evaluate(
+    equations: Equations,
     values: Sequence[Any],
     *,
     inline: Callable[[Any], Any | None] = lambda eqn: None,
@@ -77,14 +76,12 @@ def _run(
     """The outputs of equations.
 
     Args:
-        invars: the variables that `values` belong to.
-        eqns: the equations.
-        outvars: what is returned.
-        values: arrays or tracers.
+        equations: what to run.
+        values: arrays or tracers, one for each of `equations.invars`.
         inline: equation -> the jaxpr to run in its place; None to run the equation.
         constants: replaces the constants of the inlined jaxprs, in order; by default their own are used.
         ran: a list to which the primitive and the source of each equation that runs are appended.
-        caller: the call that is being inlined, whose source stands in for one without a line of the user's.
+        caller: the call that is being inlined. Its source is used for an equation whose own has no line of the user's code.
     """
 
     def step(eqn: Any, inputs: list[Any]) -> list[Any]:
@@ -95,52 +92,44 @@ def _run(
             if ran is not None:
                 ran.append((eqn.primitive, origin.source_info))
             return bind(eqn, inputs)
-        jaxpr, consts = open_jaxpr(inner)
+        inlined, consts = _equations_of(inner)
         held = consts if constants is None else [next(constants) for _ in consts]
-        own = (*jaxpr.constvars, *jaxpr.invars)
-        options = {"inline": inline, "constants": constants, "ran": ran, "caller": origin}
-        return _run(own, jaxpr.eqns, jaxpr.outvars, [*held, *inputs], **options)
+        return evaluate(inlined, [*held, *inputs], inline=inline, constants=constants, ran=ran, caller=origin)
 
-    return interpret(invars, eqns, outvars, values, step)
+    return interpret(equations.invars, equations.eqns, equations.outvars, values, step)
 
 
 def _with_constants(eqn: Any) -> Any | None:
     """The jaxpr of a call that captured arrays, itself or in a call inside it."""
     inner = call_jaxpr(eqn)
-    return inner if inner is not None and _constants_of(inner) else None
+    return inner if inner is not None and _captured(inner) else None
 
 
-def _constants_of(closed: Any) -> list[Any]:
-    """The arrays that a jaxpr and the calls inside it captured, in the order in which `_run` asks for them."""
+def _captured(closed: Any) -> list[Any]:
+    """The arrays that a jaxpr and the calls inside it captured, in the order in which `evaluate` asks for them."""
     jaxpr, consts = open_jaxpr(closed)
     found = list(consts)
     for eqn in jaxpr.eqns:
         inner = call_jaxpr(eqn)
         if inner is not None:
-            found += _constants_of(inner)
+            found += _captured(inner)
     return found
 
 
 def constants_as_inputs(closed: Any) -> Any:
-    """The same jaxpr with the arrays that it and the calls inside it captured as its first inputs; `captured` gives them."""
-    jaxpr, consts = open_jaxpr(closed)
-    every = captured(closed)
+    """The same jaxpr with the arrays that it and the calls inside it captured as its first inputs."""
+    every = _captured(closed)
     if not every:
         return closed
-    kept = [shape_of(v.aval) for v in jaxpr.constvars] + [shape_of(jax.typeof(c)) for c in every[len(consts) :]]
+    equations, consts = _equations_of(closed)
+    own, count = len(consts), len(every)
 
     def run(*values: Any) -> list[Any]:
-        held, inputs = values[: len(every)], values[len(every) :]
-        own, others = held[: len(consts)], iter(held[len(consts) :])
-        invars = (*jaxpr.constvars, *jaxpr.invars)
-        return _run(invars, jaxpr.eqns, jaxpr.outvars, [*own, *inputs], inline=_with_constants, constants=others)
+        inputs, others = (*values[:own], *values[count:]), iter(values[own:count])
+        return evaluate(equations, inputs, inline=_with_constants, constants=others)
 
-    return jax.make_jaxpr(run)(*kept, *[shape_of(v.aval) for v in jaxpr.invars])
-
-
-def captured(closed: Any) -> tuple[Any, ...]:
-    """The arrays that a traced function captured, in the order of `constants_as_inputs`."""
-    return tuple(_constants_of(closed))
+    avals = [v.aval for v in equations.invars]
+    return jax.make_jaxpr(run)(*map(shape_of, [*avals[:own], *map(jax.typeof, every[own:]), *avals[own:]]))
 
 
 def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
@@ -148,23 +137,26 @@ def flatten_jaxpr(closed: Any) -> tuple[Equations, tuple[Any, ...]]:
 
     Calls are inlined by tracing, so that each use of a shared inner jaxpr gets variables of its own.
     """
-    jaxpr, consts = open_jaxpr(closed)
-    invars = (*jaxpr.constvars, *jaxpr.invars)
-    if all(call_jaxpr(eqn) is None for eqn in jaxpr.eqns):
-        return Equations(invars, tuple(jaxpr.eqns), tuple(jaxpr.outvars)), tuple(consts)
+    equations, consts = _equations_of(closed)
+    if all(call_jaxpr(eqn) is None for eqn in equations.eqns):
+        return equations, consts
+    flat, inner_consts = _inlined(equations, call_jaxpr)
+    return flat, (*inner_consts, *consts)
+
+
+def _inlined(equations: Equations, inline: Callable[[Any], Any | None]) -> tuple[Equations, Sequence[Any]]:
+    """The equations retraced, with those that `inline` has a jaxpr for inlined; the constants of these are the first inputs."""
     ran: list[tuple[Any, Any]] = []
-    traced = jax.make_jaxpr(lambda *v: _run(invars, jaxpr.eqns, jaxpr.outvars, v, inline=call_jaxpr, ran=ran))(
-        *[shape_of(v.aval) for v in invars]
-    )
-    flat, inner_consts = open_jaxpr(traced)  # the constants of inlined jaxprs
-    return (
-        Equations((*flat.constvars, *flat.invars), _with_sources(flat.eqns, ran), tuple(flat.outvars)),
-        (*inner_consts, *consts),
-    )
+
+    def run(*values: Any) -> list[Any]:
+        return evaluate(equations, values, inline=inline, ran=ran)
+
+    flat, consts = _equations_of(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
+    return dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran)), consts
 
 
 def _with_sources(eqns: Sequence[Any], ran: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
-    """Retraced equations with the source of the original ones: tracing records the line that it runs at, which is hessop's."""
+    """Retraced equations with the source of the original ones, in place of the lines of hessop that retraced them."""
     if [eqn.primitive for eqn in eqns] != [primitive for primitive, _ in ran]:
         return tuple(eqns)
     return tuple(eqn.replace(source_info=info) for eqn, (_, info) in zip(eqns, ran, strict=True))
@@ -179,17 +171,9 @@ def inline_rules(equations: Equations) -> Equations:
     """The same equations with custom derivative rules inlined, for evaluation only: never differentiate the result."""
     if not any(eqn.primitive.name in RULED for eqn in equations.eqns):
         return equations
-
-    ran: list[tuple[Any, Any]] = []
-
-    def run(*values: Any) -> list[Any]:
-        return _run(equations.invars, equations.eqns, equations.outvars, values, inline=_plain, ran=ran)
-
-    flat, consts = flatten_jaxpr(jax.make_jaxpr(run)(*[shape_of(v.aval) for v in equations.invars]))
+    flat, consts = _inlined(equations, _plain)
     assert not consts
-    flat = dataclasses.replace(flat, eqns=_with_sources(flat.eqns, ran))
-    kept = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
-    return inline_rules(kept)
+    return Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
 
 
 def shape_of(value: Any) -> jax.ShapeDtypeStruct:
@@ -243,16 +227,12 @@ def _meaning(eqn: Any) -> Hashable:
     """
     if eqn.effects or eqn.primitive.name in NEVER_EQUAL:
         return id(eqn)
-    inputs = [_literal(v) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
+    inputs = [(v.aval, np.asarray(v.val).tobytes()) if isinstance(v, jex.Literal) else id(v) for v in eqn.invars]
     if eqn.primitive.name in COMMUTATIVE:
         inputs.sort(key=hash)
     # The variable of an unused output has another type. It must not replace a variable that is read.
     outputs = tuple((type(v), v.aval) for v in eqn.outvars)
     return eqn.primitive, _exact(eqn.params), eqn.ctx, tuple(inputs), outputs
-
-
-def _literal(v: Any) -> Hashable:
-    return v.aval, np.asarray(v.val).tobytes()
 
 
 def _exact(value: Any) -> Hashable:

@@ -1,18 +1,14 @@
 """The loop over equations: callers say what one equation does to its inputs.
 
-The tiles engine alone does not use it: it pulls values backwards from where they are read. Depends on JAX. Must never know what
-an equation means.
+Only the tiles engine has a loop of its own, because it evaluates backwards, from where a value is read. Depends on JAX. Must
+never know what an equation means.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax.extend import core as jex
-
-
-def literal_value(literal: Any) -> Any:
-    """The number in a literal."""
-    return literal.val
 
 
 def interpret(
@@ -21,7 +17,7 @@ def interpret(
     outvars: Sequence[Any],
     values: Sequence[Any],
     step: Callable[[Any, list[Any]], Sequence[Any]],
-    literal: Callable[[Any], Any] = literal_value,
+    literal: Callable[[Any], Any] = operator.attrgetter("val"),
 ) -> list[Any]:
     """Run equations in order.
 
@@ -31,7 +27,7 @@ def interpret(
         outvars: variables or literals whose values are returned.
         values: a value for each of `invars`: an array, a tracer, or anything else that `step` takes.
         step: (equation, values of its inputs) -> values of its outputs.
-        literal: literal -> its value.
+        literal: literal -> its value, by default the number in it.
 
     Returns:
         The values of `outvars`.

@@ -31,10 +31,8 @@ VIEWS = _names("reshape squeeze expand_dims")
 RELABELS = VIEWS | _names("broadcast_in_dim transpose tile")
 # The operand, perhaps in another buffer or on other devices. (`pvary` exists in some versions of JAX only.)
 IDENTITIES = _names("copy copy_p optimization_barrier sharding_constraint device_put pvary")
-# Some entries, in some order, of one operand or several. XLA makes such a copy inside of the kernel that reads it.
-COPIES = VIEWS | _names("broadcast_in_dim transpose slice iota rev concatenate pad copy copy_p")
-# What adds no kernel and next to nothing to compile: copies, and the conversion, which is one instruction of its reader.
-WITHOUT_KERNEL = COPIES | _names("convert_element_type")
+# Adds no kernel and next to nothing to compile: XLA copies or converts entries inside the kernel that reads them.
+WITHOUT_KERNEL = VIEWS | _names("broadcast_in_dim transpose slice iota rev concatenate pad copy copy_p convert_element_type")
 # Each entry of the result is an entry of the first operand: if all of those are one number, so is the result.
 PICKS = RELABELS | _names(
     """

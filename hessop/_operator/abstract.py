@@ -13,22 +13,20 @@ import jax.numpy as jnp
 import lineax as lx
 from jax import Array
 
-from hessop._base.annotations import Chunk, Memory, RouteName
+from hessop._base.annotations import Chunk, Memory
 from hessop._base.arguments import alike, check_vector
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
-from hessop._operator.arguments import block_sizes, check_chunk, check_index, default_blocks
+from hessop._operator.arguments import block_sizes, check_chunk, default_blocks
 from hessop._operator.lineax import copied, matrix_operator
 from hessop._operator.method import method
 from hessop._operator.sparse import AbstractSparse
 from hessop._program.finite import warn
 from hessop._program.point import Point, shifted, shifted_product
-from hessop._program.program import AbstractProgram
 from hessop._routes.choose_products import choose_products
 from hessop._routes.decision import Request
 from hessop._routes.entries import device_of, entries
-from hessop._routes.rows import some_rows
 from hessop._routes.tiles import recomputed_product
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
 
@@ -41,12 +39,8 @@ _NOT_A_MATRIX = (
 class AbstractHessian(AbstractSparse):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
-    program: eqx.AbstractVar[AbstractProgram]
     shift: eqx.AbstractVar[Array | None]
     tags: eqx.AbstractVar[frozenset[object]]
-    memory: eqx.AbstractVar[int | None]
-    route: eqx.AbstractVar[RouteName]
-    calls: eqx.AbstractVar[float]
 
     # Equinox intercepts attribute access to turn methods into pytrees; ours are pytrees already.
     __getattribute__ = object.__getattribute__
@@ -229,33 +223,6 @@ class AbstractHessian(AbstractSparse):
             MemoryBudgetError: it does not fit; raised before anything is computed.
         """
         return self._entries(DIAGONAL, "sum", chunk, memory)
-
-    @method
-    def rows(self, which: Any, *, memory: Memory = None) -> Array:
-        """Some rows of the matrix.
-
-        Args:
-            which: integers [k], from 0 to n - 1 in ravel order; may be traced.
-            memory: budget in bytes, or text like "4GB".
-
-        Returns:
-            An array [k, n].
-
-        Raises:
-            TypeError, ValueError: `which` is not an integer array [k], or out of bounds.
-            MemoryBudgetError: it does not fit; raised before anything is computed.
-
-        Examples:
-            >>> import jax.numpy as jnp, hessop
-            >>> H = hessop.HessianOperator(lambda x: jnp.sum(x[1:] * x[:-1] ** 2), jnp.arange(3.0))
-            >>> print(H.rows([2, 0]))
-            [[0. 2. 0.]
-             [2. 0. 0.]]
-        """
-        which = check_index(which, self.program.layout.n, "which")
-        self._check_symmetry()
-        budget = self.memory if memory is None else parse_memory(memory)
-        return some_rows(self._point(), which, Request(MATRIX, self.route, memory=budget, calls=self.calls))
 
     # --- called by lineax's functions ---
 

@@ -5,21 +5,33 @@ Depends on the sparse route. Must never know how a program is found, or how a pa
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import Array
 from jax.experimental import sparse as jsparse
 
-from hessop._operator.arguments import check_places
+from hessop._base.annotations import Memory, RouteName
+from hessop._base.bytes import parse_memory
+from hessop._operator.arguments import check_index, check_places
 from hessop._operator.method import method
 from hessop._program.point import Point
+from hessop._program.program import AbstractProgram
 from hessop._routes import sparse
+from hessop._routes.decision import Request
+from hessop._routes.rows import some_rows
+from hessop._routes.wanted import MATRIX
 from hessop._structure.pattern import Pattern
 
 
 class AbstractSparse(lx.AbstractLinearOperator):
     """An operator whose structural nonzeros are known."""
+
+    program: eqx.AbstractVar[AbstractProgram]
+    memory: eqx.AbstractVar[int | None]
+    route: eqx.AbstractVar[RouteName]
+    calls: eqx.AbstractVar[float]
 
     @method
     def pattern(self, *, lower: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +83,33 @@ class AbstractSparse(lx.AbstractLinearOperator):
         rows, columns = check_places(rows, columns, self.program.layout.n)
         self._check_symmetry()
         return sparse.entries_at(self._point(), rows, columns, self.memory)
+
+    @method
+    def rows(self, which: Any, *, memory: Memory = None) -> Array:
+        """Some rows of the matrix.
+
+        Args:
+            which: integers [k], from 0 to n - 1 in ravel order; may be traced.
+            memory: budget in bytes, or text like "4GB".
+
+        Returns:
+            An array [k, n].
+
+        Raises:
+            TypeError, ValueError: `which` is not an integer array [k], or out of bounds.
+            MemoryBudgetError: it does not fit; raised before anything is computed.
+
+        Examples:
+            >>> import jax.numpy as jnp, hessop
+            >>> H = hessop.HessianOperator(lambda x: jnp.sum(x[1:] * x[:-1] ** 2), jnp.arange(3.0))
+            >>> print(H.rows([2, 0]))
+            [[0. 2. 0.]
+             [2. 0. 0.]]
+        """
+        which = check_index(which, self.program.layout.n, "which")
+        self._check_symmetry()
+        budget = self.memory if memory is None else parse_memory(memory)
+        return some_rows(self._point(), which, Request(MATRIX, self.route, memory=budget, calls=self.calls))
 
     @method
     def to_bcoo(self, *, sum_duplicates: bool = True) -> jsparse.BCOO:

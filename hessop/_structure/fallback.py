@@ -15,22 +15,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._equations.flat import bind
-from hessop._structure.algebra.assemble import assemble
-from hessop._structure.algebra.factors import Algebra, whole
+from hessop._structure.algebra.assemble import assemble, dense_term
+from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.merge import merge
 from hessop._structure.algebra.moves import restrict
-from hessop._structure.algebra.terms import (
-    Factor,
-    Id,
-    Lookup,
-    Product,
-    Tangent,
-    Term,
-    along,
-    expr,
-    flattened,
-)
+from hessop._structure.algebra.terms import Factor, Id, Lookup, Tangent, Term, along, flattened
 
 
 def densified(
@@ -49,11 +39,10 @@ def densified(
         A tangent for each output. An array for an output that is not floating-point, and so cannot be linear in x.
     """
     tangents = [v for v in ins if isinstance(v, Tangent)]
-    leaves = sorted({t.leaf for v in tangents for t in v.terms})
-    sizes = [math.prod(shapes[k]) for k in leaves]
-    if not leaves:
+    sizes = {leaf: math.prod(shapes[leaf]) for leaf in sorted({t.leaf for v in tangents for t in v.terms})}
+    if not sizes:
         zeros = [jnp.zeros(v.shape, v.dtype) if isinstance(v, Tangent) else v for v in ins]
-        return [_zero(y) if _floating(y) else y for y in bind(eqn, zeros)]
+        return [Tangent((), y.shape, y.dtype) if _floating(y) else y for y in bind(eqn, zeros)]
 
     def run(rows: Sequence[Array]) -> list[Array]:
         """Dense tangents [rows, *shape] -> outputs [rows, *shape]."""
@@ -67,21 +56,17 @@ def densified(
         except NotImplementedError:  # a primitive without a batching rule
             return lax.map(lambda row: one(*row), tuple(rows))
 
-    total = sum(sizes)
+    total = sum(sizes.values())
     chunk = _chunk(eqn, tangents, total, limit_bytes)
     if chunk == total:
-        outputs = run([_all_rows(algebra, v, leaves, sizes) for v in tangents])
+        outputs = run([_all_rows(algebra, v, sizes) for v in tangents])
     else:
-        outputs = _in_chunks(tangents, leaves, sizes, chunk, run)
-    return [_structured(y, leaves, sizes, shapes) if _floating(y) else y[0] for y in outputs]
+        outputs = _in_chunks(tangents, sizes, chunk, run)
+    return [_structured(y, sizes, shapes) if _floating(y) else y[0] for y in outputs]
 
 
 def _floating(y: Array) -> bool:
     return jnp.issubdtype(y.dtype, jnp.inexact)
-
-
-def _zero(y: Array) -> Tangent:
-    return Tangent((), y.shape, y.dtype)
 
 
 def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit_bytes: int | None) -> int:
@@ -91,25 +76,25 @@ def _chunk(eqn: Any, tangents: Sequence[Tangent], total: int, limit_bytes: int |
     return total if limit_bytes is None or row * total <= limit_bytes else max(1, limit_bytes // max(row, 1))
 
 
-def _all_rows(algebra: Algebra, v: Tangent, leaves: Sequence[int], sizes: Sequence[int]) -> Array:
-    """A tangent as a dense array [rows, *shape]."""
+def _all_rows(algebra: Algebra, v: Tangent, sizes: dict[int, int]) -> Array:
+    """A tangent as a dense array [rows, *shape]; `sizes` are those of the leaves of x that it depends on, by number."""
     rows = []
-    for leaf, size in zip(leaves, sizes, strict=True):
+    for leaf, size in sizes.items():
         terms = [t.with_axes((t.axes[-1], *t.axes[:-1])) for t in v.terms if t.leaf == leaf]
         rows.append(assemble(algebra, terms, (size, *v.shape), v.dtype))
     return jnp.concatenate(rows)
 
 
-def _some_rows(v: Tangent, leaves: Sequence[int], sizes: Sequence[int], rows: Array) -> Array:
+def _some_rows(v: Tangent, sizes: dict[int, int], rows: Array) -> Array:
     """Some rows of a tangent as a dense array, at traced row numbers."""
     algebra = Algebra(eager_elements=0)  # not that of the propagation: its results must not leave the loop
     row = Id(rows.size)
     terms = []
     offset = 0
-    for leaf, size in zip(leaves, sizes, strict=True):
+    for leaf, size in sizes.items():
         local = rows - offset
         inside = Factor((local >= 0) & (local < size), (row,))
-        at = expr(0, [(Lookup(jnp.clip(local, 0, size - 1), (row,), size), 1)])
+        at = along(Lookup(jnp.clip(local, 0, size - 1), (row,), size))
         for term in v.terms:
             if term.leaf == leaf:
                 found = restrict(algebra, term, len(v.shape), at)
@@ -120,33 +105,29 @@ def _some_rows(v: Tangent, leaves: Sequence[int], sizes: Sequence[int], rows: Ar
 
 
 def _in_chunks(
-    tangents: Sequence[Tangent],
-    leaves: Sequence[int],
-    sizes: Sequence[int],
-    chunk: int,
-    run: Callable[[Sequence[Array]], list[Array]],
+    tangents: Sequence[Tangent], sizes: dict[int, int], chunk: int, run: Callable[[Sequence[Array]], list[Array]]
 ) -> list[Array]:
     """`run` on chunks of rows. The last chunk overlaps the one before it, so that all have the same length."""
-    total = sum(sizes)
+    total = sum(sizes.values())
     count = -(-total // chunk)
 
     def step(number: Array) -> list[Array]:
         rows = jnp.minimum(number * chunk, total - chunk) + lax.iota(jnp.int32, chunk)
-        return run([_some_rows(v, leaves, sizes, rows) for v in tangents])
+        return run([_some_rows(v, sizes, rows) for v in tangents])
 
     outputs = lax.map(step, lax.iota(jnp.int32, count))
     rest = total - chunk * (count - 1)  # rows that only the last chunk has
     return [jnp.concatenate([y[:-1].reshape(-1, *y.shape[2:]), y[-1, chunk - rest :]]) for y in outputs]
 
 
-def _structured(y: Array, leaves: Sequence[int], sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Tangent:
+def _structured(y: Array, sizes: dict[int, int], shapes: Sequence[tuple[int, ...]]) -> Tangent:
     """Dense rows [rows, *shape] as one term for each leaf of x."""
     terms = []
     offset = 0
-    for leaf, size in zip(leaves, sizes, strict=True):
+    for leaf, size in sizes.items():
         shape = shapes[leaf]
-        exprs, factor = whole(lax.slice_in_dim(y, offset, offset + size), (*shape, *y.shape[1:]))
-        rows, axes = exprs[: len(shape)], exprs[len(shape) :]
-        terms.append(Term((*axes, flattened(rows, shape)), (Product(1.0, (factor,)),), leaf, y.dtype))
+        term = dense_term(lax.slice_in_dim(y, offset, offset + size), (*shape, *y.shape[1:]), leaf)
+        rows, axes = term.axes[: len(shape)], term.axes[len(shape) :]
+        terms.append(term.with_axes((*axes, flattened(rows, shape))))
         offset += size
     return Tangent(tuple(terms), y.shape[1:], y.dtype)

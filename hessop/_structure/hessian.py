@@ -23,22 +23,11 @@ from hessop._base.layout import Layout
 from hessop._equations.cost import matrix_product_work, work_of
 from hessop._equations.flat import open_jaxpr
 from hessop._structure import tuning
-from hessop._structure.algebra.assemble import assemble
-from hessop._structure.algebra.factors import Algebra, whole
+from hessop._structure.algebra.assemble import assemble, dense_term
+from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.merge import merge
 from hessop._structure.algebra.moves import divides, join, restrict, split
-from hessop._structure.algebra.terms import (
-    Expr,
-    Id,
-    Lookup,
-    Product,
-    Tangent,
-    Term,
-    along,
-    expr,
-    extent,
-    identity,
-)
+from hessop._structure.algebra.terms import Expr, Id, Lookup, Term, along, extent, identity
 from hessop._structure.describe import describe_terms
 from hessop._structure.pack import Packed, pack, unpack
 from hessop._structure.products import is_matrix, is_summed, partition, times_block, times_vector
@@ -69,17 +58,8 @@ class StructuredHessian(eqx.Module):
 
     # --- the terms ---
 
-    @property
-    def n_terms(self) -> int:
-        """Number of terms."""
-        return sum(map(len, self.packed))
-
-    def nnz(self) -> int:
-        """Entries of all terms, before those at the same position are added."""
-        return sum(self.term_sizes())
-
     def term_sizes(self) -> list[int]:
-        """Entries of each term, in the order of `describe`."""
+        """Entries of each term, in the order of `describe`, before those at the same position are added."""
         return [extent(t.ids) for _, t in self._all()]
 
     def describe(self) -> list[str]:
@@ -112,8 +92,6 @@ class StructuredHessian(eqx.Module):
     def dense(self) -> Array:
         """The matrix [n, n], in ravel order."""
         layout = self._layout
-        if len(self.leaves) == 1:
-            return self._block(0, 0)
         rows = [
             jnp.concatenate([self._block(i, j).astype(layout.dtype) for j in range(len(self.leaves))], axis=1)
             for i in range(len(self.leaves))
@@ -134,18 +112,12 @@ class StructuredHessian(eqx.Module):
         return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
 
     def opened(
-        self,
-        algebra: Algebra,
-        i: int,
-        j: int,
-        terms: Sequence[Term],
-        rows: tuple[int, ...] | None = None,
-        columns: tuple[int, ...] | None = None,
+        self, algebra: Algebra, i: int, j: int, terms: Sequence[Term], rows: tuple[int, ...] | None = None
     ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
         """Terms of a block with the axes of the leaves in place of the flat ones, where possible; (row, column) sizes."""
         rows = rows or leaf_axes(self.leaves[i].shape, [t.axes[0] for t in terms])
-        columns = columns or leaf_axes(self.leaves[j].shape, [t.axes[1] for t in terms])
-        return [split(algebra, split(algebra, t, 1, columns), 0, rows) for t in terms], (rows, columns)
+        columns = leaf_axes(self.leaves[j].shape, [t.axes[1] for t in terms])
+        return [_split_both(algebra, t, rows, columns) for t in terms], (rows, columns)
 
     def rows(self, row: Array) -> Array:
         """The rows with the numbers `row` [k] of the matrix, [k, n]; the numbers may be traced."""
@@ -160,7 +132,7 @@ class StructuredHessian(eqx.Module):
                 if not terms:
                     continue
                 inside = (row >= offset) & (row < offset + size)
-                at = expr(0, [(Lookup(jnp.clip(row - offset, 0, size - 1), (counted,), size), 1)])
+                at = along(Lookup(jnp.clip(row - offset, 0, size - 1), (counted,), size))
                 found = [restrict(algebra, t, 0, at) for t in terms]
                 found = [t.with_axes((along(counted), *t.axes)) for t in found]
                 block = assemble(algebra, merge(algebra, found), (count, columns), self.leaves[i].dtype)
@@ -172,23 +144,17 @@ class StructuredHessian(eqx.Module):
         """The diagonal [n]."""
         layout, algebra = self._layout, Algebra(eager_elements=0)
         parts = [jnp.zeros((0,), layout.dtype)]
-        for i, size in enumerate(layout.sizes):
-            terms = self._on_diagonal(algebra, i)
-            part = assemble(algebra, merge(algebra, terms), (size,), self.leaves[i].dtype)
+        for i, leaf in enumerate(self.leaves):
+            terms = self.of_block(i, i)
+            sizes = leaf_axes(leaf.shape, [e for t in terms for e in t.axes])
+            found = []
+            for term in [_split_both(algebra, t, sizes, sizes) for t in terms]:
+                for k in reversed(range(len(sizes))):  # axes 0 to k are rows, so that axis k of the columns is k + 1 + k
+                    term = restrict(algebra, term, k, term.axes[2 * k + 1])
+                found.append(join(term, 0, sizes))
+            part = assemble(algebra, merge(algebra, found), (layout.sizes[i],), leaf.dtype)
             parts.append(part.astype(layout.dtype))
         return jnp.concatenate(parts)
-
-    def _on_diagonal(self, algebra: Algebra, i: int) -> list[Term]:
-        """The terms of the diagonal of a leaf, on its flat axis."""
-        terms = self.of_block(i, i)
-        sizes = leaf_axes(self.leaves[i].shape, [e for t in terms for e in t.axes])
-        opened, _ = self.opened(algebra, i, i, terms, sizes, sizes)
-        found = []
-        for term in opened:
-            for k in reversed(range(len(sizes))):  # axes 0 to k are rows, so that axis k of the columns is k + 1 + k
-                term = restrict(algebra, term, k, term.axes[2 * k + 1])
-            found.append(join(term, 0, sizes))
-        return found
 
     def blocks(self, sizes: Sequence[int]) -> list[Array]:
         """The diagonal blocks of each leaf, [size // k, k, k], each of k consecutive elements.
@@ -205,11 +171,10 @@ class StructuredHessian(eqx.Module):
             if k < 1 or size % k:
                 raise ValueError(f"sizes: got {k} for leaf {i} of {size} elements, expected a divisor of {size}")
             found = []
-            for term in self._rows(i):
-                if term.leaf == i:
-                    term = split(algebra, split(algebra, term, 1, (size // k, k)), 0, (size // k, k))
-                    term = restrict(algebra, term, 0, term.axes[2])  # leaves (row in block, block, column in block)
-                    found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
+            for term in self.of_block(i, i):
+                term = _split_both(algebra, term, (size // k, k), (size // k, k))
+                term = restrict(algebra, term, 0, term.axes[2])  # leaves (row in block, block, column in block)
+                found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
             out.append(assemble(algebra, merge(algebra, found), (size // k, k, k), self.leaves[i].dtype))
         return out
 
@@ -233,10 +198,10 @@ class StructuredHessian(eqx.Module):
                 outside, inside = ([], terms) if sums else partition(terms, is_summed)
                 fits = math.prod(shape) * leaf.dtype.itemsize <= limit_bytes
                 if inside and fits and self._costs_a_matrix(i, inside, shape):
-                    rows[i].append(_matrix(self._assembled(i, j, inside), j))
+                    rows[i].append(dense_term(self._assembled(i, j, inside), shape, j))
                     terms = outside
                 rows[i] += terms
-        return _packed(rows, self.leaves, self.fallbacks)
+        return from_terms(rows, self.leaves, self.fallbacks)
 
     def has_sums(self) -> bool:
         """Whether the entries of some term are sums over ids."""
@@ -244,7 +209,7 @@ class StructuredHessian(eqx.Module):
 
     def _costs_a_matrix(self, i: int, terms: Sequence[Term], shape: tuple[int, int]) -> bool:
         """Whether a product with these terms takes at least as long as one with a matrix of that shape."""
-        own = _packed([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
+        own = from_terms([terms if k == i else () for k in range(len(self.leaves))], self.leaves, ())
         return own.product_work() >= matrix_product_work(shape[0], shape[1], 1)
 
     def product_work(self) -> float:
@@ -296,6 +261,11 @@ class StructuredHessian(eqx.Module):
         return out
 
 
+def _split_both(algebra: Algebra, term: Term, rows: Sequence[int], columns: Sequence[int]) -> Term:
+    """The term with its flat row axis and its flat column axis split into axes of these sizes."""
+    return split(algebra, split(algebra, term, 1, columns), 0, rows)
+
+
 def leaf_axes(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
     """The sizes of the axes to assemble a leaf over: as many as all expressions on its flat axis can be split into.
 
@@ -311,24 +281,13 @@ def leaf_axes(shape: Sequence[int], exprs: Sequence[Expr]) -> tuple[int, ...]:
     return (size,)
 
 
-def structured(outputs: Sequence[Tangent], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
-    """The Hessian from the derivative of each leaf of the gradient, whose axes become one flat row axis."""
-    return _packed([[join(t, 0, tangent.shape) for t in tangent.terms] for tangent in outputs], leaves, fallbacks)
-
-
-def _packed(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
+def from_terms(rows: Sequence[Sequence[Term]], leaves: Sequence[Leaf], fallbacks: Sequence[str]) -> StructuredHessian:
     """The Hessian with these terms, one group for each leaf of the rows."""
     arrays: dict[int, tuple[int, Any]] = {}
     packed = tuple(tuple(pack(t, arrays) for t in terms) for terms in rows)
     return StructuredHessian(
-        arrays=tuple(a for _, a in sorted(arrays.values(), key=lambda pair: pair[0])),
+        arrays=tuple(a for _, a in arrays.values()),
         leaves=tuple(leaves),
         packed=packed,
         fallbacks=tuple(fallbacks),
     )
-
-
-def _matrix(array: Array, leaf: int) -> Term:
-    """A matrix as a term."""
-    axes, factor = whole(array, array.shape)
-    return Term(tuple(axes), (Product(1.0, (factor,)),), leaf, array.dtype)

@@ -4,7 +4,7 @@ The vector is read at the columns of a term, contracted with its factors two at 
 result is placed at the rows. The term is never made dense: on a diagonal or with lookups a product takes as many operations as
 there are entries, for an outer product as many as its factors have elements.
 
-Depends on the algebra and assembly. Must never know leaves, operators or in which form a Hessian is kept.
+Depends on the algebra and assembly. Must never know leaves, operators or how a Hessian is stored.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._structure import tuning
-from hessop._structure.algebra.assemble import is_box
-from hessop._structure.algebra.factors import Algebra, aligned, order_search
+from hessop._structure.algebra.assemble import as_box
+from hessop._structure.algebra.factors import Algebra, aligned, einsum_arguments, order_search
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import Expr, Factor, Id, Product, Term, extent, factor_ids, union
 
@@ -39,11 +39,9 @@ def times_vector(algebra: Algebra, term: Term, vector: Array, axes: Sequence[Exp
     read = algebra.convert(take(algebra, vector, [*axes, *term.axes[rows:]]), dtype)
     placed = (*axes, *term.axes[:rows])
     keep = frozenset(union(e.ids for e in placed))
-    products = []
-    for p in term.products:
-        factors = [*algebra.convert_all(p.factors, dtype), read]
-        products.append(Product(p.coef, (contract_in_order(algebra, factors, keep),)))
-    return Term(placed, tuple(products), 0, dtype)
+    products = algebra.convert_term(term, dtype).products
+    contracted = (Product(p.coef, (contract_in_order(algebra, [*p.factors, read], keep),)) for p in products)
+    return Term(placed, tuple(contracted), 0, dtype)
 
 
 def times_block(block: Array, vectors: Array, counted: int) -> Array:
@@ -75,7 +73,7 @@ def is_matrix(term: Term, product: Product, sizes: Sequence[int]) -> bool:
     """Whether a product is like a matrix: a broadcast expression, with a factor of about as many elements."""
     largest = max((extent(f.ids) for f in product.factors), default=1)
     dense = largest * tuning.MATRIX_ELEMENTS_PER_FACTOR_ELEMENT >= math.prod(sizes)
-    return dense and not is_summed(term, product) and is_box(term, sizes)
+    return dense and not is_summed(term, product) and as_box(term, sizes) is not None
 
 
 def contract_in_order(algebra: Algebra, factors: Sequence[Factor], keep: Collection[Id]) -> Factor:
@@ -94,11 +92,9 @@ def _order(factors: Sequence[Factor], keep: Collection[Id]) -> Sequence[tuple[in
     """The numbers of the factors to contract at each step; the result of a step goes to the end of the list."""
     if len(factors) < 3:
         return [tuple(range(len(factors)))]
-    numbers = {i: k for k, i in enumerate(factor_ids(factors))}
-    operands: list[Any] = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
-    out = [k for i, k in numbers.items() if i in keep]
+    out = [i for i in factor_ids(factors) if i in keep]
     search = order_search(len(factors), tuning.MAX_OPTIMAL_FACTORS_AND_VECTOR)
-    return jnp.einsum_path(*operands, out, optimize=search)[0]
+    return jnp.einsum_path(*einsum_arguments(factors, out), optimize=search)[0]
 
 
 def _contract_two(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]) -> Factor:
@@ -148,7 +144,7 @@ def _matrix_product(algebra: Algebra, a: Factor, b: Factor, keep: Collection[Id]
             return _dot(a, b, batch, summed)
         (left, p), (right, q) = (_grouped(f, (batch, own, summed)) for f, own in zip((a, b), free, strict=True))
         contract, batched = ((p[2],), (q[2],)), ((p[0],), (q[0],))
-        # Accelerators would round the operands, as suits neural networks.
+        # By default accelerators round the operands, which suits neural networks.
         made = lax.dot_general(left, right, (contract, batched), precision=lax.Precision.HIGHEST)
         return made.reshape([i.size for i in (*batch, *free[0], *free[1])])
 

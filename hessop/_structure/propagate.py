@@ -19,10 +19,11 @@ from hessop._structure import tuning
 from hessop._structure.algebra.collapse import collapse
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
+from hessop._structure.algebra.moves import join
 from hessop._structure.algebra.restack import restack
 from hessop._structure.algebra.terms import Factor, Product, Tangent, Term, flattened, identity
 from hessop._structure.fallback import densified
-from hessop._structure.hessian import Leaf, StructuredHessian, structured
+from hessop._structure.hessian import Leaf, StructuredHessian, from_terms
 from hessop._structure.rules import contract, elementwise, index, shape  # noqa: F401  (these register the rules)
 from hessop._structure.rules.table import RULES, NoRule, linear_in, output
 
@@ -65,8 +66,9 @@ def propagate(
     algebra = Algebra(eager, limit_elements, limit_results, few_entries=few_entries)
     run = _Run(algebra, leaves, limit_bytes)
     outputs = run(linear, [*values, *(start(leaf, k) for k, leaf in enumerate(leaves))])
-    tangents = [_as_tangent(v, leaf) for v, leaf in zip(outputs, leaves, strict=True)]
-    return structured(tangents, leaves, run.fallbacks)
+    # The axes of each leaf of the gradient become one flat row axis. A leaf that does not depend on x has no terms.
+    rows = [[join(t, 0, v.shape) for t in v.terms] if isinstance(v, Tangent) else [] for v in outputs]
+    return from_terms(rows, leaves, run.fallbacks)
 
 
 def eager_elements(n: int, stored: int) -> int:
@@ -84,12 +86,12 @@ class _Run:
         self.fallbacks: list[str] = []
 
     def __call__(self, equations: Equations, values: Sequence[Any]) -> list[Any]:
-        """The outputs, tangents where they depend on x."""
-        return interpret(equations.invars, equations.eqns, equations.outvars, values, self.compact_step)
+        """The outputs, tangents where they depend on x; after each equation these have as few terms as possible."""
 
-    def compact_step(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """The outputs of one equation, in as few terms as possible."""
-        return [_compact(self.algebra, v, self.leaves) if isinstance(v, Tangent) else v for v in self.step(eqn, ins)]
+        def step(eqn: Any, ins: Sequence[Any]) -> list[Any]:
+            return [_compact(self.algebra, v, self.leaves) if isinstance(v, Tangent) else v for v in self.step(eqn, ins)]
+
+        return interpret(equations.invars, equations.eqns, equations.outvars, values, step)
 
     def step(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
         """The outputs of one equation: arrays if no input depends on x."""
@@ -137,7 +139,3 @@ def start(leaf: Leaf, number: int) -> Tangent:
     axes = [identity(n) for n in leaf.shape]
     term = Term((*axes, flattened(axes, leaf.shape)), (Product(1.0, ()),), number, leaf.dtype)
     return Tangent((term,), leaf.shape, leaf.dtype)
-
-
-def _as_tangent(value: Any, leaf: Leaf) -> Tangent:
-    return value if isinstance(value, Tangent) else Tangent((), leaf.shape, leaf.dtype)

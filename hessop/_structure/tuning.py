@@ -72,6 +72,6 @@ MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2
 
 # --- patterns ---
 
-# Diagonals. Entries on up to this many diagonals are put in order by counting in each row instead of by sorting; the table takes
-# a byte for each row and diagonal. Chosen: the stencils of three dimensions.
+# Diagonals. Entries on up to this many diagonals are ordered by counting in each row rather than by sorting. The table takes a
+# byte for each row and diagonal. Chosen: the stencils of three dimensions.
 MAX_DIAGONALS = 27

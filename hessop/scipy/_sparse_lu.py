@@ -6,6 +6,7 @@ first factorization and used again at new points.
 Depends on the operator and scipy. Must never know how the pattern or the values are computed.
 """
 
+import math
 import threading
 import warnings
 import weakref
@@ -113,7 +114,7 @@ class _Factors:
         batch = np.broadcast_shapes(values.shape[:-1], b.shape[:-1])
         found, regular = np.empty((*batch, b.shape[-1]), b.dtype), np.empty(batch, bool)
         b = np.broadcast_to(b, found.shape)
-        matrices = values.reshape(-1, values.shape[-1])
+        matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
         with self.lock:
             if len(matrices) == 1:
                 columns, fine = self._solve_one(matrices[0], b.reshape(-1, b.shape[-1]))
@@ -157,9 +158,10 @@ class _Factors:
             try:
                 if self.order is None:
                     factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options)
-                    self.order = np.argsort(factors.perm_c)
-                    numbered = csr_array((np.arange(len(values)), self.pattern.columns, self.pattern.starts), matrix.shape)
-                    self.permuted = csc_array(numbered[self.order][:, self.order])
+                    order: Any = np.argsort(factors.perm_c)
+                    self.order = order
+                    numbered: Any = csr_array((np.arange(len(values)), self.pattern.columns, self.pattern.starts), matrix.shape)
+                    self.permuted = csc_array(numbered[order][:, order])
                     return factors.solve
                 assert self.permuted is not None
                 numbers = self.permuted
@@ -190,7 +192,7 @@ def _with_exchanges(matrix: csr_array) -> Any:
 def _is_solution(matrix: csr_array, found: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether each of the solutions [k, n] leaves a small residual."""
     residual = np.linalg.norm(b - (matrix @ found.T).T, axis=1)
-    scale = np.abs(matrix).max() * np.linalg.norm(found, axis=1) + np.linalg.norm(b, axis=1)
+    scale = abs(matrix).max() * np.linalg.norm(found, axis=1) + np.linalg.norm(b, axis=1)
     return np.isfinite(residual) & (residual <= LARGEST_RESIDUAL * scale)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hessop._structure import tuning
 from hessop._structure.algebra import factors as factors_module
-from hessop._structure.algebra.assemble import assemble, is_box
+from hessop._structure.algebra.assemble import as_box, assemble
 from hessop._structure.algebra.collapse import collapse
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.merge import tidy, tidy_product
@@ -123,7 +123,7 @@ def test_number_of_positions_to_unroll(shared, box):
     assert (size <= tuning.MAX_UNROLLED) == box
     # Ids that two axes share are fixed at one value after the other.
     axes = [expr(0, [(Id(10), size), *zip(ids, strides, strict=True)]) for _ in range(2)]
-    assert is_box(term(axes), (10 * size, 10 * size)) == box
+    assert (as_box(term(axes), (10 * size, 10 * size)) is not None) == box
 
 
 # --- multiplying out ---

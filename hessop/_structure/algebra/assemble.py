@@ -32,6 +32,7 @@ from hessop._structure.algebra.terms import (
     identity,
     lattice,
     single_id,
+    union,
 )
 
 
@@ -41,7 +42,7 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
     diagonals: dict[tuple[int, int], list[Term]] = {}
     rest: list[Term] = []
     for term in terms:
-        if box := _as_box(term, sizes):
+        if box := as_box(term, sizes):
             pieces += _pieces(algebra, term, box, sizes, dtype)
         elif pair := _diagonal(term, sizes):
             diagonals.setdefault(pair, []).append(term)
@@ -58,9 +59,14 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
     for term in rest:
         updates += _scattered(algebra, term, sizes, dtype)
     total = functools.reduce(operator.add, pieces) if pieces else jnp.zeros(sizes, dtype)
-    for update in _together(updates):
-        total = _scatter_add(total, update)
-    return total
+    return functools.reduce(_scatter_add, _together(updates), total)
+
+
+def dense_term(array: Array, shape: Sequence[int], leaf: int) -> Term:
+    """An array, reshaped to `shape`, as one term. Its last axis is that of leaf number `leaf` of x."""
+    axes = tuple(map(identity, shape))
+    ids = union(e.ids for e in axes)  # none for an axis of length 1
+    return Term(axes, (Product(1.0, (Factor(array.reshape([i.size for i in ids]), ids),)),), leaf, array.dtype)
 
 
 def values(algebra: Algebra, term: Term, at: dict[Id, int] | None = None) -> list[Product]:
@@ -98,7 +104,7 @@ def _broadcast(f: Factor, ids: Sequence[Id], shape: Sequence[int]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Box:
+class Box:
     """A term as a broadcast expression: axes that are evenly spaced and share no id.
 
     Attributes:
@@ -112,12 +118,7 @@ class _Box:
     unrolled: tuple[Id, ...]
 
 
-def is_box(term: Term, sizes: Sequence[int]) -> bool:
-    """Whether a term is a broadcast expression over the whole result."""
-    return _as_box(term, sizes) is not None
-
-
-def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
+def as_box(term: Term, sizes: Sequence[int]) -> Box | None:
     """The box of a term, if it is one."""
     axes = list(term.axes)
     equal = []
@@ -128,12 +129,12 @@ def _as_box(term: Term, sizes: Sequence[int]) -> _Box | None:
             axes[k] = identity(n)
             equal.append((first[i], k))
     if _runs_apart(axes):
-        return _Box(tuple(axes), tuple(equal), ())
+        return Box(tuple(axes), tuple(equal), ())
     short = tuple(i for i in term.ids if i.size <= tuning.SHORT_AXIS)
     if extent(short) > tuning.MAX_UNROLLED or any(isinstance(atom, Lookup) for e in term.axes for atom, _ in e.parts):
         return None
     unrolled = [_fixed(e, dict.fromkeys(short, 0)) for e in term.axes]
-    return _Box(term.axes, (), short) if _runs_apart(unrolled) else None
+    return Box(term.axes, (), short) if _runs_apart(unrolled) else None
 
 
 def _runs_apart(axes: Sequence[Expr]) -> bool:
@@ -148,7 +149,7 @@ def _fixed(e: Expr, at: dict[Id, int]) -> Expr:
     return expr(start, [(atom, s) for atom, s in e.parts if atom not in at])
 
 
-def _pieces(algebra: Algebra, term: Term, box: _Box, sizes: Sequence[int], dtype: Any) -> list[Array]:
+def _pieces(algebra: Algebra, term: Term, box: Box, sizes: Sequence[int], dtype: Any) -> list[Array]:
     """The products of a box, each as an array over the whole result."""
     pieces = []
     for digits in itertools.product(*(range(i.size) for i in box.unrolled)):
@@ -171,17 +172,13 @@ def _where_equal(array: Array, sizes: Sequence[int], p: int, q: int) -> Array:
 
 def _boxed(product: Product, axes: Sequence[Expr], sizes: Sequence[int], dtype: Any) -> Array:
     """A product on evenly spaced axes that share no id, as an array of shape `sizes`."""
-    runs = [lattice(e) for e in axes]
-    array = spread(product, tuple(i for run in runs if run for i in run.ids), dtype)
-    flips = [k for k, flipped in enumerate(f for run in runs if run for f in run.flipped) if flipped]
+    runs = [run for e in axes if (run := lattice(e))]
+    array = spread(product, [i for run in runs for i in run.ids], dtype)
+    flips = [k for k, flipped in enumerate(f for run in runs for f in run.flipped) if flipped]
     if flips:
         array = lax.rev(array, flips)
-    padding = []
-    for run, size in zip(runs, sizes, strict=True):
-        assert run is not None
-        end = run.start + run.step * (run.count - 1) + 1
-        padding.append((run.start, size - end, run.step - 1))
-    array = array.reshape([run.count for run in runs if run])
+    padding = [(run.start, size - run.stop, run.step - 1) for run, size in zip(runs, sizes, strict=True)]
+    array = array.reshape([run.count for run in runs])
     if any(p != (0, 0, 0) for p in padding):
         array = lax.pad(array, jnp.zeros((), dtype), padding)
     return array

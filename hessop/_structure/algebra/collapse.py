@@ -12,19 +12,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from hessop._structure import tuning
-from hessop._structure.algebra.assemble import assemble, spread, values
-from hessop._structure.algebra.factors import Algebra, whole
-from hessop._structure.algebra.terms import (
-    Expr,
-    Factor,
-    Id,
-    Lookup,
-    Product,
-    Tangent,
-    Term,
-    expr,
-    extent,
-)
+from hessop._structure.algebra.assemble import assemble, dense_term, spread, values
+from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.terms import Factor, Id, Lookup, Product, Tangent, Term, along, extent
 
 
 def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangent:
@@ -37,14 +27,11 @@ def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangen
             continue
         shape = (*tangent.shape, size)
         entries = sum(extent(t.ids) for t in group)
-        dense = tuning.DENSE_ELEMENTS_PER_ENTRY * entries >= math.prod(shape)
-        terms.append(_dense(algebra, group, shape) if dense else _listed(algebra, group, shape))
+        if tuning.DENSE_ELEMENTS_PER_ENTRY * entries >= math.prod(shape):
+            terms.append(dense_term(assemble(algebra, group, shape, group[0].dtype), shape, leaf))
+        else:
+            terms.append(_listed(algebra, group, shape))
     return Tangent(tuple(terms), tangent.shape, tangent.dtype)
-
-
-def _dense(algebra: Algebra, terms: Sequence[Term], shape: Sequence[int]) -> Term:
-    axes, factor = whole(assemble(algebra, terms, shape, terms[0].dtype), shape)
-    return Term(tuple(axes), (Product(1.0, (factor,)),), terms[0].leaf, terms[0].dtype)
 
 
 def _listed(algebra: Algebra, terms: Sequence[Term], shape: Sequence[int]) -> Term:
@@ -57,6 +44,6 @@ def _listed(algebra: Algebra, terms: Sequence[Term], shape: Sequence[int]) -> Te
         for k, e in enumerate(term.axes):
             positions[k].append(jnp.broadcast_to(algebra.positions(e, ids), sizes).ravel())
     entry = Id(sum(a.size for a in entries))
-    axes: list[Expr] = [expr(0, [(Lookup(jnp.concatenate(p), (entry,), n), 1)]) for p, n in zip(positions, shape, strict=True)]
+    axes = [along(Lookup(jnp.concatenate(p), (entry,), n)) for p, n in zip(positions, shape, strict=True)]
     factor = Factor(jnp.concatenate(entries), (entry,))
     return Term(tuple(axes), (Product(1.0, (factor,)),), terms[0].leaf, terms[0].dtype)

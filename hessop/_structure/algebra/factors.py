@@ -16,18 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._structure import tuning
-from hessop._structure.algebra.terms import (
-    Expr,
-    Factor,
-    Id,
-    Lookup,
-    atom_ids,
-    extent,
-    factor_ids,
-    identity,
-    lookups,
-    union,
-)
+from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, Term, extent, factor_ids, union
 
 
 class TooLarge(Exception):
@@ -52,10 +41,10 @@ class Algebra:
     """The arithmetic of one propagation, with a memory of its results.
 
     Attributes:
-        eager_elements: elements that a product may be multiplied out to although it grows.
-        limit_elements: elements that may be made in all; None for no limit.
-        limit_results: results that may be made in all; None for no limit.
-        few_entries: whether few entries are wanted in the end, so that matrix products wait until these are picked.
+        eager_elements: elements up to which a product may be multiplied out even if it grows.
+        limit_elements: elements that may be made in total; None for no limit.
+        limit_results: results that may be made in total; None for no limit.
+        few_entries: whether only a few entries are wanted, so that matrix products wait until those have been picked.
         by_tiles: whether the result is evaluated by tiles, which split the axes of a matrix product themselves.
     """
 
@@ -111,7 +100,7 @@ class Algebra:
         return self.once((what, form), [f.array for f in factors], make)
 
     def is_list(self, ids: Sequence[Id], largest: int) -> bool:
-        """Whether ids count blocks along one long axis (bonds, neighbours), whose entries are few, unlike those of all pairs.
+        """Whether ids run over blocks along one long axis (bonds, neighbours): few entries, unlike those of all pairs.
 
         Args:
             ids: of the blocks.
@@ -129,7 +118,7 @@ class Algebra:
             parts = sorted(e.parts, key=lambda part: (-abs(part[1]), part[1]))
             shape = []
             for atom, stride in parts:
-                ids = tuple((numbers.setdefault(i, len(numbers)), i.size) for i in atom_ids(atom))
+                ids = tuple((numbers.setdefault(i, len(numbers)), i.size) for i in atom.ids)
                 if isinstance(atom, Lookup):
                     arrays.append(atom.array)
                     shape.append((self.serial(atom.array), atom.size, ids, stride))
@@ -228,9 +217,10 @@ class Algebra:
             return factor
         return self.apply(("convert", str(dtype)), factor, lambda a: lax.convert_element_type(a, dtype))
 
-    def convert_all(self, factors: Sequence[Factor], dtype: Any) -> tuple[Factor, ...]:
-        """Each factor in another dtype."""
-        return tuple(self.convert(f, dtype) for f in factors)
+    def convert_term(self, term: Term, dtype: Any) -> Term:
+        """The term with each factor in another dtype."""
+        products = [Product(p.coef, tuple(self.convert(f, dtype) for f in p.factors)) for p in term.products]
+        return term.with_products(products, dtype)
 
     def any(self, mask: Factor, keep: Collection[Id]) -> Factor:
         """Whether the mask holds anywhere along the ids that are not kept."""
@@ -240,20 +230,20 @@ class Algebra:
         made = self.once(("any", axes), [mask.array], lambda: jnp.any(mask.array, axis=axes))
         return Factor(made, tuple(i for i in mask.ids if i in keep))
 
-    def stack(self, entries: Sequence[tuple[float, Sequence[Factor]] | None], along: Id, dtype: Any) -> Factor:
-        """Values (coef, factors) along a new first id; None is zero."""
-        values = [None if e is None else (e[0], self.multiply(e[1]) if e[1] else None) for e in entries]
-        real = [v[1] for v in values if v is not None and v[1] is not None]
+    def stack(self, entries: Sequence[tuple[float, Sequence[Factor]]], along: Id, dtype: Any) -> Factor:
+        """Values coef * product of factors along a new first id."""
+        values = [(c, self.multiply(fs) if fs else None) for c, fs in entries]
+        real = [f for _, f in values if f is not None]
         ids = factor_ids(real)
         shape = [i.size for i in ids]
 
-        def plane(value: tuple[float, Factor | None] | None) -> Array:
-            if value is None or value[1] is None:
-                return jnp.full(shape, 0.0 if value is None else value[0], dtype)
-            return scaled(jnp.broadcast_to(aligned(value[1], ids), shape), value[0])
+        def plane(coef: float, factor: Factor | None) -> Array:
+            if factor is None:
+                return jnp.full(shape, coef, dtype)
+            return scaled(jnp.broadcast_to(aligned(factor, ids), shape), coef)
 
-        form = ("stack", str(dtype), tuple(None if v is None else (v[0], v[1] is None) for v in values))
-        make = lambda: jnp.stack([plane(v) for v in values])
+        form = ("stack", str(dtype), tuple((c, f is None) for c, f in values))
+        make = lambda: jnp.stack([plane(c, f) for c, f in values])
         return Factor(self._once_on(form, [Factor(None, ids), *real], make), (along, *ids))
 
     # --- contraction ---
@@ -267,7 +257,7 @@ class Algebra:
         if planes := _plane_ids(factors, out):
             return self._by_planes(factors, out, planes)
         if len(factors) > 1 and extent(ids) <= max(extent(f.ids) for f in factors):
-            return self.contract([self.multiply(factors)], keep)  # shared with the sums over other ids
+            return self.contract([self.multiply(factors)], keep)  # computed once for this sum and those over other ids
         factors = sorted(factors, key=lambda f: self.serial(f.array))
         made = self._once_on("contract", [Factor(None, out), *factors], lambda: _contracted(factors, out))
         return Factor(made, out)
@@ -291,11 +281,8 @@ class Algebra:
             return factor
 
         def make() -> Array:
-            index: list[Any] = [slice(None)] * len(factor.ids)
-            for axis, value in picked:
-                index[axis] = slice(value, value + 1)
-            starts = [0 if s.start is None else s.start for s in index]
-            stops = [n if s.stop is None else s.stop for s, n in zip(index, factor.array.shape, strict=True)]
+            starts = [at.get(i, 0) for i in factor.ids]
+            stops = [at[i] + 1 if i in at else i.size for i in factor.ids]
             return lax.squeeze(lax.slice(factor.array, starts, stops), [axis for axis, _ in picked])
 
         return Factor(self.once(("fix", picked), [factor.array], make), tuple(i for i in factor.ids if i not in at))
@@ -305,21 +292,14 @@ class Algebra:
     def positions(self, e: Expr, ids: Sequence[Id]) -> Array:
         """The positions of an expression as an integer array that broadcasts over `ids`."""
         numbers = {i: k for k, i in enumerate(ids)}
-        form = tuple((tuple(numbers[i] for i in atom_ids(atom)), isinstance(atom, Lookup), stride) for atom, stride in e.parts)
+        form = tuple((tuple(numbers[i] for i in atom.ids), isinstance(atom, Lookup), stride) for atom, stride in e.parts)
         key = ("positions", e.start, form, tuple(i.size for i in ids))
-        return self.once(key, [l.array for l in lookups(e)], lambda: _positions(e, ids))
+        return self.once(key, [a.array for a, _ in e.parts if isinstance(a, Lookup)], lambda: _positions(e, ids))
 
 
 def _ids_on(factor: Factor, groups: Sequence[tuple[int, ...]]) -> set[tuple[Id, ...]]:
     """The ids of a factor on each group of its axes."""
     return {tuple(factor.ids[k] for k in axes) for axes in groups}
-
-
-def whole(array: Array, shape: Sequence[int]) -> tuple[list[Expr], Factor]:
-    """An array, reshaped to `shape`, as a factor over new ids, and the expression of each axis."""
-    axes = [identity(n) for n in shape]
-    ids = tuple(i for e in axes for i in e.ids)  # none for an axis of length 1
-    return axes, Factor(array.reshape([i.size for i in ids]), ids)
 
 
 def aligned(factor: Factor, ids: Sequence[Id]) -> Array:
@@ -361,14 +341,17 @@ def _contracted(factors: Sequence[Factor], out: tuple[Id, ...]) -> Array:
     if len(factors) == 1:
         (factor,) = factors
         return jnp.sum(factor.array, axis=[k for k, i in enumerate(factor.ids) if i not in out])
-    numbers = {i: k for k, i in enumerate(factor_ids(factors))}
-    operands = [a for f in factors for a in (f.array, [numbers[i] for i in f.ids])]
     return jnp.einsum(
-        *operands,
-        [numbers[i] for i in out],
+        *einsum_arguments(factors, out),
         optimize=order_search(len(factors), tuning.MAX_OPTIMAL_FACTORS),
-        precision=lax.Precision.HIGHEST,  # accelerators would round the operands, as suits neural networks
+        precision=lax.Precision.HIGHEST,  # by default accelerators round the operands, which suits neural networks
     )
+
+
+def einsum_arguments(factors: Sequence[Factor], out: Sequence[Id]) -> list[Any]:
+    """Each array and the numbers of its ids, then the numbers of the ids of the result."""
+    numbers = {i: k for k, i in enumerate(factor_ids(factors))}
+    return [*(a for f in factors for a in (f.array, [numbers[i] for i in f.ids])), [numbers[i] for i in out]]
 
 
 def order_search(factors: int, most: int) -> str:

@@ -23,7 +23,7 @@ def _mask_product(algebra: Algebra, product: Product, mask: Factor, term: Term) 
     covered = [f for f in factors if ids <= set(f.ids)]
     others = [f for f in factors if not ids <= set(f.ids)]
     if not covered:
-        fitting = [f for f in others if _masked_size(f, mask) <= max(extent(f.ids), extent(mask.ids))]
+        fitting = [f for f in others if extent(union((f.ids, mask.ids))) <= max(extent(f.ids), extent(mask.ids))]
         if fitting:
             best = max(fitting, key=lambda f: extent(f.ids))
             covered = [best]
@@ -34,7 +34,3 @@ def _mask_product(algebra: Algebra, product: Product, mask: Factor, term: Term) 
     # The others lack ids of the mask. An entry of theirs is needed if the mask holds anywhere along those ids.
     gated = [algebra.where(algebra.any(mask, f.ids), f, term.dtype) for f in others]
     return Product(product.coef, (*masked, *gated))
-
-
-def _masked_size(factor: Factor, mask: Factor) -> int:
-    return extent(union((factor.ids, mask.ids)))

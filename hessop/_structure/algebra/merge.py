@@ -11,17 +11,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
-from hessop._structure.algebra.terms import (
-    Expr,
-    Factor,
-    Id,
-    Lookup,
-    Product,
-    Term,
-    expr,
-    extent,
-    factor_ids,
-)
+from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, Term, expr, extent, factor_ids
 
 
 def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -46,18 +36,19 @@ def rename(term: Term, names: dict[Id, Id]) -> Term:
     summed = {i for p in term.products for f in p.factors for i in f.ids} - set(term.ids)
     names = {**names, **{i: Id(i.size) for i in summed & taken}}
 
-    def renamed(ids: Iterable[Id]) -> tuple[Id, ...]:
-        return tuple(names.get(i, i) for i in ids)
-
     def in_expr(e: Expr) -> Expr:
         parts = [
-            (Lookup(atom.array, renamed(atom.ids), atom.size) if isinstance(atom, Lookup) else names.get(atom, atom), s)
+            (Lookup(atom.array, _renamed(atom.ids, names), atom.size) if isinstance(atom, Lookup) else names.get(atom, atom), s)
             for atom, s in e.parts
         ]
         return expr(e.start, parts)
 
-    products = [Product(p.coef, tuple(Factor(f.array, renamed(f.ids)) for f in p.factors)) for p in term.products]
+    products = [Product(p.coef, tuple(Factor(f.array, _renamed(f.ids, names)) for f in p.factors)) for p in term.products]
     return term.with_axes([in_expr(e) for e in term.axes]).with_products(products)
+
+
+def _renamed(ids: Iterable[Id], names: dict[Id, Id]) -> tuple[Id, ...]:
+    return tuple(names.get(i, i) for i in ids)
 
 
 def tidy(algebra: Algebra, term: Term) -> Term:
@@ -69,10 +60,18 @@ def tidy(algebra: Algebra, term: Term) -> Term:
     limit_elements = max([algebra.eager_elements, *(extent(f.ids) for f in factors)])
     elements = extent(i for i in factor_ids(factors) if i in placed)
     if len(products) > tuning.MAX_PRODUCTS and elements <= limit_elements:
-        entries = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in products]
-        coef, total = algebra.add(entries)
-        products = [Product(coef, (total,))]
+        coef, sums = total(algebra, products, placed)
+        products = [Product(coef, tuple(sums))]
     return term.with_products(products)
+
+
+def total(algebra: Algebra, products: Iterable[Product], placed: Collection[Id]) -> tuple[float, list[Factor]]:
+    """The sum of products as a coefficient and at most one factor."""
+    entries = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in products]
+    if len(entries) == 1:
+        return entries[0]
+    coef, factor = algebra.add(entries)
+    return coef, [factor]
 
 
 # --- one product ---
@@ -169,8 +168,8 @@ def _sum_of(algebra: Algebra, p: Product, q: Product, placed: Collection[Id]) ->
         return None
     if extent(ids) > max(extent(f.ids) for f in (*p_rest, *q_rest)):
         return None
-    coef, total = algebra.add([(p.coef, p_rest), (q.coef, q_rest)])
-    return tidy_product(algebra, Product(coef, (*shared, total)), placed)
+    coef, rest = algebra.add([(p.coef, p_rest), (q.coef, q_rest)])
+    return tidy_product(algebra, Product(coef, (*shared, rest)), placed)
 
 
 def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> tuple[list[Factor], list[Factor], list[Factor]]:
@@ -188,14 +187,10 @@ def common(p: Sequence[Factor], q: Sequence[Factor], placed: Collection[Id]) -> 
         else:
             q_rest.append(g)
 
-    def named(ids: tuple[Id, ...]) -> tuple[Id, ...]:
-        return tuple(names.get(i, i) for i in ids)
-
     unnamed = set(factor_ids(q_rest)) - set(placed) - set(names)
     if unnamed & set(names.values()):  # two summed ids of q would get one name
         return [], list(p), list(q)
-    renamed = [Factor(f.array, named(f.ids)) for f in q_rest]
-    return shared, p_rest, renamed
+    return shared, p_rest, [Factor(f.array, _renamed(f.ids, names)) for f in q_rest]
 
 
 def _match(f: Factor, g: Factor, names: dict[Id, Id], placed: Collection[Id]) -> dict[Id, Id] | None:

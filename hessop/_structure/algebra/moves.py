@@ -5,7 +5,7 @@
 - `pick` keeps evenly spaced positions: slices, splits.
 - `join` and `split` are reshapes.
 
-All are exact. What an expression cannot say becomes a lookup and a mask.
+All are exact. What no expression can describe becomes a lookup and a mask.
 
 Depends on terms, the algebra, masks and `read`. Must never know primitives or jaxprs.
 """
@@ -30,7 +30,6 @@ from hessop._structure.algebra.terms import (
     Product,
     Term,
     along,
-    atom_ids,
     divide,
     expr,
     extent,
@@ -60,13 +59,13 @@ def substitute(algebra: Algebra, term: Term, old: Id, new: Expr) -> Term:
             if atom is old:
                 result = result.plus(new.times(stride))
             elif isinstance(atom, Lookup):
-                result = result.plus(expr(0, [(Lookup(*in_factor(Factor(atom.array, atom.ids)), atom.size), stride)]))
+                result = result.plus(along(Lookup(*in_factor(Factor(atom.array, atom.ids)), atom.size)).times(stride))
             else:
-                result = result.plus(expr(0, [(atom, stride)]))
+                result = result.plus(along(atom).times(stride))
         return result
 
     products = [Product(p.coef, tuple(in_factor(f) for f in p.factors)) for p in term.products]
-    return Term(tuple(in_expr(e) for e in term.axes), tuple(products), term.leaf, term.dtype)
+    return term.with_axes([in_expr(e) for e in term.axes]).with_products(products)
 
 
 def replace_axes(term: Term, axes: Sequence[Expr]) -> Term:
@@ -76,11 +75,9 @@ def replace_axes(term: Term, axes: Sequence[Expr]) -> Term:
     """
     kept = set(union(e.ids for e in axes))
     lost = [i for i in term.ids if i not in kept]
-    products = []
-    for p in term.products:
-        held = set(factor_ids(p.factors))
-        products.append(Product(p.coef * extent(i for i in lost if i not in held), p.factors))
-    return Term(tuple(axes), tuple(products), term.leaf, term.dtype)
+    summed = [[i for i in lost if i not in factor_ids(p.factors)] for p in term.products]
+    products = [Product(p.coef * extent(ids), p.factors) for p, ids in zip(term.products, summed, strict=True)]
+    return term.with_axes(axes).with_products(products)
 
 
 def as_lookup(algebra: Algebra, e: Expr, size: int, how: Any, fn: Callable[[Array], Array]) -> Expr:
@@ -88,7 +85,7 @@ def as_lookup(algebra: Algebra, e: Expr, size: int, how: Any, fn: Callable[[Arra
     ids = e.ids
     base = algebra.positions(e, ids)
     array = algebra.once(("lookup", how), [base], lambda: jnp.broadcast_to(fn(base), [i.size for i in ids]))
-    return expr(0, [(Lookup(array, ids, size), 1)])
+    return along(Lookup(array, ids, size))
 
 
 # --- place ---
@@ -218,7 +215,7 @@ def restrict(algebra: Algebra, term: Term, axis: int, value: Expr) -> Term:
         (old, new), *solutions = solutions
         if new == along(old):
             continue
-        # The solutions that are left may contain `old` too, so they ride along as further axes of the term.
+        # The remaining solutions may contain `old` too: they become further axes of the term, so that it is replaced there too.
         riding = Term((*rest.axes, *(n for _, n in solutions)), rest.products, rest.leaf, rest.dtype)
         riding = substitute(algebra, riding, old, new)
         solutions = [(i, n) for (i, _), n in zip(solutions, riding.axes[len(rest.axes) :], strict=True)]
@@ -248,11 +245,8 @@ def _number_of(algebra: Algebra, run: Lattice, value: Expr) -> tuple[Expr, Facto
     """Which of evenly spaced positions `value` is: (its number in [0, count), a mask of where it is one or None if always)."""
     low, high = value.bounds()
     offset = value.plus(Expr(-run.start))
-    if run.step == 1 and low >= run.start and high <= run.start + run.count - 1:
-        return offset, None
     exact = divide(offset, run.step)
-    fits = low >= run.start and high <= run.start + run.step * (run.count - 1)
-    if exact is not None and exact[1] == Expr() and fits:
+    if exact is not None and exact[1] == Expr() and low >= run.start and high < run.stop:
         return exact[0], None
     ids = value.ids
     positions = algebra.positions(offset, ids)
@@ -287,15 +281,10 @@ def join(term: Term, axis: int, sizes: Sequence[int]) -> Term:
 def split(algebra: Algebra, term: Term, axis: int, sizes: Sequence[int]) -> Term:
     """One axis as several, in row-major order."""
     for inner in sizes[:0:-1]:
-        term = _open(algebra, term, axis, inner)
+        # Ids that have the boundary of the division within them are broken in two first.
+        while opened := opening(term.axes[axis], inner):
+            term = substitute(algebra, term, *opened)
         term = term.with_axis(axis, *divided(algebra, term.axes[axis], inner))
-    return term
-
-
-def _open(algebra: Algebra, term: Term, axis: int, inner: int) -> Term:
-    """Break ids of the axis in two where the boundary of a division by `inner` lies within them."""
-    while opened := opening(term.axes[axis], inner):
-        term = substitute(algebra, term, *opened)
     return term
 
 
@@ -352,7 +341,7 @@ def _fused_expr(e: Expr, ids: Sequence[Id], fused: Id) -> Expr | None:
     if any(strides.get(i) != unit * s for i, s in zip(ids, row_major([i.size for i in ids]), strict=True)):
         return None
     others = [(atom, s) for atom, s in e.parts if atom not in own]
-    if any(own & set(atom_ids(atom)) for atom, _ in others):  # a lookup at one of the ids
+    if any(own & set(atom.ids) for atom, _ in others):  # a lookup at one of the ids
         return None
     return expr(e.start, [*others, (fused, unit)])
 

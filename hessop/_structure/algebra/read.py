@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._structure.algebra.factors import Algebra
-from hessop._structure.algebra.terms import Expr, Factor, Id, Lattice, Lookup, expr, lattice
+from hessop._structure.algebra.terms import Expr, Factor, Id, Lattice, Lookup, expr, lattice, union
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,27 +87,23 @@ def _how(e: Expr, used: Counter[Id]) -> _Read:
 
 def _slice(array: Array, reads: Sequence[_Read]) -> Array:
     """The array with each run sliced out of its axis."""
-    starts, stops, steps = [], [], []
+    runs = []
     for k, (read, size) in enumerate(zip(reads, array.shape, strict=True)):
         if read.run is None:
-            start, stop, step = 0, size, 1
+            runs.append((0, size, 1))
         elif read.shift is not None:
             array = lax.dynamic_slice_in_dim(array, read.shift, read.run.count, k)
-            start, stop, step = 0, read.run.count, 1
+            runs.append((0, read.run.count, 1))
         else:
-            start, step = read.run.start, read.run.step
-            stop = start + step * (read.run.count - 1) + 1
-        starts.append(start)
-        stops.append(stop)
-        steps.append(step)
-    if all(s == 0 for s in starts) and tuple(stops) == array.shape and all(s == 1 for s in steps):
+            runs.append((read.run.start, read.run.stop, read.run.step))
+    if all(run == (0, n, 1) for run, n in zip(runs, array.shape, strict=True)):
         return array
-    return lax.slice(array, starts, stops, steps)
+    return lax.slice(array, *zip(*runs, strict=True))
 
 
 def _gather(algebra: Algebra, array: Array, axes: Sequence[int], exprs: Sequence[Expr], own: tuple[Id, ...]) -> Factor:
     """Gather along `axes`, each at its expression. The other axes have the ids `own`, which are in no expression."""
-    ids = tuple(dict.fromkeys(i for e in exprs for i in e.ids))
+    ids = union(e.ids for e in exprs)
     rest = [k for k in range(array.ndim) if k not in axes]
     array = lax.transpose(array, [*axes, *rest])
     shape = [i.size for i in ids]

@@ -1,7 +1,7 @@
 """Terms that differ by a constant position on a short axis, as one term with an id along that axis.
 
 Code that unpacks coordinates (x[:, 0], cross products) makes one term for each pair of components. Without this they would
-multiply at every step: a torsion would end as 81 terms instead of a few.
+multiply at every step: a torsion would end up as 81 terms instead of a few.
 
 For example the terms on the axes (3 * i, 3 * i), (3 * i + 1, 3 * i + 1) and (3 * i + 2, 3 * i + 2) become one term on
 (3 * i + c, 3 * i + c), whose factors are stacked along the new id c.
@@ -12,11 +12,11 @@ Depends on terms, the algebra and merging. Must never know primitives.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
-from hessop._structure.algebra.merge import common, merge, rename
+from hessop._structure.algebra.merge import common, merge, rename, total
 from hessop._structure.algebra.terms import (
     Expr,
     Factor,
@@ -24,9 +24,11 @@ from hessop._structure.algebra.terms import (
     Product,
     Tangent,
     Term,
+    along,
     expr,
     extent,
     factor_ids,
+    identity,
     row_major,
 )
 
@@ -48,18 +50,11 @@ class _Direction:
     strides: tuple[int, ...]
     size: int
 
-    def moved(self, exprs: Sequence[Expr], by: int) -> list[Expr]:
+    def moved(self, exprs: Sequence[Expr], by: Expr) -> list[Expr]:
         """Expressions of all axes with `by` added to the digit."""
-        return self._plus(exprs, lambda stride: Expr(stride * by))
-
-    def with_id(self, exprs: Sequence[Expr], i: Id) -> list[Expr]:
-        """Expressions of all axes with an id added to the digit."""
-        return self._plus(exprs, lambda stride: expr(0, [(i, stride)]))
-
-    def _plus(self, exprs: Sequence[Expr], of: Callable[[int], Expr]) -> list[Expr]:
         out = list(exprs)
         for axis, stride in zip(self.axes, self.strides, strict=True):
-            out[axis] = out[axis].plus(of(stride))
+            out[axis] = out[axis].plus(by.times(stride))
         return out
 
 
@@ -89,7 +84,7 @@ def _pass(
     groups: dict[tuple[Hashable, _Direction, int], dict[int, Term]] = {}
     for term in terms:
         for direction, value in _directions(term, axes, shape, shapes):
-            form = algebra.numbered(direction.moved(term.axes, -value)).form
+            form = algebra.numbered(direction.moved(term.axes, Expr(-value))).form
             groups.setdefault((form, direction, term.leaf), {}).setdefault(value, term)
     present = {(algebra.numbered(t.axes).form, t.leaf) for t in terms}
     for (_, direction, leaf), group in groups.items():
@@ -97,7 +92,7 @@ def _pass(
         if len(members) == 1:
             # One term alone is stacked only if the result can be added to a term that already runs along that direction.
             ((value, term),) = members.items()
-            stacked_axes = direction.with_id(direction.moved(term.axes, -value), Id(direction.size))
+            stacked_axes = direction.moved(term.axes, identity(direction.size).plus(Expr(-value)))
             if (algebra.numbered(stacked_axes).form, leaf) not in present:
                 continue
         stacked = _stack(algebra, members, direction)
@@ -144,14 +139,14 @@ def _constant(e: Expr, digit: Digit) -> int | None:
 def _stack(algebra: Algebra, group: dict[int, Term], direction: _Direction) -> Term | None:
     """Terms, by the value of their digit, as one term; None where that would grow."""
     stacked = Id(direction.size)
-    moved = {v: t.with_axes(direction.moved(t.axes, -v)) for v, t in group.items()}
+    moved = {v: t.with_axes(direction.moved(t.axes, Expr(-v))) for v, t in group.items()}
     base = next(iter(moved.values()))
     names = algebra.numbered(base.axes).ids
     terms = {v: rename(t, dict(zip(algebra.numbered(t.axes).ids, names, strict=True))) for v, t in moved.items()}
     product = _stacked_product(algebra, terms, stacked)
     if product is None:
         return None
-    return base.with_axes(direction.with_id(base.axes, stacked)).with_products([product])
+    return base.with_axes(direction.moved(base.axes, along(stacked))).with_products([product])
 
 
 def _stacked_product(algebra: Algebra, terms: dict[int, Term], stacked: Id) -> Product | None:
@@ -166,11 +161,11 @@ def _stacked_product(algebra: Algebra, terms: dict[int, Term], stacked: Id) -> P
         grows = extent(held) > max(largest, algebra.eager_elements // stacked.size)
         if grows and not algebra.is_list((stacked, *held), largest):
             return None
-        entries = {v: _total(algebra, t, placed) for v, t in terms.items()}
+        entries = {v: total(algebra, t.products, placed) for v, t in terms.items()}
     coefs = {c for c, _ in entries.values()}
     if len(coefs) == 1 and len(entries) == stacked.size and not any(rest for _, rest in entries.values()):
         return Product(coefs.pop(), tuple(shared))
-    values = algebra.stack([entries.get(v) for v in range(stacked.size)], stacked, first.dtype)
+    values = algebra.stack([entries.get(v, (0.0, [])) for v in range(stacked.size)], stacked, first.dtype)
     return Product(1.0, (*shared, values))
 
 
@@ -197,12 +192,3 @@ def _separated(
             return None
         entries[v] = (p.coef, rest)
     return shared, entries
-
-
-def _total(algebra: Algebra, term: Term, placed: frozenset[Id]) -> tuple[float, list[Factor]]:
-    """The value of a term as a coefficient and at most one factor."""
-    sums = [(p.coef, [algebra.contract(p.factors, placed)] if p.factors else []) for p in term.products]
-    if len(sums) == 1:
-        return sums[0]
-    coef, total = algebra.add(sums)
-    return coef, [total]

@@ -9,7 +9,7 @@ Depends on nothing. Must never know primitives, equations or how arrays are comp
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -20,6 +20,11 @@ class Id:
 
     def __init__(self, size: int):
         self.size = size
+
+    @property
+    def ids(self) -> tuple["Id"]:
+        """The id itself, as for a lookup."""
+        return (self,)
 
     def __repr__(self) -> str:
         return f"Id({self.size})"
@@ -54,7 +59,7 @@ class Expr:
     @property
     def ids(self) -> tuple[Id, ...]:
         """The ids that the position depends on, each once."""
-        return tuple(dict.fromkeys(i for atom, _ in self.parts for i in atom_ids(atom)))
+        return union(atom.ids for atom, _ in self.parts)
 
     def times(self, stride: int, start: int = 0) -> "Expr":
         """Start + stride * self."""
@@ -79,9 +84,9 @@ def expr(start: int, parts: Iterable[Part]) -> Expr:
     return Expr(int(start), tuple((atom, int(s)) for atom, s in strides.items() if s))
 
 
-def along(i: Id) -> Expr:
-    """The expression of one id alone."""
-    return expr(0, [(i, 1)])
+def along(atom: Atom) -> Expr:
+    """The expression of one id or lookup alone."""
+    return expr(0, [(atom, 1)])
 
 
 def identity(size: int) -> Expr:
@@ -95,11 +100,6 @@ def flattened(exprs: Iterable[Expr], sizes: Sequence[int]) -> Expr:
     for e, stride in zip(exprs, row_major(sizes), strict=True):
         flat = flat.plus(e.times(stride))
     return flat
-
-
-def atom_ids(atom: Atom) -> tuple[Id, ...]:
-    """The ids that an atom depends on."""
-    return atom.ids if isinstance(atom, Lookup) else (atom,)
 
 
 def single_id(e: Expr, size: int) -> Id | None:
@@ -128,6 +128,11 @@ class Lattice:
     ids: tuple[Id, ...]
     flipped: tuple[bool, ...]
     count: int
+
+    @property
+    def stop(self) -> int:
+        """One more than the highest position."""
+        return self.start + self.step * (self.count - 1) + 1
 
 
 def lattice(e: Expr) -> Lattice | None:
@@ -190,9 +195,13 @@ class Term:
         """All axes replaced. No id may be lost; where some are, use `moves.replace_axes`."""
         return dataclasses.replace(self, axes=tuple(axes))
 
-    def with_products(self, products: Iterable[Product]) -> "Term":
-        """Other values at the same positions."""
-        return dataclasses.replace(self, products=tuple(products))
+    def with_products(self, products: Iterable[Product], dtype: Any = None) -> "Term":
+        """Other values at the same positions, of another dtype if one is given."""
+        return dataclasses.replace(self, products=tuple(products), dtype=self.dtype if dtype is None else dtype)
+
+    def times(self, coef: float, *factors: Factor) -> "Term":
+        """The term times a number and factors."""
+        return self.with_products(Product(p.coef * coef, (*p.factors, *factors)) for p in self.products)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +231,3 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 def factor_ids(factors: Iterable[Factor]) -> tuple[Id, ...]:
     """Every id of the factors once."""
     return union(f.ids for f in factors)
-
-
-def lookups(e: Expr) -> Iterator[Lookup]:
-    """The lookups in an expression."""
-    return (atom for atom, _ in e.parts if isinstance(atom, Lookup))

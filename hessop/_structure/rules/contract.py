@@ -13,14 +13,12 @@ from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.moves import replace_axes
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import Expr, Product, Tangent, Term, identity, single_id
-from hessop._structure.rules.table import linear_in, output, rule
+from hessop._structure.rules.table import linear_in, output, rule, term_rule
 
 
-@rule("reduce_sum")
-def _reduce_sum(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    gone = eqn.params["axes"]
-    terms = [replace_axes(t, [e for k, e in enumerate(t.axes) if k not in gone]) for t in ins[0].terms]
-    return [output(algebra, eqn, terms)]
+@term_rule("reduce_sum")
+def _reduce_sum(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    return replace_axes(term, [e for k, e in enumerate(term.axes) if k not in eqn.params["axes"]])
 
 
 @rule("dot_general")
@@ -38,24 +36,19 @@ def _dot_general(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent
         for a, b in (*zip(t_sum, v_sum, strict=True), *zip(t_batch, v_batch, strict=True)):
             exprs[b] = term.axes[a]
         factor = algebra.convert(take(algebra, jnp.asarray(value), exprs), dtype)
-        products = [Product(p.coef, (*algebra.convert_all(p.factors, dtype), factor)) for p in term.products]
         shared = [term.axes[a] for a in t_batch]
         own = [term.axes[a] for a in range(len(t.shape)) if a not in t_sum and a not in t_batch]
         new = [exprs[b] for b in range(len(value.shape)) if b not in v_sum and b not in v_batch]
         axes = (*shared, *(own + new if first else new + own), term.axes[-1])
-        terms.append(replace_axes(Term(term.axes, tuple(products), term.leaf, dtype), axes))
+        terms.append(replace_axes(algebra.convert_term(term, dtype).times(1.0, factor), axes))
     return [output(algebra, eqn, terms)]
 
 
-@rule("cumsum")
-def _cumsum(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    axis, reverse = int(eqn.params["axis"]), bool(eqn.params["reverse"])
-    size = ins[0].shape[axis]
-    return [output(algebra, eqn, [_cumulated(algebra, t, axis, size, reverse) for t in ins[0].terms])]
-
-
-def _cumulated(algebra: Algebra, term: Term, axis: int, size: int, reverse: bool) -> Term:
+@term_rule("cumsum")
+def _cumsum(algebra: Algebra, eqn: Any, term: Term) -> Term:
     """The cumulative sum of one factor, if only that has the id of the axis; else a product with a triangular matrix."""
+    axis, reverse = int(eqn.params["axis"]), bool(eqn.params["reverse"])
+    size = eqn.invars[0].aval.shape[axis]
     along = single_id(term.axes[axis], size)
     others = {i for k, e in enumerate(term.axes) if k != axis for i in e.ids}
     holders = [[f for f in p.factors if along in f.ids] for p in term.products]
@@ -74,5 +67,4 @@ def _cumulated(algebra: Algebra, term: Term, axis: int, size: int, reverse: bool
     triangle = algebra.once(("triangle", size, reverse, str(term.dtype)), [], ones)
     new = identity(size)
     factor = take(algebra, triangle, [new, term.axes[axis]])
-    summed = term.with_products(Product(p.coef, (*p.factors, factor)) for p in term.products)
-    return replace_axes(summed, [new if k == axis else e for k, e in enumerate(summed.axes)])
+    return replace_axes(term.times(1.0, factor), [new if k == axis else e for k, e in enumerate(term.axes)])

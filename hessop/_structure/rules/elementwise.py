@@ -16,7 +16,7 @@ from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.read import take
 from hessop._structure.algebra.terms import Expr, Factor, Product, Tangent, Term, identity
-from hessop._structure.rules.table import NoRule, linear_in, output, rule
+from hessop._structure.rules.table import NoRule, linear_in, output, rule, term_rule
 
 
 def broadcast(t: Tangent, shape: Sequence[int]) -> tuple[Term, ...]:
@@ -50,17 +50,8 @@ def times(algebra: Algebra, t: Tangent, value: Any, shape: Sequence[int]) -> lis
     """Each term times a primal value. A literal multiplies the coefficient."""
     terms = broadcast(t, shape)
     if (coef := _coefficient(value)) is not None:
-        return [scale(term, coef) for term in terms]
-    out = []
-    for term in terms:
-        factor = primal_factor(algebra, value, term, shape)
-        out.append(term.with_products(Product(p.coef, (*p.factors, factor)) for p in term.products))
-    return out
-
-
-def scale(term: Term, coef: float) -> Term:
-    """Coef * term."""
-    return term.with_products(Product(p.coef * coef, p.factors) for p in term.products)
+        return [term.times(coef) for term in terms]
+    return [term.times(1.0, primal_factor(algebra, value, term, shape)) for term in terms]
 
 
 def _coefficient(value: Any) -> float | None:
@@ -80,17 +71,17 @@ def _mul(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 @rule("div")
 def _div(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     linear_in(ins, 0)
-    coef = _coefficient(ins[1])
-    if coef:
-        return [output(algebra, eqn, times(algebra, ins[0], 1 / coef, eqn.outvars[0].aval.shape))]
-    value = jnp.asarray(ins[1])
-    inverse = algebra.once("reciprocal", [ins[1]], lambda: jnp.ones((), value.dtype) / value)
+    if coef := _coefficient(ins[1]):
+        inverse: Any = 1 / coef
+    else:
+        value = jnp.asarray(ins[1])
+        inverse = algebra.once("reciprocal", [ins[1]], lambda: jnp.ones((), value.dtype) / value)
     return [output(algebra, eqn, times(algebra, ins[0], inverse, eqn.outvars[0].aval.shape))]
 
 
-@rule("neg")
-def _neg(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    return [output(algebra, eqn, [scale(term, -1.0) for term in ins[0].terms])]
+@term_rule("neg")
+def _neg(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    return term.times(-1.0)
 
 
 @rule("add", "add_any", "sub")
@@ -98,7 +89,7 @@ def _add(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     signs = (1.0, -1.0 if eqn.primitive.name == "sub" else 1.0)
     shape = eqn.outvars[0].aval.shape
     terms = [
-        scale(term, sign) for t, sign in zip(ins, signs, strict=True) if isinstance(t, Tangent) for term in broadcast(t, shape)
+        term.times(sign) for t, sign in zip(ins, signs, strict=True) if isinstance(t, Tangent) for term in broadcast(t, shape)
     ]
     return [output(algebra, eqn, terms)]
 
@@ -110,55 +101,34 @@ def _identity(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     return list(ins)
 
 
-@rule("convert_element_type")
-def _convert(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
+@term_rule("convert_element_type")
+def _convert(algebra: Algebra, eqn: Any, term: Term) -> Term:
     dtype = eqn.outvars[0].aval.dtype
-    if jnp.issubdtype(ins[0].dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
+    if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise NoRule
-    terms = []
-    for term in ins[0].terms:
-        products = [Product(p.coef, algebra.convert_all(p.factors, dtype)) for p in term.products]
-        terms.append(Term(term.axes, tuple(products), term.leaf, dtype))
-    return [output(algebra, eqn, terms)]
+    return algebra.convert_term(term, dtype)
 
 
 @rule("complex")
 def _complex(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     dtype = eqn.outvars[0].aval.dtype
-    terms = []
-    for t, unit in zip(ins, (1.0, 1.0j), strict=True):
-        for term in t.terms if isinstance(t, Tangent) else ():
-            extra = () if unit == 1.0 else (Factor(_unit(algebra, dtype), ()),)
-            products = [Product(p.coef, (*algebra.convert_all(p.factors, dtype), *extra)) for p in term.products]
-            terms.append(Term(term.axes, tuple(products), term.leaf, dtype))
-    return [output(algebra, eqn, terms)]
+    real, imag = ([algebra.convert_term(t, dtype) for t in v.terms] if isinstance(v, Tangent) else [] for v in ins)
+    if imag:
+        unit = algebra.once(("imaginary unit", str(dtype)), [], lambda: jnp.asarray(1j, dtype))
+        imag = [term.times(1.0, Factor(unit, ())) for term in imag]
+    return [output(algebra, eqn, [*real, *imag])]
 
 
-def _unit(algebra: Algebra, dtype: Any) -> Array:
-    return algebra.once(("imaginary unit", str(dtype)), [], lambda: jnp.asarray(1j, dtype))
-
-
-@rule("real", "imag", "conj")
-def _parts(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
+@term_rule("real", "imag", "conj")
+def _parts(algebra: Algebra, eqn: Any, term: Term) -> Term:
     """Covers products of at most one factor: the real part of a product is not the product of real parts."""
-    name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
+    name = eqn.primitive.name
     fn = {"real": lax.real, "imag": lax.imag, "conj": lax.conj}[name]
-    if not jnp.issubdtype(ins[0].dtype, jnp.complexfloating):
+    if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.complexfloating) or any(len(p.factors) > 1 for p in term.products):
         raise NoRule
-    terms = []
-    for term in ins[0].terms:
-        products = []
-        for p in term.products:
-            if len(p.factors) > 1:
-                raise NoRule
-            if not p.factors:
-                if name == "imag":
-                    continue
-                products.append(p)
-                continue
-            products.append(Product(p.coef, (algebra.apply((name,), p.factors[0], fn),)))
-        terms.append(Term(term.axes, tuple(products), term.leaf, dtype))
-    return [output(algebra, eqn, terms)]
+    kept = [p for p in term.products if p.factors or name != "imag"]  # without factors a product is real
+    products = [Product(p.coef, tuple(algebra.apply((name,), f, fn) for f in p.factors)) for p in kept]
+    return term.with_products(products, eqn.outvars[0].aval.dtype)
 
 
 @rule("select_n")

@@ -15,8 +15,8 @@ from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.moves import replace_axes, restrict
 from hessop._structure.algebra.read import take
-from hessop._structure.algebra.terms import Expr, Factor, Lookup, Tangent, Term, expr, identity
-from hessop._structure.rules.elementwise import primal_factor, scale
+from hessop._structure.algebra.terms import Expr, Lookup, Tangent, Term, along, identity
+from hessop._structure.rules.elementwise import primal_factor
 from hessop._structure.rules.table import NoRule, linear_in, output, rule
 
 _CLIP, _FILL, _PROMISE = (
@@ -39,20 +39,14 @@ class Starts:
 
     def at(self, column: int, last: int, batch: Sequence[Expr]) -> Expr:
         """The start of the window at the batch position, clamped to [0, last], as an expression."""
-
-        def make() -> Array:
-            starts = self.index[..., column]
-            # Clamped before the cast, which could wrap an index far out of bounds back into them.
-            return jnp.clip(starts, *_limits(starts.dtype, last)).astype(jnp.int32)
-
-        array = self.algebra.once(("start", column, last), [self.index], make)
+        array = self.algebra.once(("start", column, last), [self.index], lambda: _clamped(self.index[..., column], last))
         factor = take(self.algebra, array, batch)
-        return expr(0, [(Lookup(factor.array, factor.ids, last + 1), 1)])
+        return along(Lookup(factor.array, factor.ids, last + 1))
 
-    def valid(self, lasts: Sequence[int], batch: Sequence[Expr]) -> Factor | None:
-        """A mask of the windows that are entirely within bounds; None if no axis is indexed."""
-        if not lasts:
-            return None
+    def masked(self, term: Term, lasts: Sequence[int], batch: Sequence[Expr]) -> Term:
+        """The term without the windows that are not entirely within bounds."""
+        if not lasts:  # no axis is indexed
+            return term
 
         def make() -> Array:
             inside = jnp.full(self.shape, all(last >= 0 for last in lasts))
@@ -62,12 +56,17 @@ class Starts:
             return inside
 
         array = self.algebra.once(("valid", tuple(lasts)), [self.index], make)
-        return take(self.algebra, array, batch)
+        return mask_term(self.algebra, term, take(self.algebra, array, batch))
 
 
 def _limits(dtype: Any, last: int) -> tuple[Array, Array]:
     """0 and `last`, which is clamped to the largest number of the index dtype."""
     return jnp.zeros((), dtype), jnp.asarray(min(max(last, 0), int(jnp.iinfo(dtype).max)), dtype)
+
+
+def _clamped(start: Array, last: int) -> Array:
+    # Clamped before the cast, which could wrap an index far out of bounds back into them.
+    return jnp.clip(start, *_limits(start.dtype, last)).astype(jnp.int32)
 
 
 @rule("gather")
@@ -83,31 +82,26 @@ def _gather(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
 def _gathered(algebra: Algebra, eqn: Any, term: Term, starts: Starts, shape: Sequence[int]) -> Term:
     dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     batch = [identity(n) for n in starts.shape]
-    window: list[Expr | None] = []  # None: the whole axis, which stays in the term
+    windows: list[Expr | None] = []
     for d, (n, size) in enumerate(zip(shape, sizes, strict=True)):
-        if size == n and d not in dims.operand_batching_dims:
-            window.append(None)
-            continue
-        start, within = Expr(), identity(size)
+        start = Expr()
         if d in dims.operand_batching_dims:
             start = batch[dims.start_indices_batching_dims[dims.operand_batching_dims.index(d)]]
+        elif size == n:
+            start = None
         elif d in dims.start_index_map:
             start = starts.at(dims.start_index_map.index(d), n - size, batch)
-        term = restrict(algebra, term, window.count(None), start.plus(within))
-        window.append(within)
-
-    left = iter(term.axes[:-1])
-    kept = [next(left) if w is None else w for w in window]
+        windows.append(start)
+    term = _windowed(algebra, term, windows, sizes)
     gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
-    offsets = iter([w for d, w in enumerate(kept) if d not in gone])
+    offsets = iter([e for d, e in enumerate(term.axes[:-1]) if d not in gone])
     rest = iter(batch)
     rank = len(eqn.outvars[0].aval.shape)
-    axes = [next(offsets) if k in dims.offset_dims else next(rest) for k in range(rank)]
+    axes = [next(offsets if k in dims.offset_dims else rest) for k in range(rank)]
     term = term.with_axes((*axes, term.axes[-1]))
     if starts.mode != _FILL:
         return term
-    valid = starts.valid([shape[d] - sizes[d] for d in dims.start_index_map], batch)
-    return term if valid is None else mask_term(algebra, term, valid)
+    return starts.masked(term, [shape[d] - sizes[d] for d in dims.start_index_map], batch)
 
 
 @rule("scatter-add", "scatter_add", "scatter-sub", "scatter_sub")
@@ -117,7 +111,7 @@ def _scatter_add(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent
     sign = -1.0 if "sub" in eqn.primitive.name else 1.0
     terms = list(operand.terms) if isinstance(operand, Tangent) else []
     if isinstance(updates, Tangent):
-        terms += [scale(t, sign) for t in _scattered(algebra, eqn, index, updates)]
+        terms += [t.times(sign) for t in _scattered(algebra, eqn, index, updates)]
     return [output(algebra, eqn, terms)]
 
 
@@ -171,8 +165,7 @@ def _scattered(algebra: Algebra, eqn: Any, index: Any, updates: Tangent) -> list
         # PROMISE_IN_BOUNDS needs the mask too: JAX differentiates `.at[i].max` and `x[i]` into scatters that promise bounds
         # for the user's indices, and relies on XLA to drop an update that is out of bounds.
         if starts.mode != _CLIP:
-            valid = starts.valid([lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
-            term = term if valid is None else mask_term(algebra, term, valid)
+            term = starts.masked(term, [lasts[d] for d in dims.scatter_dims_to_operand_dims], batch)
         terms.append(replace_axes(term, [*axes, term.axes[-1]]))
     return terms
 
@@ -182,15 +175,21 @@ def _dynamic_slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tange
     linear_in(ins, 0)
     shape = eqn.outvars[0].aval.shape
     starts = [_start(algebra, v, n - m) for v, n, m in zip(ins[1:], ins[0].shape, shape, strict=True)]
-    terms = []
-    for term in ins[0].terms:
-        window = [None if n == m else identity(m) for n, m in zip(ins[0].shape, shape, strict=True)]
-        for d, within in enumerate(window):
-            if within is not None:
-                term = restrict(algebra, term, window[:d].count(None), starts[d].plus(within))
-        left = iter(term.axes[:-1])
-        terms.append(term.with_axes([*(next(left) if w is None else w for w in window), term.axes[-1]]))
-    return [output(algebra, eqn, terms)]
+    starts = [None if n == m else start for start, n, m in zip(starts, ins[0].shape, shape, strict=True)]
+    return [output(algebra, eqn, [_windowed(algebra, term, starts, shape) for term in ins[0].terms])]
+
+
+def _windowed(algebra: Algebra, term: Term, starts: Sequence[Expr | None], sizes: Sequence[int]) -> Term:
+    """The window of these sizes at `starts`; None keeps a whole axis."""
+    within = [identity(n) for n in sizes]
+    axis = 0
+    for start, e in zip(starts, within, strict=True):
+        if start is None:
+            axis += 1
+        else:
+            term = restrict(algebra, term, axis, start.plus(e))
+    left = iter(term.axes)
+    return term.with_axes([*(next(left) if s is None else e for s, e in zip(starts, within, strict=True)), *left])
 
 
 @rule("dynamic_update_slice")
@@ -214,10 +213,5 @@ def _dynamic_update_slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> lis
 
 def _start(algebra: Algebra, value: Any, last: int) -> Expr:
     """A start of a dynamic slice, clamped to [0, last] as the primitives do."""
-
-    def make() -> Array:
-        start = jnp.asarray(value)
-        return jnp.clip(start, *_limits(start.dtype, last)).astype(jnp.int32)
-
-    array = algebra.once(("clamped", last), [value], make)
-    return expr(0, [(Lookup(array, (), last + 1), 1)])
+    array = algebra.once(("clamped", last), [value], lambda: _clamped(jnp.asarray(value), last))
+    return along(Lookup(array, (), last + 1))

@@ -8,46 +8,30 @@ from typing import Any
 from hessop._equations.primitives import VIEWS
 from hessop._structure.algebra.factors import Algebra
 from hessop._structure.algebra.moves import join, pick, place, split
-from hessop._structure.algebra.terms import Expr, Id, Tangent, Term, expr, identity
-from hessop._structure.rules.table import linear_in, output, rule
+from hessop._structure.algebra.terms import Expr, Tangent, Term, identity
+from hessop._structure.rules.table import output, rule, term_rule
 
 
-@rule("broadcast_in_dim")
-def _broadcast(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    linear_in(ins, 0)
-    shape, source = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    terms = []
-    for term in ins[0].terms:
-        axes = [identity(n) for n in shape]
-        for e, n, d in zip(term.axes, ins[0].shape, source, strict=False):
-            if n == shape[d]:
-                axes[d] = e
-        terms.append(term.with_axes((*axes, term.axes[-1])))
-    return [output(algebra, eqn, terms)]
+@term_rule("broadcast_in_dim")
+def _broadcast(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    shape = eqn.params["shape"]
+    axes = [identity(n) for n in shape]
+    for e, n, d in zip(term.axes, eqn.invars[0].aval.shape, eqn.params["broadcast_dimensions"], strict=False):
+        if n == shape[d]:
+            axes[d] = e
+    return term.with_axes((*axes, term.axes[-1]))
 
 
-@rule(*VIEWS)
-def _reshape(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    linear_in(ins, 0)
-    shape, terms = ins[0].shape, ins[0].terms
+@term_rule(*VIEWS)
+def _reshape(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    shape = eqn.invars[0].aval.shape
     # "dimensions" of a reshape is the order in which it reads the axes; of the others it is something else.
-    if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
-        order = eqn.params["dimensions"]
-        shape, terms = [shape[k] for k in order], [_transposed(term, order) for term in terms]
-    groups = list(_groups(shape, eqn.outvars[0].aval.shape))
-    return [output(algebra, eqn, [_regrouped(algebra, term, groups) for term in terms])]
-
-
-def _transposed(term: Term, order: Sequence[int]) -> Term:
-    return term.with_axes((*(term.axes[k] for k in order), term.axes[-1]))
-
-
-def _regrouped(algebra: Algebra, term: Term, groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Term:
-    """The term with each group of axes joined, and split into axes of the new sizes."""
+    if eqn.primitive.name == "reshape" and (order := eqn.params["dimensions"]) is not None:
+        shape, term = [shape[k] for k in order], _transposed(term, order)
     axis = 0
-    for old, new in groups:
-        joined = join(term, axis, old)  # no axes become one of length 1
-        term = split(algebra, joined, axis, new) if new else joined.with_axis(axis)
+    for old, new in _groups(shape, eqn.outvars[0].aval.shape):
+        term = join(term, axis, old)  # no axes become one of length 1
+        term = split(algebra, term, axis, new) if new else term.with_axis(axis)
         axis += len(new)
     return term
 
@@ -66,34 +50,29 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
         yield left, right
 
 
-@rule("transpose")
-def _transpose(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    return [output(algebra, eqn, [_transposed(term, eqn.params["permutation"]) for term in ins[0].terms])]
+@term_rule("transpose")
+def _transpose(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    return _transposed(term, eqn.params["permutation"])
 
 
-@rule("rev")
-def _rev(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    terms = []
-    for term in ins[0].terms:
-        for d in map(int, eqn.params["dimensions"]):
-            term = place(term, d, ins[0].shape[d] - 1, -1)
-        terms.append(term)
-    return [output(algebra, eqn, terms)]
+def _transposed(term: Term, order: Sequence[int]) -> Term:
+    return term.with_axes((*(term.axes[k] for k in order), term.axes[-1]))
 
 
-@rule("pad")
-def _pad(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    linear_in(ins, 0)
-    shape = eqn.outvars[0].aval.shape
-    terms = []
-    for term in ins[0].terms:
-        moved: Term | None = term
-        for d, (low, high, interior) in enumerate(eqn.params["padding_config"]):
-            moved = moved and place(moved, d, int(low), int(interior) + 1)
-            if moved and (low < 0 or high < 0):
-                moved = pick(algebra, moved, d, 0, 1, shape[d])
-        terms.append(moved)
-    return [output(algebra, eqn, terms)]
+@term_rule("rev")
+def _rev(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    for d in map(int, eqn.params["dimensions"]):
+        term = place(term, d, eqn.invars[0].aval.shape[d] - 1, -1)
+    return term
+
+
+@term_rule("pad")
+def _pad(algebra: Algebra, eqn: Any, term: Term | None) -> Term | None:
+    for d, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+        term = term and place(term, d, int(low), int(interior) + 1)
+        if term and (low < 0 or high < 0):
+            term = pick(algebra, term, d, 0, 1, eqn.outvars[0].aval.shape[d])
+    return term
 
 
 @rule("concatenate")
@@ -117,30 +96,20 @@ def _stack(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
     return [output(algebra, eqn, terms)]
 
 
-@rule("tile")
-def _tile(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    shape, new = ins[0].shape, eqn.outvars[0].aval.shape
-    terms = []
-    for term in ins[0].terms:
-        for d, (n, m) in enumerate(zip(shape, new, strict=True)):
-            term = term.with_axis(d, term.axes[d].plus(expr(0, [(Id(m // n), n)])))
-        terms.append(term)
-    return [output(algebra, eqn, terms)]
+@term_rule("tile")
+def _tile(algebra: Algebra, eqn: Any, term: Term) -> Term:
+    for d, (n, m) in enumerate(zip(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, strict=True)):
+        term = term.with_axis(d, term.axes[d].plus(identity(m // n).times(n)))
+    return term
 
 
-@rule("slice")
-def _slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Tangent]:
-    starts, strides = eqn.params["start_indices"], eqn.params["strides"]
-    shape = eqn.outvars[0].aval.shape
-    runs = [tuple(map(int, run)) for run in zip(starts, strides or (1,) * len(shape), shape, strict=True)]
-    return [output(algebra, eqn, [_picked(algebra, term, runs) for term in ins[0].terms])]
-
-
-def _picked(algebra: Algebra, term: Term, runs: Sequence[tuple[int, ...]]) -> Term | None:
-    picked: Term | None = term
-    for d, (start, stride, count) in enumerate(runs):
-        picked = picked and pick(algebra, picked, d, start, stride, count)
-    return picked
+@term_rule("slice")
+def _slice(algebra: Algebra, eqn: Any, term: Term | None) -> Term | None:
+    counts = eqn.outvars[0].aval.shape
+    starts, strides = eqn.params["start_indices"], eqn.params["strides"] or (1,) * len(counts)
+    for d, (start, stride, count) in enumerate(zip(starts, strides, counts, strict=True)):
+        term = term and pick(algebra, term, d, int(start), int(stride), int(count))
+    return term
 
 
 @rule("split")
