@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import Array
-from jax.experimental import sparse as jsparse
 
 from hessop._base.annotations import Memory, RouteName
 from hessop._base.bytes import parse_memory
@@ -112,7 +111,7 @@ class AbstractSparse(lx.AbstractLinearOperator):
         return some_rows(self._point(), which, Request(MATRIX, self.route, memory=budget, calls=self.calls))
 
     @method
-    def to_bcoo(self, *, sum_duplicates: bool = True) -> jsparse.BCOO:
+    def to_bcoo(self, *, sum_duplicates: bool = True) -> Any:
         """The Hessian as a sparse matrix of JAX.
 
         Args:
@@ -122,14 +121,16 @@ class AbstractSparse(lx.AbstractLinearOperator):
         Returns:
             A `jax.experimental.sparse.BCOO` of shape (n, n).
         """
+        from jax.experimental.sparse import BCOO  # which imports scipy.sparse
+
         self._check_symmetry()
         n = self.program.layout.n
         if not sum_duplicates:
             values, places = sparse.terms_entries(self._point(), self.memory)
-            return jsparse.BCOO((values, places), shape=(n, n))
+            return BCOO((values, places), shape=(n, n))
         found, values = self.nonzeros()
         places = jnp.stack([found.rows, found.columns], axis=1)
-        return jsparse.BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
+        return BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
 
     def to_csr(self) -> Any:
         """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric; outside of jit."""
