@@ -258,6 +258,24 @@ def check_scalar(value: Any, name: str) -> Array:
     return array
 
 
+def is_positive_int(value: Any) -> bool:
+    """Whether it is an int, and not a bool, of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_positive_int(value: Any, name: str) -> int | None:
+    """`value`, which must be a positive int or None; `name` is the argument's name, for errors.
+
+    Raises:
+        ValueError, TypeError: it is neither.
+    """
+    if value is None or is_positive_int(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a positive int or None")
+    raise ValueError(f"{name}: got {value}, expected a positive int or None")
+
+
 def check_calls(value: Any) -> float:
     """`calls`, checked, as a float.
 

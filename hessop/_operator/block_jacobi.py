@@ -175,12 +175,9 @@ def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
         blocks: for each leaf of x, the blocks [size // k, k, k].
         smallest: the smallest eigenvalue kept, relative to the largest, or None for the default.
     """
-    # LAPACK does not support half precision.
-    wide = [b.astype(jnp.float32) if jnp.finfo(b.dtype).bits < 32 else b for b in blocks]
-    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
-    largest = jnp.max(
-        jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(np.result_type(*(b.dtype for b in wide))) for w, _ in spectra])
-    )
+    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in map(wide, blocks)]
+    dtype = np.result_type(*(w.dtype for w, _ in spectra))
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(dtype) for w, _ in spectra]))
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
         relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if smallest is None else smallest
@@ -189,3 +186,8 @@ def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
         inverse = jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest")
         inverses.append(inverse.astype(b.dtype))
     return tuple(inverses)
+
+
+def wide(array: Array) -> Array:
+    """In float32 at least: LAPACK does not support half precision."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array

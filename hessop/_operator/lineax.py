@@ -6,7 +6,7 @@ instance, so a class must be registered before its first instance.
 Depends on lineax. Must never know how entries are computed.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from hessop._routes.wanted import blocks_of
 
 
 def register(cls: type) -> type:
-    """Class decorator: register `cls`, an equinox module with a static field `tags`, with lineax."""
+    """Class decorator: register `cls`, an equinox module with `tags`, with lineax."""
     lx.linearise.register(cls)(lambda op: op.linearise())
     lx.materialise.register(cls)(lambda op: op.materialise())
     lx.diagonal.register(cls)(lambda op: op.lineax_diagonal())
@@ -93,11 +93,10 @@ def check_tags(tags: Any) -> frozenset[object]:
 def damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
     """The tags of H + lam I: see `HessianOperator.damped`."""
     kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
-    negative = not isinstance(lam, Tracer) and float(lam) < 0
-    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
-    if lx.negative_semidefinite_tag in tags and nonpositive:
+    known = not isinstance(lam, Tracer)
+    if lx.negative_semidefinite_tag in tags and known and float(lam) <= 0:
         return kept | {lx.negative_semidefinite_tag}
-    return kept if negative else kept | {lx.positive_semidefinite_tag}
+    return kept if known and float(lam) < 0 else kept | {lx.positive_semidefinite_tag}
 
 
 def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:
@@ -105,12 +104,10 @@ def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> l
     leaves, tree = jax.tree.flatten(structure)
     if len(leaves) == 1 and tree == jax.tree.structure(0) and len(leaves[0].shape) == 1:
         return lx.MatrixLinearOperator(matrix, tags)
-    return lx.PyTreeLinearOperator(nested_blocks(matrix, structure), structure, tags)
+    return lx.PyTreeLinearOperator(nested(blocks_of(matrix, Layout(leaves)), tree), structure, tags)
 
 
-def nested_blocks(matrix: Array, structure: Any) -> Any:
-    """(n, n) -> pytree of pytrees of blocks, nested as by `jax.hessian`: block [i][j] has shape_i + shape_j and dtype i."""
-    leaves, tree = jax.tree.flatten(structure)
-    layout = Layout(leaves)
-    blocks = iter(blocks_of(matrix, layout))
-    return tree.unflatten([tree.unflatten([next(blocks) for _ in leaves]) for _ in leaves])
+def nested(blocks: Iterable[Array], tree: Any) -> Any:
+    """The blocks of a matrix, row by row, as a pytree of pytrees like x: nested as by `jax.hessian`."""
+    each, count = iter(blocks), tree.num_leaves
+    return tree.unflatten([tree.unflatten([next(each) for _ in range(count)]) for _ in range(count)])

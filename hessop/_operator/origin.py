@@ -1,14 +1,12 @@
 """What an operator was made from, besides arrays: the function and the user's options.
 
-Depends on arguments only. Must never know programs.
+Depends on annotations only. Must never know programs.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from hessop._base.annotations import RouteName, SelfPairsName
-from hessop._base.arguments import Static
 
 
 class Source:
@@ -27,22 +25,17 @@ class Source:
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What an operator was made from, besides arrays.
+class Options(NamedTuple):
+    """The user's options, checked.
 
     Attributes:
-        source: the function.
-        static: the static part of args.
-        tags: lineax tags of the matrix.
+        tags: lineax tags of the matrix, including `lineax.symmetric_tag`.
         route: the user's choice.
         memory: the user's budget in bytes, or None.
         self_pairs: the user's choice.
         calls: the expected number of calls of each executable.
     """
 
-    source: Source
-    static: Static
     tags: frozenset[object]
     route: RouteName
     memory: int | None

@@ -7,14 +7,14 @@ import dataclasses
 import functools
 import math
 
-from hessop._base.bytes import format_bytes
+from hessop._base.bytes import format_bytes, power_of_two
 from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import Cost, cost, pays, results_worth, work_of
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
-from hessop._routes.chunks import Chunking, RowMaker, choose_chunking, refuse_impossible
+from hessop._routes.chunks import Chunking, choose_chunking, refuse_impossible
 from hessop._routes.columns import products
-from hessop._routes.decision import Decision, Request
+from hessop._routes.decision import Decision
 from hessop._routes.fits import Peak, peak_of
 from hessop._routes.terms import (
     StructurePrice,
@@ -24,7 +24,7 @@ from hessop._routes.terms import (
     terms_by_rows,
 )
 from hessop._routes.tuning import ROW_RATE, WITHOUT_RULE_LEAST_BYTES, WITHOUT_RULE_SHARE
-from hessop._routes.wanted import MATRIX, Wanted
+from hessop._routes.wanted import MATRIX, Request, Wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class _Candidates:
         Raises:
             MemoryBudgetError: not even one product at a time fits.
         """
-        return self._by_rows("columns", products(self.point.program), reason, None, self.columns_cost.run)
+        chunking, peak = choose_chunking(products(self.point.program), self.point, self.request, self.budget)
+        return Decision("columns", peak, reason, chunking, run_seconds=self.columns_cost.run)
 
     def terms_by_rows(self, reason: str, limit_bytes: int | None) -> Decision:
         """Rows of the matrix in chunks, from the terms.
@@ -56,13 +57,8 @@ class _Candidates:
         Raises:
             MemoryBudgetError: not even one row at a time fits.
         """
-        return self._by_rows("structure", terms_by_rows(limit_bytes), reason, limit_bytes, math.inf)
-
-    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit_bytes: int | None, run_seconds: float) -> Decision:
-        wanted, _, chunk, _, host_output, compile, _ = self.request
-        limits = {"chunk": chunk, "budget": self.budget, "host_output": host_output, "compile": compile}
-        chunking, peak = choose_chunking(maker, self.point, wanted, **limits)
-        return Decision(route, peak, reason, chunking, limit_bytes, run_seconds=run_seconds)
+        chunking, peak = choose_chunking(terms_by_rows(limit_bytes), self.point, self.request, self.budget)
+        return Decision("structure", peak, reason, chunking, limit_bytes)
 
 
 def choose_route(point: Point, request: Request, budget: int | None) -> Decision:
@@ -71,19 +67,18 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
     Raises:
         MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
-    wanted, route, chunk, _, host_output, compile, _ = request
     candidates = _Candidates(point, request, budget)
-    if compile and budget is not None:
+    if request.compile and budget is not None:
         # The budget that this error names is enough for either route: terms, a row at a time, need less than products would if
         # nothing were fused.
-        refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
-    if route == "columns":
+        refuse_impossible(products(point.program), point, request, budget)
+    if request.route == "columns":
         return candidates.columns("route='columns' was given")
-    if not wanted.has_terms:
+    if not request.wanted.has_terms:
         return candidates.columns("the terms cannot give this without the matrix")
-    if chunk is not None:
+    if request.chunk is not None:
         why = "a chunk was given"
-        return candidates.terms_by_rows(why, None) if route == "structure" else candidates.columns(why)
+        return candidates.terms_by_rows(why, None) if request.route == "structure" else candidates.columns(why)
     assert budget is not None
     return _cheapest(candidates, budget)
 
@@ -180,7 +175,7 @@ def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
     A program keeps its first value while that is within a factor of two. Free memory changes from call to call, and a new
     point must not compile because free memory crossed a power of two.
     """
-    nearest = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
+    nearest = power_of_two(max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE))
     kept = program.memo.once("bytes without rule", lambda: nearest)
     if not nearest // 2 <= kept <= 2 * nearest:
         program.memo["bytes without rule"] = kept = nearest

@@ -49,8 +49,7 @@ class ProductDecision:
     reason: str
 
     def __str__(self) -> str:
-        kind = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
-        return f"from {kind}: {self.reason}"
+        return f"from {self.program.stores if self.stored else 'the point'}: {self.reason}"
 
 
 def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductDecision:

@@ -11,7 +11,7 @@ class Peak(NamedTuple):
     """Peak memory.
 
     Attributes:
-        bytes: arguments, outputs and temporaries together; None if nobody asked.
+        bytes: arguments, outputs and temporaries together; None if it was not determined.
         measured: whether the compiler reported it; otherwise it is an upper estimate from shapes.
     """
 
@@ -21,9 +21,6 @@ class Peak(NamedTuple):
     def fits(self, budget_bytes: int) -> bool:
         """Whether it fits the budget; an unknown peak does."""
         return self.bytes is None or self.bytes <= budget_bytes
-
-
-NOT_ASKED = Peak(None, False)
 
 
 def peak_of(estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[], int | None] | None) -> Peak:
