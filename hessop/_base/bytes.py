@@ -18,12 +18,11 @@ from hessop._base.annotations import Memory
 _MARGIN = 0.2
 
 
-def parse_memory(memory: Memory, name: str = "memory") -> int:
+def parse_memory(memory: Memory) -> int:
     """A budget in bytes.
 
     Args:
         memory: bytes, or text like "4GB" (1000^3) or "512 MiB" (2^20).
-        name: the argument's name, for errors.
 
     Returns:
         Bytes, a positive integer.
@@ -33,18 +32,18 @@ def parse_memory(memory: Memory, name: str = "memory") -> int:
     """
     expected = 'expected a positive number of bytes or text like "4GB" or "512MiB"'
     if isinstance(memory, bool) or not isinstance(memory, int | float | str):
-        raise TypeError(f"{name}: got {memory!r} of type {type(memory).__name__}, {expected}")
+        raise TypeError(f"memory: got {memory!r} of type {type(memory).__name__}, {expected}")
     if isinstance(memory, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:E[+-]?[0-9]+)?)\s*(?:([KMGT])(I?))?B?\s*", memory, re.IGNORECASE)
         if match is None:
-            raise ValueError(f"{name}: got {memory!r}, {expected}")
+            raise ValueError(f"memory: got {memory!r}, {expected}")
         number, prefix, binary = match.groups("")
         power = "KMGT".index(prefix.upper()) + 1 if prefix else 0
         memory = float(number) * (1024.0 if binary else 1000.0) ** power
     elif isinstance(memory, float) and not memory.is_integer():
-        raise ValueError(f"{name}: got {memory!r}, which is not a whole number of bytes, {expected}")
+        raise ValueError(f"memory: got {memory!r}, which is not a whole number of bytes, {expected}")
     if not 1 <= memory < float("inf"):
-        raise ValueError(f"{name}: got {memory!r}, {expected}")
+        raise ValueError(f"memory: got {memory!r}, {expected}")
     return int(memory)
 
 

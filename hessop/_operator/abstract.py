@@ -140,7 +140,8 @@ class AbstractHessian(lx.AbstractLinearOperator):
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run("mm", _products, leaves))
-        return self._like_x(self._run(("mm", found), functools.partial(_tiled_products, found), leaves))
+        tiled = lambda program, stored, source, shift, vectors: shifted(found(*source, *vectors), shift, vectors)
+        return self._like_x(self._run(("mm", found), tiled, leaves))
 
     @method
     def materialize(
@@ -368,12 +369,6 @@ def _product(
     if stored:
         return shifted_product(program, source, shift, leaves)
     return shifted(recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
-
-
-def _tiled_products(
-    tiled: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
-) -> list[Array]:
-    return shifted(tiled(*source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

@@ -34,7 +34,7 @@ from hessop._operator.linearized import LinearizedHessian
 from hessop._operator.lineax import check_tags, damped_tags, register, tag_names, tags_named
 from hessop._operator.method import method
 from hessop._operator.origin import Options, Source
-from hessop._program.finite import point_problem, warn
+from hessop._program.finite import all_finite, point_problem, warn
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram, program_for
 from hessop._program.trace import name_of, trace
@@ -195,7 +195,7 @@ class HessianOperator(AbstractHessian):
     def gradient(self) -> Any:
         """The gradient, a pytree like x. Outside of jit, a RuntimeWarning reports entries that are not finite."""
         gradient = self._gradient()
-        if not self._point().traced and not all(np.all(np.isfinite(np.asarray(g, np.float64))) for g in gradient):
+        if not self._point().traced and not all(all_finite(np.asarray(g)) for g in gradient):
             warn(self._problem_of_point())
         return self._like_x(gradient)
 

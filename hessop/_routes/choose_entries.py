@@ -15,7 +15,7 @@ from hessop._program.program import AbstractProgram
 from hessop._routes.chunks import Chunking, choose_chunking, refuse_impossible
 from hessop._routes.columns import products
 from hessop._routes.decision import Decision
-from hessop._routes.fits import Peak, peak_of
+from hessop._routes.fits import Peak, peak_of, too_little
 from hessop._routes.terms import (
     StructurePrice,
     structure_bytes,
@@ -24,7 +24,7 @@ from hessop._routes.terms import (
     terms_by_rows,
 )
 from hessop._routes.tuning import ROW_RATE, WITHOUT_RULE_LEAST_BYTES, WITHOUT_RULE_SHARE
-from hessop._routes.wanted import MATRIX, Request, Wanted
+from hessop._routes.wanted import MATRIX, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
 def _cheapest(candidates: _Candidates, budget: int) -> Decision:
     """Columns or all terms at once, whichever is cheaper; if it does not fit, the next cheapest."""
     point, request, by_columns = candidates.point, candidates.request, candidates.columns_cost
-    wanted, route, compile = request.wanted, request.route, request.compile
+    wanted, route = request.wanted, request.route
     limit_bytes = bytes_without_rule(point.program, budget)
     forced = route == "structure"
     # A user who asks for tiles accepts the time to compile them.
@@ -103,7 +103,7 @@ def _cheapest(candidates: _Candidates, budget: int) -> Decision:
     if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
         why, run_seconds = _why(structure.whole, by_columns, request), structure.whole.run
         return Decision("structure", Peak(structure.peak_bytes, False), why, limit_bytes=limit_bytes, run_seconds=run_seconds)
-    peak = _tiled_peak(point, wanted, structure, limit_bytes, budget, compile)
+    peak = _tiled_peak(point, request, structure, limit_bytes, budget)
     if peak.fits(budget):
         return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit_bytes, tiled=True)
     assert peak.bytes is not None
@@ -131,7 +131,10 @@ def _smallest(candidates: _Candidates, structure: StructurePrice, limit_bytes: i
     except MemoryBudgetError as error:
         if error.needed is None or error.needed <= needed_bytes:
             raise
-    raise _too_little(route, wanted, needed_bytes, budget)
+    if route == "structure":
+        raise too_little(budget, "route='structure', which needs", needed_bytes, "; route='auto' may need less")
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
+    raise too_little(budget, "this: the cheapest way, from its terms, needs", needed_bytes, hint)
 
 
 def _why(form: Cost, columns: Cost, request: Request) -> str:
@@ -145,21 +148,6 @@ def _against(structure: StructurePrice | None, columns: Cost, request: Request) 
     """Why columns won."""
     of_terms = f"structure takes {structure.whole}" if structure else "structure takes longer to prepare than it could save"
     return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
-
-
-def _too_little(route: str, wanted: Wanted, needed_bytes: int, budget: int) -> MemoryBudgetError:
-    """Neither the terms nor, if another route is allowed, the products fit the budget."""
-    if route == "structure":
-        what, more = "route='structure', which needs", "; route='auto' may need less"
-    else:
-        what = "this: the cheapest way, from its terms, needs"
-        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
-    return MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed_bytes)}; the smallest budget that works "
-        f"is memory={needed_bytes}{more}",
-        needed=needed_bytes,
-        budget=budget,
-    )
 
 
 def _seconds_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
@@ -182,8 +170,8 @@ def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
     return kept
 
 
-def _tiled_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit_bytes: int, budget: int, compile: bool) -> Peak:
+def _tiled_peak(point: Point, request: Request, structure: StructurePrice, limit_bytes: int, budget: int) -> Peak:
     """Peak memory of terms evaluated tile by tile, which never need more than whole arrays."""
-    if structure.peak_bytes > budget and not compile:
-        return Peak(min(structure.peak_bytes, structure_estimate(point, wanted, limit_bytes)), False)
-    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, wanted, limit_bytes))
+    if structure.peak_bytes > budget and not request.compile:
+        return Peak(min(structure.peak_bytes, structure_estimate(point, request.wanted, limit_bytes)), False)
+    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, request.wanted, limit_bytes))

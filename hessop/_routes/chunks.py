@@ -105,10 +105,11 @@ def choose_chunking(maker: RowMaker, point: Point, request: Request, budget: int
     for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
         candidate = first if chunk is not None else _first_candidate(n, row_bytes, budget, estimate)
         while True:
-            told = functools.partial(_compiled_bytes, maker, point, request, candidate, stored)
+            kept = stored and _kept(point, maker, candidate)
+            told = functools.partial(_compiled_bytes, maker, point, request, candidate, kept)
             peak = peak_of(estimate(candidate), budget, told)
             if peak.fits(budget):
-                return Chunking(candidate, stored and _kept(point, maker, candidate), maker), peak
+                return Chunking(candidate, kept, maker), peak
             assert peak.bytes is not None
             smallest_bytes = min(smallest_bytes, peak.bytes)
             if candidate == 1 or chunk is not None:
@@ -224,7 +225,6 @@ def residuals_of(point: Point) -> Any:
 def _compiled_bytes(maker: RowMaker, point: Point, request: Request, chunk: int, stored: bool) -> int | None:
     """Peak memory of the executables that would run, as the compiler reports it; None if it does not."""
     program, wanted, n = point.program, request.wanted, point.layout.n
-    stored = stored and _kept(point, maker, chunk)
     arrays, before, held = placed_shapes(point.source), 0, 0
     where = placement(point.source)
     if stored and not point.stored:

@@ -1,10 +1,13 @@
 """Whether a computation fits a budget: its peak memory, estimated from shapes or reported by the compiler.
 
-Depends on nothing. Must never know what is computed.
+Depends on the formatting of bytes. Must never know what is computed.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+from hessop._base.bytes import format_bytes
+from hessop._base.errors import MemoryBudgetError
 
 
 class Peak(NamedTuple):
@@ -36,3 +39,13 @@ def peak_of(estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[],
         return Peak(estimate_bytes, False)
     told = compiled_bytes()
     return Peak(estimate_bytes, False) if told is None else Peak(told, True)
+
+
+def too_little(budget: int, what: str, needed_bytes: int, hint: str) -> MemoryBudgetError:
+    """The error for a budget that does not fit `what`, a phrase that ends in "needs" or "need"."""
+    return MemoryBudgetError(
+        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed_bytes)}; the smallest budget that works "
+        f"is memory={needed_bytes}{hint}",
+        needed=needed_bytes,
+        budget=budget,
+    )
