@@ -315,7 +315,7 @@ def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
         # An upper bound if no other |eigenvalue| is smaller than the lowest one's.
         return vec.quotient(jnp.linalg.norm(gradient), jnp.abs(spectrum.lowest.value))
     parts = contract(gradient, spectrum.vectors)
-    # Along zero modes that nobody projected out, gradient and curvature are both rounding.
+    # Along zero modes that were not projected out, gradient and curvature are both rounding.
     return jnp.linalg.norm(vec.quotient(parts, jnp.maximum(jnp.abs(spectrum.values), zero)))
 
 

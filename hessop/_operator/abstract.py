@@ -19,7 +19,7 @@ from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
 from hessop._operator.arguments import block_sizes, default_blocks
-from hessop._operator.lineax import copied, matrix_operator
+from hessop._operator.lineax import SymmetricOperator, matrix_operator
 from hessop._operator.method import method
 from hessop._operator.origin import Options
 from hessop._program.finite import warn
@@ -36,7 +36,7 @@ _NOT_A_MATRIX = (
 )
 
 
-class AbstractHessian(lx.AbstractLinearOperator):
+class AbstractHessian(SymmetricOperator):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
     program: eqx.AbstractVar[AbstractProgram]
@@ -90,14 +90,6 @@ class AbstractHessian(lx.AbstractLinearOperator):
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""
         return self.materialize()
-
-    def transpose(self) -> "AbstractHessian":
-        """The operator itself."""
-        return self
-
-    def out_structure(self) -> Any:
-        """Shapes and dtypes of x."""
-        return self.in_structure()
 
     # --- numpy's notation, which operators do not support ---
 
@@ -265,9 +257,6 @@ class AbstractHessian(lx.AbstractLinearOperator):
         # `Diagonal(1)` reads below the diagonal if the matrix may be asymmetric, because then it reads columns.
         above = self._entries(Diagonal(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
-
-    def __deepcopy__(self, memo: Any) -> "AbstractHessian":
-        return copied(self)
 
     # --- internal ---
 

@@ -16,11 +16,11 @@ from hessop._base.annotations import Scalar
 from hessop._base.arguments import check_scalar, check_vector
 from hessop._base.layout import Layout
 from hessop._operator.abstract import AbstractHessian, Hessian
-from hessop._operator.lineax import copied, matrix_operator, register
+from hessop._operator.lineax import SymmetricOperator, matrix_operator, register
 
 
 @register
-class BlockJacobi(lx.AbstractLinearOperator):
+class BlockJacobi(SymmetricOperator):
     """A block-diagonal operator on vectors like x, made by `block_jacobi`.
 
     Attributes:
@@ -70,18 +70,10 @@ class BlockJacobi(lx.AbstractLinearOperator):
             matrix = matrix.at[index[:, :, None], index[:, None, :]].set(b.astype(layout.dtype))
         return matrix
 
-    def transpose(self) -> "BlockJacobi":
-        """The operator itself."""
-        return self
-
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
         leaves, tree = self.structure
         return tree.unflatten(leaves)
-
-    def out_structure(self) -> Any:
-        """Shapes and dtypes of x."""
-        return self.in_structure()
 
     def linearise(self) -> "BlockJacobi":
         """The operator itself."""
@@ -90,9 +82,6 @@ class BlockJacobi(lx.AbstractLinearOperator):
     def materialise(self) -> lx.AbstractLinearOperator:
         """The dense matrix as one of lineax's own operators."""
         return matrix_operator(self.as_matrix(), self.in_structure(), self.tags)
-
-    def __deepcopy__(self, memo: Any) -> "BlockJacobi":
-        return copied(self)
 
     def __reduce__(self) -> Any:
         return BlockJacobi, (self.blocks, self.in_structure())

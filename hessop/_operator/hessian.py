@@ -24,7 +24,7 @@ from hessop._base.annotations import (
     SelfPairs,
     SelfPairsName,
 )
-from hessop._base.arguments import Static, alike, as_leaf, check_calls, check_scalar, check_x
+from hessop._base.arguments import alike, as_leaf, check_calls, check_scalar, check_x
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import TreeLayout
 from hessop._base.settings import settings
@@ -33,7 +33,7 @@ from hessop._operator.arguments import one_of
 from hessop._operator.linearized import LinearizedHessian
 from hessop._operator.lineax import check_tags, damped_tags, register, tag_names, tags_named
 from hessop._operator.method import method
-from hessop._operator.origin import Options, Source
+from hessop._operator.origin import Options, Origin
 from hessop._program.finite import all_finite, point_problem, warn
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram, program_for
@@ -85,9 +85,7 @@ class HessianOperator(AbstractHessian):
     _arrays: tuple[Array, ...]
     _captured: tuple[Array, ...] = eqx.field(repr=False)
     shift: Array | None
-    _source: Source = eqx.field(static=True, repr=False)
-    _static: Static = eqx.field(static=True, repr=False)
-    _options: Options = eqx.field(static=True, repr=False)
+    _origin: Origin = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -135,24 +133,20 @@ class HessianOperator(AbstractHessian):
         with settings():
             traced = trace(leaf, x, (*module, *args))
             program, captured = program_for(traced, self_pairs)
+        origin = Origin(leaf, traced.out_tree, traced.static, options)
         # All at once, because equinox intercepts each attribute that is set.
-        vars(self).update(
-            program=program,
-            x=x,
-            _arrays=traced.arrays,
-            _captured=captured,
-            shift=None,
-            _source=Source(leaf, traced.out_tree),
-            _static=traced.static,
-            _options=options,
-        )
+        vars(self).update(program=program, x=x, _arrays=traced.arrays, _captured=captured, shift=None, _origin=origin)
 
     @classmethod
     def quickly(cls, *args: Any, **options: Any) -> "HessianOperator":
-        """An operator, without the checks that equinox and lineax make of each instance, which hold by construction."""
+        """Make an operator without the checks that equinox and lineax run on each instance; they hold by construction."""
         made = object.__new__(cls)
         made.__init__(*args, **options)
         return made
+
+    @property
+    def _options(self) -> Options:
+        return self._origin.options
 
     @property
     def self_pairs(self) -> SelfPairsName:
@@ -162,12 +156,12 @@ class HessianOperator(AbstractHessian):
     @property
     def fn(self) -> Callable[..., Any]:
         """The function; after passing through `jax.jit`, possibly another one with the same trace."""
-        return self._source.fn
+        return self._origin.fn
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The arguments after x; a callable pytree passed as `fn` is the first of them."""
-        return self._static(self._arrays)
+        return self._origin.static(self._arrays)
 
     def __repr__(self) -> str:
         x = eqx.tree_pformat(self.x, width=_ONE_LINE)
@@ -236,7 +230,8 @@ class HessianOperator(AbstractHessian):
         """
         shift = check_scalar(lam, "lam").astype(TreeLayout(self.in_structure()).dtype)
         total = shift if self.shift is None else self.shift + shift
-        return self._replace(shift=total, _options=self._options._replace(tags=damped_tags(self.tags, lam)))
+        options = self._options._replace(tags=damped_tags(self.tags, lam))
+        return self._replace(shift=total, _origin=dataclasses.replace(self._origin, options=options))
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat numpy vectors, with matvec, rmatvec, matmat and rmatmat."""
@@ -300,7 +295,7 @@ class HessianOperator(AbstractHessian):
 
     def in_container(self, result: Any) -> Any:
         """`result` in the container in which the function returns its scalar."""
-        return self._source.out_tree.unflatten([result])
+        return self._origin.out_tree.unflatten([result])
 
     # --- internal ---
 
@@ -352,5 +347,5 @@ def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
 
 
 def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
-    """The operator in a pickle."""
+    """Make the operator again from a pickle."""
     return HessianOperator(fn, x, args, **{**options, "tags": tags_named(options["tags"])})._replace(shift=shift)

@@ -7,7 +7,7 @@ Depends on lineax. Must never know how entries are computed.
 """
 
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,22 @@ from jax.core import Tracer
 
 from hessop._base.layout import Layout
 from hessop._routes.wanted import blocks_of
+
+
+class SymmetricOperator(lx.AbstractLinearOperator):
+    """What follows from symmetry."""
+
+    def transpose(self) -> Self:
+        """The operator itself."""
+        return self
+
+    def out_structure(self) -> Any:
+        """Shapes and dtypes of x."""
+        return self.in_structure()
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        """A copy with copies of the arrays; static fields are shared."""
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self)
 
 
 def register(cls: type) -> type:
@@ -67,11 +83,6 @@ def tag_names(tags: frozenset[object]) -> tuple[str, ...]:
 def tags_named(names: tuple[str, ...]) -> frozenset[object]:
     """The inverse of `tag_names`."""
     return frozenset(_TAGS[name] for name in names)
-
-
-def copied(operator: Any) -> Any:
-    """The same operator with copies of its arrays, for `copy.deepcopy`; static fields are shared."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), operator)
 
 
 def check_tags(tags: Any) -> frozenset[object]:

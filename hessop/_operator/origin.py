@@ -1,28 +1,14 @@
 """What an operator was made from, besides arrays: the function and the user's options.
 
-Depends on annotations only. Must never know programs.
+Depends on arguments only. Must never know programs.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hessop._base.annotations import RouteName, SelfPairsName
-
-
-class Source:
-    """The function that an operator was made from, for messages and copies.
-
-    All instances are equal: the program says what is computed, so a new function with the same program does not recompile.
-    """
-
-    def __init__(self, fn: Callable[..., Any], out_tree: Any):
-        self.fn, self.out_tree = fn, out_tree
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Source)
-
-    def __hash__(self) -> int:
-        return 0
+from hessop._base.arguments import Static
 
 
 class Options(NamedTuple):
@@ -41,3 +27,22 @@ class Options(NamedTuple):
     memory: int | None
     self_pairs: SelfPairsName
     calls: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What an operator was made from, besides arrays.
+
+    The function is not compared: the program says what is computed, so a new function with the same program does not recompile.
+
+    Attributes:
+        fn: the function, for messages and copies.
+        out_tree: the container in which it returns its scalar.
+        static: the static part of args.
+        options: the user's options.
+    """
+
+    fn: Callable[..., Any] = dataclasses.field(compare=False)
+    out_tree: Any = dataclasses.field(compare=False)
+    static: Static
+    options: Options

@@ -32,7 +32,7 @@ from hessop._equations.primitives import CALLS, EXTREMAL_SCATTERS, RULED
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
 # Values of these types are equal only if they are the same.
 _PLAIN = frozenset((int, str, bool, bytes, type(None)))
-# So are values of these types, which `_is_exact` adds to as it meets them.
+# Likewise; `_is_exact` adds further types when it first meets them.
 _EXACT = {*_PLAIN, *(type(jnp.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64"))}
 _NUMBERS = (float, complex, np.generic)
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)

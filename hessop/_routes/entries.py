@@ -172,7 +172,7 @@ def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -
     chunks, stored = decision.chunking is not None, point.stored
     key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
-    # Memory may run out as late as this.
+    # Dispatch is asynchronous, so an allocation may fail only here.
     (taken.finite if taken.rows is None else taken.rows).block_until_ready()
     return taken
 

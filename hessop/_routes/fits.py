@@ -37,8 +37,8 @@ def peak_of(estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[],
     """
     if estimate_bytes <= budget_bytes or compiled_bytes is None:
         return Peak(estimate_bytes, False)
-    told = compiled_bytes()
-    return Peak(estimate_bytes, False) if told is None else Peak(told, True)
+    reported = compiled_bytes()
+    return Peak(estimate_bytes, False) if reported is None else Peak(reported, True)
 
 
 def too_little(budget: int, what: str, needed_bytes: int, hint: str) -> MemoryBudgetError:
