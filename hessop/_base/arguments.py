@@ -118,8 +118,7 @@ def check_x(x: Any, name: str = "x") -> Any:
         TypeError: a leaf is not a real floating array.
         ValueError: there are no leaves.
     """
-    leaves, tree = jax.tree_util.tree_flatten(x)
-    avals = [getattr(leaf, "aval", None) for leaf in leaves]
+    avals = [getattr(leaf, "aval", None) for leaf in jax.tree_util.tree_leaves(x)]
     # This runs whenever an operator is made, so the common case calls no Python function for each leaf.
     strong = [isinstance(a, ShapedArray) and a.dtype.kind == "f" and not a.weak_type for a in avals]
     if strong and all(strong):

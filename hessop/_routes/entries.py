@@ -215,8 +215,8 @@ def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
     if _copied_on_host(point, wanted, form):
         return blocks_on_host(rows, layout)
     donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
-    function = lambda taken: formed(taken, wanted, form, layout)
-    return point.program.memo.once(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+    build = lambda: jax.jit(lambda rows: formed(rows, wanted, form, layout), donate_argnums=donated)
+    return point.program.memo.once(("form", wanted, form), build)(rows)
 
 
 def _value_and_gradient(point: Point) -> tuple[Array, Array]:

@@ -55,12 +55,11 @@ def traced_terms(point: Point, wanted: Wanted, limit_bytes: int | None, limit_re
         return None
 
     def taken(*residuals: Array) -> Array:
-        few = wanted != MATRIX
-        return wanted.of_terms(terms_of(point, residuals, limit_bytes, limit_results, few=few), point.layout)
+        terms = terms_of(point, residuals, limit_bytes, limit_results, few=wanted != MATRIX)
+        return wanted.of_terms(terms, point.layout)
 
     try:
-        build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return memo.once(("terms", wanted, limit_bytes), build)
+        return memo.once(("terms", wanted, limit_bytes), lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True)))
     except TooLarge:
         memo[refused] = limit_results
         return None
