@@ -7,7 +7,7 @@ Depends on lineax. Must never know how entries are computed.
 """
 
 from collections.abc import Hashable, Iterable
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ from jax.core import Tracer
 from hessop._base.layout import Layout
 from hessop._routes.wanted import blocks_of
 
+_T = TypeVar("_T")  # not `Self`, which beartype, in the tests, allows only in a class that it decorates
+
 
 class SymmetricOperator(lx.AbstractLinearOperator):
     """What follows from symmetry."""
 
-    def transpose(self) -> Self:
+    def transpose(self: _T) -> _T:
         """The operator itself."""
         return self
 
@@ -30,7 +32,7 @@ class SymmetricOperator(lx.AbstractLinearOperator):
         """Shapes and dtypes of x."""
         return self.in_structure()
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self: _T, memo: Any) -> _T:
         """A copy with copies of the arrays; static fields are shared."""
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self)
 

@@ -22,7 +22,7 @@ from hessop._program.point import Point, placement
 from hessop._routes.choose_entries import choose_route
 from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
 from hessop._routes.decision import Decision
-from hessop._routes.output import Output, check_output, open_output
+from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
 from hessop._routes.wanted import MATRIX, Form, Request, Wanted, blocks_on_host, formed
@@ -122,7 +122,7 @@ def _computed(
     wanted: Wanted,
     decision: Decision,
     form: Form,
-    output: Output | None = None,
+    output: Any = None,  # an `Output`
     report: Callable[[Progress], None] | None = None,
 ) -> Taken:
     """All rows, into the output if there is one: in one dispatch, in their form, or else as rows in chunks.
