@@ -17,8 +17,7 @@ from measuring import in_turns
 import hessop
 from hessop._program import finite as _finite
 from hessop._routes import entries as _entries
-from hessop._routes.decision import Request
-from hessop._routes.wanted import Matrix
+from hessop._routes.wanted import Matrix, Request
 
 
 def two_lines(x):

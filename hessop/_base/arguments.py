@@ -118,8 +118,7 @@ def check_x(x: Any, name: str = "x") -> Any:
         TypeError: a leaf is not a real floating array.
         ValueError: there are no leaves.
     """
-    leaves, tree = jax.tree_util.tree_flatten(x)
-    avals = [getattr(leaf, "aval", None) for leaf in leaves]
+    avals = [getattr(leaf, "aval", None) for leaf in jax.tree_util.tree_leaves(x)]
     # This runs whenever an operator is made, so the common case calls no Python function for each leaf.
     strong = [isinstance(a, ShapedArray) and a.dtype.kind == "f" and not a.weak_type for a in avals]
     if strong and all(strong):
@@ -256,6 +255,24 @@ def check_scalar(value: Any, name: str) -> Array:
     if array.shape != () or jnp.iscomplexobj(array):
         raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected a real scalar")
     return array
+
+
+def is_positive_int(value: Any) -> bool:
+    """Whether it is an int, and not a bool, of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_positive_int(value: Any, name: str) -> int | None:
+    """`value`, which must be a positive int or None; `name` is the argument's name, for errors.
+
+    Raises:
+        ValueError, TypeError: it is neither.
+    """
+    if value is None or is_positive_int(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a positive int or None")
+    raise ValueError(f"{name}: got {value}, expected a positive int or None")
 
 
 def check_calls(value: Any) -> float:

@@ -1,4 +1,4 @@
-"""Bytes: parse a budget, ask what a device or machine has free.
+"""Bytes: parse a budget, query the free memory of a device or machine.
 
 Depends on JAX and the standard library. Must never know Hessians, programs or routes.
 """
@@ -14,27 +14,15 @@ import jax
 
 from hessop._base.annotations import Memory
 
-_UNITS = {
-    "": 1,
-    "K": 1000,
-    "M": 1000**2,
-    "G": 1000**3,
-    "T": 1000**4,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
 # The share of free memory that is left alone if the user sets no budget: for other processes, fragmentation, the compiler.
 _MARGIN = 0.2
 
 
-def parse_memory(memory: Memory, name: str = "memory") -> int:
+def parse_memory(memory: Memory) -> int:
     """A budget in bytes.
 
     Args:
         memory: bytes, or text like "4GB" (1000^3) or "512 MiB" (2^20).
-        name: the argument's name, for errors.
 
     Returns:
         Bytes, a positive integer.
@@ -44,16 +32,18 @@ def parse_memory(memory: Memory, name: str = "memory") -> int:
     """
     expected = 'expected a positive number of bytes or text like "4GB" or "512MiB"'
     if isinstance(memory, bool) or not isinstance(memory, int | float | str):
-        raise TypeError(f"{name}: got {memory!r} of type {type(memory).__name__}, {expected}")
+        raise TypeError(f"memory: got {memory!r} of type {type(memory).__name__}, {expected}")
     if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGT]?I?)B?\s*", memory, re.IGNORECASE)
-        if match is None or match[2].upper() not in _UNITS:
-            raise ValueError(f"{name}: got {memory!r}, {expected}")
-        memory = float(match[1]) * _UNITS[match[2].upper()]
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:E[+-]?[0-9]+)?)\s*(?:([KMGT])(I?))?B?\s*", memory, re.IGNORECASE)
+        if match is None:
+            raise ValueError(f"memory: got {memory!r}, {expected}")
+        number, prefix, binary = match.groups("")
+        power = "KMGT".index(prefix.upper()) + 1 if prefix else 0
+        memory = float(number) * (1024.0 if binary else 1000.0) ** power
     elif isinstance(memory, float) and not memory.is_integer():
-        raise ValueError(f"{name}: got {memory!r}, which is not a whole number of bytes, {expected}")
+        raise ValueError(f"memory: got {memory!r}, which is not a whole number of bytes, {expected}")
     if not 1 <= memory < float("inf"):
-        raise ValueError(f"{name}: got {memory!r}, {expected}")
+        raise ValueError(f"memory: got {memory!r}, {expected}")
     return int(memory)
 
 
@@ -65,7 +55,12 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
-# When each device was last asked, and what it had free: asking takes longer than computing a small Hessian.
+def power_of_two(count: int) -> int:
+    """The largest power of two that is at most a positive number."""
+    return 1 << (count.bit_length() - 1)
+
+
+# For each device, the time of the last query and the free bytes: a query takes longer than computing a small Hessian.
 _FREE: dict[Any, tuple[float, int]] = {}
 _FREE_KEPT_SECONDS = 1.0
 
@@ -81,8 +76,7 @@ def free_memory(device: Any = None) -> int:
 
 def _free_memory_now(device: Any) -> int:
     device = device or jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    stats = stats or {}
+    stats = (device.memory_stats() if device.platform != "cpu" else None) or {}
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else _free_host_memory()
     return max(1, int(free * (1 - _MARGIN)))
 

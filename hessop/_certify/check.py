@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessop._base.annotations import Arguments, Count, Function
+from hessop._base.arguments import is_positive_int
 from hessop._base.errors import VerificationError
 from hessop._base.layout import Layout
 from hessop._certify import tuning
@@ -46,7 +47,7 @@ def check_hessian(fn: Function, x: Any, args: Arguments = (), *, probes: Count =
         Boumal, An introduction to optimization on smooth manifolds (2023), section 4.8, doi:10.1017/9781009166164: slopes
         of Taylor errors.
     """
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+    if not is_positive_int(probes):
         raise ValueError(f"probes: got {probes!r}, expected a positive int")
     at = _At(fn, x, args, options)
     problem = at.H.problem()

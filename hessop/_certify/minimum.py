@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 
 from hessop._base.annotations import Count, Scalar
-from hessop._base.arguments import check_vector
+from hessop._base.arguments import check_vector, is_positive_int
 from hessop._base.layout import TreeLayout
 from hessop._certify import tuning
 from hessop._krylov import tuning as krylov_tuning, vectors as vec
@@ -22,6 +22,7 @@ from hessop._krylov.dense import contract, project_out
 from hessop._krylov.lanczos import Lowest, lowest_eigenpair
 from hessop._krylov.options import nonnegative
 from hessop._operator.abstract import AbstractHessian, Hessian
+from hessop._operator.block_jacobi import wide
 from hessop._operator.hessian import HessianOperator
 
 
@@ -231,7 +232,7 @@ def inertia_shift(
 
 def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Array | None) -> _Spectrum:
     """All eigenpairs, from the dense matrix, or the lowest, from products."""
-    if max_products is not None and (isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1):
+    if max_products is not None and not is_positive_int(max_products):
         raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")
     structure = H.in_structure()
     layout = TreeLayout(structure).layout
@@ -248,7 +249,7 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
 
 @eqx.filter_jit
 def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
-    matrix = _wide(matrix)
+    matrix = wide(matrix)
     if null is not None:
         # The directions that are projected out get an eigenvalue above all others.
         kept = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - null.T @ null
@@ -264,7 +265,7 @@ def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
 @eqx.filter_jit
 def _from_products(H: lx.AbstractLinearOperator, null: Array | None, key: Array | None, max_products: int) -> _Spectrum:
     layout = TreeLayout(H.in_structure())
-    dtype = _wide(jnp.zeros((), layout.dtype)).dtype
+    dtype = wide(jnp.zeros((), layout.dtype)).dtype
     product = lambda v: layout.ravel(H.mv(layout.unravel(v))).astype(dtype)
     # Created here, the key is a constant of the program; created outside, it would be a transfer from the host.
     start = jax.random.normal(jax.random.key(0) if key is None else key, (layout.n,), dtype)
@@ -314,7 +315,7 @@ def _newton_length(spectrum: _Spectrum, gradient: Array, zero: Array) -> Array:
         # An upper bound if no other |eigenvalue| is smaller than the lowest one's.
         return vec.quotient(jnp.linalg.norm(gradient), jnp.abs(spectrum.lowest.value))
     parts = contract(gradient, spectrum.vectors)
-    # Along zero modes that nobody projected out, gradient and curvature are both rounding.
+    # Along zero modes that were not projected out, gradient and curvature are both rounding.
     return jnp.linalg.norm(vec.quotient(parts, jnp.maximum(jnp.abs(spectrum.values), zero)))
 
 
@@ -336,15 +337,10 @@ def _rigid_motions(x: Array) -> Array:
     return jnp.stack([motion.ravel() for motion in (*translations, *rotations)])
 
 
-def _wide(array: Array) -> Array:
-    """In float32 at least: LAPACK does not support half precision."""
-    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
-
-
 @jax.jit
 def _orthonormal(rows: Array) -> Array:
     """Orthonormal rows of the same span; zero rows replace dependent ones, such as a rotation of particles on a line."""
-    rows = _wide(rows)
+    rows = wide(rows)
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
     _, s, vt = jnp.linalg.svd(rows, full_matrices=False)
     return jnp.where(s[:, None] > jnp.sqrt(jnp.finfo(rows.dtype).eps) * s[0], vt, 0)

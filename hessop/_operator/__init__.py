@@ -1,1 +1,1 @@
-"""`HessianOperator`, and what is built on it for lineax, scipy and drop-in use."""
+"""`HessianOperator`, its adapters to lineax and scipy, and the drop-in `hessian`."""

@@ -13,22 +13,21 @@ import jax.numpy as jnp
 import lineax as lx
 from jax import Array
 
-from hessop._base.annotations import Chunk, Memory
-from hessop._base.arguments import alike, check_vector
+from hessop._base.annotations import Chunk, Memory, RouteName
+from hessop._base.arguments import alike, check_positive_int, check_vector
 from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
-from hessop._operator.arguments import block_sizes, check_chunk, default_blocks
-from hessop._operator.lineax import copied, matrix_operator
+from hessop._operator.arguments import block_sizes, default_blocks
+from hessop._operator.lineax import matrix_operator
 from hessop._operator.method import method
 from hessop._operator.sparse import AbstractSparse
 from hessop._program.finite import warn
 from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes.choose_products import choose_products
-from hessop._routes.decision import Request
 from hessop._routes.entries import device_of, entries
 from hessop._routes.tiles import recomputed_product
-from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Wanted
+from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
 _NOT_A_MATRIX = (
     "H is a lineax operator, not an array; use H.mv(v) for the product with one vector, H.mm(V) for several, and "
@@ -40,10 +39,29 @@ class AbstractHessian(AbstractSparse):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
     shift: eqx.AbstractVar[Array | None]
-    tags: eqx.AbstractVar[frozenset[object]]
 
     # Equinox intercepts attribute access to turn methods into pytrees; ours are pytrees already.
     __getattribute__ = object.__getattribute__
+
+    @property
+    def tags(self) -> frozenset[object]:
+        """Lineax tags of the matrix."""
+        return self._options.tags
+
+    @property
+    def route(self) -> RouteName:
+        """The route as given."""
+        return self._options.route
+
+    @property
+    def memory(self) -> int | None:
+        """The budget in bytes, or None if none was given."""
+        return self._options.memory
+
+    @property
+    def calls(self) -> float:
+        """The expected number of calls of each executable."""
+        return self._options.calls
 
     # --- lineax's abstract methods ---
 
@@ -69,14 +87,6 @@ class AbstractHessian(AbstractSparse):
     def as_matrix(self) -> Array:
         """The dense matrix [n, n]: lineax's name for `materialize()`."""
         return self.materialize()
-
-    def transpose(self) -> "AbstractHessian":
-        """The operator itself."""
-        return self
-
-    def out_structure(self) -> Any:
-        """Shapes and dtypes of x."""
-        return self.in_structure()
 
     # --- numpy's notation, which operators do not support ---
 
@@ -112,14 +122,15 @@ class AbstractHessian(AbstractSparse):
         leaves = check_vector(vectors, self.in_structure(), "vectors", extra="k")
         self._check_symmetry()
         point = self._point()
-        budget = self.memory or free_memory(device_of(point))
-        count = leaves[0].shape[0] if leaves else 0
-        how = {"route": self.route, "count": count, "calls": self.calls}
-        key = ("products", self.memory, *how.values())
+        _, route, memory, _, calls = self._options
+        budget = memory or free_memory(device_of(point))
+        how = {"route": route, "count": leaves[0].shape[0] if leaves else 0, "calls": calls}
+        key = ("products", memory, *how.values())
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run("mm", _products, leaves))
-        return self._like_x(self._run(("mm", found), functools.partial(_tiled_products, found), leaves))
+        tiled = lambda program, stored, source, shift, vectors: shifted(found(*source, *vectors), shift, vectors)
+        return self._like_x(self._run(("mm", found), tiled, leaves))
 
     @method
     def materialize(
@@ -244,9 +255,6 @@ class AbstractHessian(AbstractSparse):
         above = self._entries(Diagonal(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
 
-    def __deepcopy__(self, memo: Any) -> "AbstractHessian":
-        return copied(self)
-
     # --- internal ---
 
     def _point(self) -> Point:
@@ -254,14 +262,11 @@ class AbstractHessian(AbstractSparse):
 
     def _problem_of_point(self) -> str | None:
         """What is not finite in the value or the gradient; None if both are finite, or unknown."""
-        raise NotImplementedError
+        return None
 
     def _tree(self) -> Any:
         """The pytree structure of x."""
         raise NotImplementedError
-
-    def _layout(self) -> Layout:
-        return Layout(jax.tree.leaves(self.in_structure()))
 
     def _like_x(self, leaves: Sequence[Any]) -> Any:
         return self._tree().unflatten(leaves)
@@ -284,16 +289,18 @@ class AbstractHessian(AbstractSparse):
         progress: ProgressOption = False,
         quiet: bool = False,
     ) -> Any:
-        """What is wanted of each row, in a form, by the cheapest route; warns if it is not finite, unless `quiet` or traced."""
+        """The wanted entries, in a form, by the cheapest route; warns if one is not finite, unless `quiet` or traced."""
         point = self._point()
-        chunk = check_chunk(chunk)
+        chunk = check_positive_int(chunk, "chunk")
         self._check_symmetry()
-        if self.route == "structure" and wanted != MATRIX:
+        _, route, budget, _, calls = self._options
+        if route == "structure" and wanted != MATRIX:
             chunk = None  # terms give these all at once
-        budget = self.memory if memory is None else parse_memory(memory)
+        if memory is not None:
+            budget = parse_memory(memory)
         traced = point.traced
         compile = budget is not None or not traced
-        request = Request(wanted, self.route, chunk, budget, out is not None, compile, self.calls)
+        request = Request(wanted, route, chunk, budget, out is not None, compile, calls)
         problem = None if quiet else self._problem_of_point
         return entries(point, request, form, problem, traced=traced, out=out, progress=progress)
 
@@ -302,8 +309,9 @@ class AbstractHessian(AbstractSparse):
         return self._like_x(self._entries(Blocks(sizes), "leaves", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
-        # route="tiles" recomputes even where recomputing is expensive.
-        return self._run("mv", _product, leaves) if self.route != "tiles" else self._run("tiled mv", _tiled_product, leaves)
+        if self._options.route == "tiles":  # recomputes even where that is expensive
+            return self._run("tiled mv", functools.partial(_product, expensive=True), leaves)
+        return self._run("mv", _product, leaves)
 
     def _check_symmetry(self) -> None:
         """Warn, once for each program, if the function's derivative rules make the matrix asymmetric."""
@@ -347,16 +355,6 @@ def _product(
     if stored:
         return shifted_product(program, source, shift, leaves)
     return shifted(recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
-
-
-def _tiled_product(*of_point: Any) -> list[Array]:
-    return _product(*of_point, expensive=True)
-
-
-def _tiled_products(
-    tiled: Any, program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]
-) -> list[Array]:
-    return shifted(tiled(*source, *leaves), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:

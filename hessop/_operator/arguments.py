@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from hessop._base.annotations import Chunk
+from hessop._base.arguments import is_positive_int
 from hessop._base.layout import Layout
 
 
@@ -23,21 +23,6 @@ def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
-
-
-def check_chunk(chunk: Chunk) -> int | None:
-    """`chunk`, which must be a positive int or None.
-
-    Raises:
-        ValueError, TypeError: it is neither.
-    """
-    if chunk is None:
-        return None
-    if isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(f"chunk: got {chunk!r} of type {type(chunk).__name__}, expected a positive int or None")
-    if chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, expected a positive int or None")
-    return chunk
 
 
 def check_index(index: Any, n: int, name: str) -> Any:
@@ -89,7 +74,7 @@ def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:
     else:
         raise ValueError(f"block: got {block!r}, expected a positive int, a pytree of them like x, or None")
     for size, leaf in zip(sizes, layout.sizes, strict=True):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or leaf % size:
+        if not is_positive_int(size) or leaf % size:
             raise ValueError(f"block: got {size!r} for a leaf of {leaf} elements, expected a positive int that divides {leaf}")
     return tuple(sizes)
 

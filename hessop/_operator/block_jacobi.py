@@ -16,11 +16,11 @@ from hessop._base.annotations import Scalar
 from hessop._base.arguments import check_scalar, check_vector
 from hessop._base.layout import Layout
 from hessop._operator.abstract import AbstractHessian, Hessian
-from hessop._operator.lineax import copied, matrix_operator, register
+from hessop._operator.lineax import SymmetricOperator, matrix_operator, register
 
 
 @register
-class BlockJacobi(lx.AbstractLinearOperator):
+class BlockJacobi(SymmetricOperator):
     """A block-diagonal operator on vectors like x, made by `block_jacobi`.
 
     Attributes:
@@ -70,18 +70,10 @@ class BlockJacobi(lx.AbstractLinearOperator):
             matrix = matrix.at[index[:, :, None], index[:, None, :]].set(b.astype(layout.dtype))
         return matrix
 
-    def transpose(self) -> "BlockJacobi":
-        """The operator itself."""
-        return self
-
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
         leaves, tree = self.structure
         return tree.unflatten(leaves)
-
-    def out_structure(self) -> Any:
-        """Shapes and dtypes of x."""
-        return self.in_structure()
 
     def linearise(self) -> "BlockJacobi":
         """The operator itself."""
@@ -90,9 +82,6 @@ class BlockJacobi(lx.AbstractLinearOperator):
     def materialise(self) -> lx.AbstractLinearOperator:
         """The dense matrix as one of lineax's own operators."""
         return matrix_operator(self.as_matrix(), self.in_structure(), self.tags)
-
-    def __deepcopy__(self, memo: Any) -> "BlockJacobi":
-        return copied(self)
 
     def __reduce__(self) -> Any:
         return BlockJacobi, (self.blocks, self.in_structure())
@@ -175,12 +164,9 @@ def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
         blocks: for each leaf of x, the blocks [size // k, k, k].
         smallest: the smallest eigenvalue kept, relative to the largest, or None for the default.
     """
-    # LAPACK does not support half precision.
-    wide = [b.astype(jnp.float32) if jnp.finfo(b.dtype).bits < 32 else b for b in blocks]
-    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in wide]
-    largest = jnp.max(
-        jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(np.result_type(*(b.dtype for b in wide))) for w, _ in spectra])
-    )
+    spectra = [jnp.linalg.eigh((b + jnp.swapaxes(b, 1, 2)) / 2) for b in map(wide, blocks)]
+    dtype = np.result_type(*(w.dtype for w, _ in spectra))
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(dtype) for w, _ in spectra]))
     inverses = []
     for (w, vectors), b in zip(spectra, blocks, strict=True):
         relative = jnp.sqrt(jnp.finfo(b.dtype).eps) if smallest is None else smallest
@@ -189,3 +175,8 @@ def _inverses(blocks: list[Array], smallest: Array | None) -> tuple[Array, ...]:
         inverse = jnp.einsum("bik,bk,bjk->bij", vectors, 1 / clamped, vectors, precision="highest")
         inverses.append(inverse.astype(b.dtype))
     return tuple(inverses)
+
+
+def wide(array: Array) -> Array:
+    """In float32 at least: LAPACK does not support half precision."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array

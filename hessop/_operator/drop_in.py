@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax import Array
 
 from hessop._base.annotations import Argnums, Function
 from hessop._base.arguments import as_leaf
 from hessop._operator.hessian import HessianOperator
+from hessop._operator.lineax import nested
 from hessop._program.trace import NotScalarError, Wrapped
 from hessop._routes.tiled import untiled
 
@@ -61,7 +61,7 @@ def hessian(fn: Function, argnums: Argnums = 0, has_aux: bool = False, **options
         rest = tuple(arg for k, arg in enumerate(args) if k not in positions)
         try:
             H = HessianOperator.quickly(wrapped, x, (rest, kwargs, module), **for_operator)
-            result = H.in_container(_nested(H.nested_blocks(**for_matrix), H))
+            result = H.in_container(nested(H.nested_blocks(**for_matrix), jax.tree.structure(H.x)))
         except NotScalarError:
             return jax.hessian(fn, argnums, has_aux)(*args, **kwargs)
         return (result, fn(*args, **kwargs)[1]) if has_aux else result
@@ -97,10 +97,3 @@ def _call_positional(fn: Callable[..., Any], how: Any, x: Any, rest: Any, kwargs
     if not isinstance(out, tuple) or len(out) != 2:
         raise TypeError(f"has_aux: fn returned {type(out).__name__}, expected a pair (value, auxiliary data)")
     return out[0]
-
-
-def _nested(blocks: list[Array], H: HessianOperator) -> Any:
-    """The blocks, nested in two levels of the pytree of x."""
-    tree, each = jax.tree.structure(H.x), iter(blocks)
-    count = tree.num_leaves
-    return tree.unflatten([tree.unflatten([next(each) for _ in range(count)]) for _ in range(count)])

@@ -26,27 +26,27 @@ from hessop._base.annotations import (
 )
 from hessop._base.arguments import alike, as_leaf, check_calls, check_scalar, check_x
 from hessop._base.bytes import free_memory, parse_memory
+from hessop._base.layout import TreeLayout
 from hessop._base.settings import settings
 from hessop._operator.abstract import AbstractHessian
 from hessop._operator.arguments import one_of
 from hessop._operator.linearized import LinearizedHessian
 from hessop._operator.lineax import check_tags, damped_tags, register, tag_names, tags_named
 from hessop._operator.method import method
-from hessop._operator.origin import Origin, Source
-from hessop._program.finite import point_problem, warn
+from hessop._operator.origin import Options, Origin
+from hessop._program.finite import all_finite, point_problem, warn
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram, program_for
 from hessop._program.trace import name_of, trace
 from hessop._routes import tiles
 from hessop._routes.choose_products import ProductDecision, choose_product, expected
 from hessop._routes.chunks import residuals_of
-from hessop._routes.decision import Request
 from hessop._routes.entries import decide, device_of
 from hessop._routes.plan import Plan
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
 from hessop._routes.tuning import CALLS_EXPECTED
-from hessop._routes.wanted import MATRIX
+from hessop._routes.wanted import MATRIX, Request
 
 # In characters: wide enough to print x on one line, and the longest x that a repr shows.
 _ONE_LINE, _LONGEST_X = 10**6, 60
@@ -112,7 +112,7 @@ class HessianOperator(AbstractHessian):
                 the device (or machine, or container), less a margin.
             self_pairs: "auto" treats self-pairs i == i as constants if they reach a primitive that is singular there,
                 "constant" always does, and "as_written" never.
-            calls: the expected number of calls of what is compiled, at this point or others. The cheapest route has the least
+            calls: the expected number of calls of each executable, at this point or others. The cheapest route has the least
                 total time for compilation and calls. Pass a large number for a loop that runs for hours, 1 for a single
                 evaluation.
 
@@ -123,57 +123,40 @@ class HessianOperator(AbstractHessian):
         x = check_x(x)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args: got {type(args).__name__}, expected a tuple of the arguments after x in fn(x, *args)")
-        options = {
-            "tags": check_tags(tags),
-            "route": one_of(route, _ROUTES, "route"),
-            "memory": None if memory is None else parse_memory(memory),
-            "self_pairs": one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
-            "calls": check_calls(calls),
-        }
+        options = Options(
+            tags=check_tags(tags),
+            route=one_of(route, _ROUTES, "route"),
+            memory=None if memory is None else parse_memory(memory),
+            self_pairs=one_of(self_pairs, _SELF_PAIRS, "self_pairs"),
+            calls=check_calls(calls),
+        )
         with settings():
             traced = trace(leaf, x, (*module, *args))
             program, captured = program_for(traced, self_pairs)
-        origin = Origin(Source(leaf, traced.out_tree), traced.static, **options)
+        origin = Origin(leaf, traced.out_tree, traced.static, options)
         # All at once, because equinox intercepts each attribute that is set.
-        fields = {"program": program, "x": x, "_arrays": traced.arrays, "_captured": captured, "shift": None}
-        vars(self).update(fields, _origin=origin)
+        vars(self).update(program=program, x=x, _arrays=traced.arrays, _captured=captured, shift=None, _origin=origin)
 
     @classmethod
     def quickly(cls, *args: Any, **options: Any) -> "HessianOperator":
-        """An operator, without the checks that equinox and lineax make of each instance, which hold by construction."""
+        """Make an operator without the checks that equinox and lineax run on each instance; they hold by construction."""
         made = object.__new__(cls)
         made.__init__(*args, **options)
         return made
 
     @property
-    def tags(self) -> frozenset[object]:
-        """Lineax tags of the matrix."""
-        return self._origin.tags
-
-    @property
-    def route(self) -> RouteName:
-        """The route as given."""
-        return self._origin.route
-
-    @property
-    def memory(self) -> int | None:
-        """The budget in bytes, or None if none was given."""
-        return self._origin.memory
+    def _options(self) -> Options:
+        return self._origin.options
 
     @property
     def self_pairs(self) -> SelfPairsName:
         """How self pairs are treated."""
-        return self._origin.self_pairs
-
-    @property
-    def calls(self) -> float:
-        """The expected number of calls of what is compiled."""
-        return self._origin.calls
+        return self._options.self_pairs
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The function; after passing through `jax.jit`, possibly another one with the same trace."""
-        return self._origin.source.fn
+        return self._origin.fn
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -206,7 +189,7 @@ class HessianOperator(AbstractHessian):
     def gradient(self) -> Any:
         """The gradient, a pytree like x. Outside of jit, a RuntimeWarning reports entries that are not finite."""
         gradient = self._gradient()
-        if not self._point().traced and not all(np.all(np.isfinite(np.asarray(g, np.float64))) for g in gradient):
+        if not self._point().traced and not all(all_finite(np.asarray(g)) for g in gradient):
             warn(self._problem_of_point())
         return self._like_x(gradient)
 
@@ -245,10 +228,10 @@ class HessianOperator(AbstractHessian):
         Raises:
             TypeError, ValueError: `lam` is not a real scalar.
         """
-        shift = check_scalar(lam, "lam").astype(self._layout().dtype)
+        shift = check_scalar(lam, "lam").astype(TreeLayout(self.in_structure()).dtype)
         total = shift if self.shift is None else self.shift + shift
-        origin = dataclasses.replace(self._origin, tags=damped_tags(self.tags, lam))
-        return self._replace(shift=total, _origin=origin)
+        options = self._options._replace(tags=damped_tags(self.tags, lam))
+        return self._replace(shift=total, _origin=dataclasses.replace(self._origin, options=options))
 
     def to_scipy(self, *, sparse: bool = False) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` on flat numpy vectors, with matvec, rmatvec, matmat and rmatmat.
@@ -278,10 +261,11 @@ class HessianOperator(AbstractHessian):
         described, fallbacks = (), ()
         if decision.route == "structure":
             terms = jax.eval_shape(lambda *r: terms_of(point, r, decision.limit_bytes), *shapes_of(point, stored=True))
-            sizes = terms.term_sizes()
-            lines = terms.describe()
-            described = tuple(lines[k] for k in sorted(range(len(lines)), key=lambda k: -sizes[k]))
+            sizes, lines = terms.term_sizes(), terms.describe()
+            described = tuple(line for _, line in sorted(zip(sizes, lines, strict=True), key=lambda pair: -pair[0]))
             fallbacks = terms.fallbacks
+        tiled = tiles.recomputes(point.function, expensive=self.route == "tiles")
+        single = "tile by tile, storing no residuals" if tiled else "from residuals computed for it"
         return Plan(
             n=point.layout.n,
             dtype=point.layout.dtype,
@@ -291,7 +275,7 @@ class HessianOperator(AbstractHessian):
             fallbacks=fallbacks,
             calls=self.calls,
             budget=given_bytes or free_memory(device_of(point)),
-            products=(self._single_product(point), str(self._choose_product(point, memory))),
+            products=(single, str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
             look=(lambda: None) if point.traced else self.problem,
@@ -313,14 +297,11 @@ class HessianOperator(AbstractHessian):
         program, source = choice.program, point.source
         if choice.stored:
             source = residuals_of(point._replace(program=program))(source)[0]
-        kept = (tuple(source), choice.stored)
-        return LinearizedHessian(
-            program, *kept, self.shift, self.in_structure(), self.tags, self.route, self.memory, self.calls
-        )
+        return LinearizedHessian(program, tuple(source), choice.stored, self.shift, self._tree(), self._options)
 
     def in_container(self, result: Any) -> Any:
         """`result` in the container in which the function returns its scalar."""
-        return self._origin.source.out_tree.unflatten([result])
+        return self._origin.out_tree.unflatten([result])
 
     # --- internal ---
 
@@ -345,8 +326,7 @@ class HessianOperator(AbstractHessian):
 
     def __reduce__(self) -> Any:
         """Pickle the function by reference; it is traced again when loaded."""
-        options = {"tags": tag_names(self.tags), "route": self.route, "memory": self.memory}
-        options |= {"self_pairs": self.self_pairs, "calls": self.calls}
+        options = {**self._options._asdict(), "tags": tag_names(self.tags)}
         return _made_again, (self.fn, self.x, self.args, options, self.shift)
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
@@ -356,10 +336,6 @@ class HessianOperator(AbstractHessian):
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
         key = ("product", given_bytes, *how.values())
         return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
-
-    def _single_product(self, point: Point) -> str:
-        tiled = tiles.recomputes(point.function, expensive=self.route == "tiles")
-        return "tile by tile, storing no residuals" if tiled else "from residuals computed for it"
 
     def _gradient(self) -> list[Array]:
         return self._run("gradient", lambda program, _, primals, shift: tiles.gradient(program, primals))
@@ -377,5 +353,5 @@ def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:
 
 
 def _made_again(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], options: dict[str, Any], shift: Any) -> HessianOperator:
-    """The operator in a pickle."""
+    """Make the operator again from a pickle."""
     return HessianOperator(fn, x, args, **{**options, "tags": tags_named(options["tags"])})._replace(shift=shift)

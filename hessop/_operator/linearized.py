@@ -6,13 +6,12 @@ Depends on `AbstractHessian` and programs. Must never know the function, or how 
 from typing import Any
 
 import equinox as eqx
-import jax
 from jax import Array
 
-from hessop._base.annotations import RouteName
 from hessop._operator.abstract import AbstractHessian
 from hessop._operator.lineax import register
 from hessop._operator.method import method
+from hessop._operator.origin import Options
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
 from hessop._program.terms import TermsProgram
@@ -28,49 +27,24 @@ class LinearizedHessian(AbstractHessian):
         source: the inputs of the program, or the arrays that it stored: residuals, or the arrays of the terms.
         stored: whether `source` holds stored arrays.
         shift: lam of H + lam I, or None.
-        structure: shapes and dtypes of the leaves of x, and their pytree.
-        tags: lineax tags of the matrix, including `lineax.symmetric_tag`.
-        route: the user's choice.
-        memory: the user's budget in bytes, or None.
-        calls: the expected number of calls of each executable.
+        tree: the pytree structure of x.
     """
 
     program: AbstractProgram = eqx.field(static=True, repr=False)
     source: tuple[Array, ...]
     stored: bool = eqx.field(static=True)
     shift: Array | None
-    structure: Any = eqx.field(static=True)
-    tags: frozenset[object] = eqx.field(static=True)
-    route: RouteName = eqx.field(static=True)
-    memory: int | None = eqx.field(static=True)
-    calls: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        program: AbstractProgram,
-        source: tuple[Array, ...],
-        stored: bool,
-        shift: Array | None,
-        structure: Any,
-        tags: frozenset[object],
-        route: RouteName,
-        memory: int | None,
-        calls: float,
-    ):
-        self.program, self.source, self.stored, self.shift = program, source, stored, shift
-        self.tags, self.route, self.memory, self.calls = tags, route, memory, calls
-        leaves, tree = jax.tree.flatten(structure)
-        self.structure = (tuple(leaves), tree)  # hashable
+    tree: Any = eqx.field(static=True)
+    _options: Options = eqx.field(static=True)
 
     def __repr__(self) -> str:
         layout = self.program.layout
-        kept = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
+        kept = self.program.stores if self.stored else "the point"
         return f"LinearizedHessian({layout.n} x {layout.n} {layout.dtype}, from {kept})"
 
     def in_structure(self) -> Any:
         """Shapes and dtypes of x."""
-        leaves, tree = self.structure
-        return tree.unflatten(leaves)
+        return self.tree.unflatten(self.program.x_avals)
 
     @method
     def linearise(self) -> "LinearizedHessian":
@@ -78,7 +52,7 @@ class LinearizedHessian(AbstractHessian):
         return self
 
     def _tree(self) -> Any:
-        return self.structure[1]
+        return self.tree
 
     def _point(self) -> Point:
         return Point(self.program, self.source, self.stored, self.shift)
@@ -87,9 +61,6 @@ class LinearizedHessian(AbstractHessian):
     def terms(self) -> StructuredHessian | None:
         """The terms of the Hessian, without the shift; None if it stores none."""
         return self.program.terms(self.source) if isinstance(self.program, TermsProgram) else None
-
-    def _problem_of_point(self) -> str | None:
-        return None
 
     def __reduce__(self) -> Any:
         raise TypeError(

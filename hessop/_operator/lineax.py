@@ -6,8 +6,8 @@ instance, so a class must be registered before its first instance.
 Depends on lineax. Must never know how entries are computed.
 """
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Iterable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,27 @@ from jax.core import Tracer
 from hessop._base.layout import Layout
 from hessop._routes.wanted import blocks_of
 
+_T = TypeVar("_T")  # not `Self`, which beartype, in the tests, allows only in a class that it decorates
+
+
+class SymmetricOperator(lx.AbstractLinearOperator):
+    """What follows from symmetry."""
+
+    def transpose(self: _T) -> _T:
+        """The operator itself."""
+        return self
+
+    def out_structure(self) -> Any:
+        """Shapes and dtypes of x."""
+        return self.in_structure()
+
+    def __deepcopy__(self: _T, memo: Any) -> _T:
+        """A copy with copies of the arrays; static fields are shared."""
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self)
+
 
 def register(cls: type) -> type:
-    """Class decorator: register `cls`, an equinox module with a static field `tags`, with lineax."""
+    """Class decorator: register `cls`, an equinox module with `tags`, with lineax."""
     lx.linearise.register(cls)(lambda op: op.linearise())
     lx.materialise.register(cls)(lambda op: op.materialise())
     lx.diagonal.register(cls)(lambda op: op.lineax_diagonal())
@@ -69,11 +87,6 @@ def tags_named(names: tuple[str, ...]) -> frozenset[object]:
     return frozenset(_TAGS[name] for name in names)
 
 
-def copied(operator: Any) -> Any:
-    """The same operator with copies of its arrays, for `copy.deepcopy`; static fields are shared."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), operator)
-
-
 def check_tags(tags: Any) -> frozenset[object]:
     """Tags as a frozenset, with the symmetric tag added.
 
@@ -93,11 +106,10 @@ def check_tags(tags: Any) -> frozenset[object]:
 def damped_tags(tags: frozenset[object], lam: Any) -> frozenset[object]:
     """The tags of H + lam I: see `HessianOperator.damped`."""
     kept = tags - {lx.unit_diagonal_tag, lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
-    negative = not isinstance(lam, Tracer) and float(lam) < 0
-    nonpositive = not isinstance(lam, Tracer) and float(lam) <= 0
-    if lx.negative_semidefinite_tag in tags and nonpositive:
+    known = not isinstance(lam, Tracer)
+    if lx.negative_semidefinite_tag in tags and known and float(lam) <= 0:
         return kept | {lx.negative_semidefinite_tag}
-    return kept if negative else kept | {lx.positive_semidefinite_tag}
+    return kept if known and float(lam) < 0 else kept | {lx.positive_semidefinite_tag}
 
 
 def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> lx.AbstractLinearOperator:
@@ -105,12 +117,10 @@ def matrix_operator(matrix: Array, structure: Any, tags: frozenset[object]) -> l
     leaves, tree = jax.tree.flatten(structure)
     if len(leaves) == 1 and tree == jax.tree.structure(0) and len(leaves[0].shape) == 1:
         return lx.MatrixLinearOperator(matrix, tags)
-    return lx.PyTreeLinearOperator(nested_blocks(matrix, structure), structure, tags)
+    return lx.PyTreeLinearOperator(nested(blocks_of(matrix, Layout(leaves)), tree), structure, tags)
 
 
-def nested_blocks(matrix: Array, structure: Any) -> Any:
-    """(n, n) -> pytree of pytrees of blocks, nested as by `jax.hessian`: block [i][j] has shape_i + shape_j and dtype i."""
-    leaves, tree = jax.tree.flatten(structure)
-    layout = Layout(leaves)
-    blocks = iter(blocks_of(matrix, layout))
-    return tree.unflatten([tree.unflatten([next(blocks) for _ in leaves]) for _ in leaves])
+def nested(blocks: Iterable[Array], tree: Any) -> Any:
+    """The blocks of a matrix, row by row, as a pytree of pytrees like x: nested as by `jax.hessian`."""
+    each, count = iter(blocks), tree.num_leaves
+    return tree.unflatten([tree.unflatten([next(each) for _ in range(count)]) for _ in range(count)])

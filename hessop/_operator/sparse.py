@@ -7,30 +7,28 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jax import Array
 
-from hessop._base.annotations import Memory, RouteName
+from hessop._base.annotations import Memory
 from hessop._base.bytes import parse_memory
 from hessop._operator.arguments import check_index, check_places
+from hessop._operator.lineax import SymmetricOperator
 from hessop._operator.method import method
+from hessop._operator.origin import Options
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
 from hessop._routes import sparse
-from hessop._routes.decision import Request
 from hessop._routes.rows import some_rows
-from hessop._routes.wanted import MATRIX
+from hessop._routes.wanted import MATRIX, Request
 from hessop._structure.pattern import Pattern
 
 
-class AbstractSparse(lx.AbstractLinearOperator):
+class AbstractSparse(SymmetricOperator):
     """An operator whose structural nonzeros are known."""
 
     program: eqx.AbstractVar[AbstractProgram]
-    memory: eqx.AbstractVar[int | None]
-    route: eqx.AbstractVar[RouteName]
-    calls: eqx.AbstractVar[float]
+    _options: eqx.AbstractVar[Options]
 
     @method
     def pattern(self, *, lower: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +49,7 @@ class AbstractSparse(lx.AbstractLinearOperator):
             >>> print(*H.pattern(lower=True))
             [0 1 1 2] [0 0 1 1]
         """
-        found = sparse.pattern(self._point(), self.memory)
+        found = sparse.pattern(self._point(), self._options.memory)
         if not lower:
             return found.rows, found.columns
         below = found.columns <= found.rows
@@ -81,7 +79,7 @@ class AbstractSparse(lx.AbstractLinearOperator):
         """
         rows, columns = check_places(rows, columns, self.program.layout.n)
         self._check_symmetry()
-        return sparse.entries_at(self._point(), rows, columns, self.memory)
+        return sparse.entries_at(self._point(), rows, columns, self._options.memory)
 
     @method
     def rows(self, which: Any, *, memory: Memory = None) -> Array:
@@ -107,8 +105,8 @@ class AbstractSparse(lx.AbstractLinearOperator):
         """
         which = check_index(which, self.program.layout.n, "which")
         self._check_symmetry()
-        budget = self.memory if memory is None else parse_memory(memory)
-        return some_rows(self._point(), which, Request(MATRIX, self.route, memory=budget, calls=self.calls))
+        budget = self._options.memory if memory is None else parse_memory(memory)
+        return some_rows(self._point(), which, Request(MATRIX, self._options.route, memory=budget, calls=self._options.calls))
 
     @method
     def to_bcoo(self, *, sum_duplicates: bool = True) -> Any:
@@ -126,7 +124,7 @@ class AbstractSparse(lx.AbstractLinearOperator):
         self._check_symmetry()
         n = self.program.layout.n
         if not sum_duplicates:
-            values, places = sparse.terms_entries(self._point(), self.memory)
+            values, places = sparse.terms_entries(self._point(), self._options.memory)
             return BCOO((values, places), shape=(n, n))
         found, values = self.nonzeros()
         places = jnp.stack([found.rows, found.columns], axis=1)
@@ -146,8 +144,8 @@ class AbstractSparse(lx.AbstractLinearOperator):
     def nonzeros(self) -> tuple[Pattern, Array]:
         """The pattern, and the values of its nonzeros."""
         point = self._point()
-        found = sparse.pattern(point, self.memory)
-        return found, sparse.nonzeros(point, found, self.memory)
+        found = sparse.pattern(point, self._options.memory)
+        return found, sparse.nonzeros(point, found, self._options.memory)
 
     def _point(self) -> Point:
         raise NotImplementedError

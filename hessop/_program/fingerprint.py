@@ -32,7 +32,7 @@ from hessop._equations.primitives import CALLS, EXTREMAL_SCATTERS, RULED
 _OF_JAX = os.path.dirname(str(jax.__file__)) + os.sep
 # Values of these types are equal only if they are the same.
 _PLAIN = frozenset((int, str, bool, bytes, type(None)))
-# So are values of these types, which `_is_exact` adds to as it meets them.
+# Likewise; `_is_exact` adds further types when it first meets them.
 _EXACT = {*_PLAIN, *(type(jnp.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64"))}
 _NUMBERS = (float, complex, np.generic)
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
@@ -132,7 +132,7 @@ def read(closed: Any, hoisted: bool = True) -> Reading:
                 key.append(reading.key)
                 captured += reading.captured if inside else ()
                 foreign, opaque = foreign or reading.foreign, opaque or reading.opaque
-    key += [_literal(v) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]
+    key += [(v.aval, np.asarray(v.val).tobytes()) if type(v) is jex.Literal else number[v] for v in jaxpr.outvars]
     return Reading(tuple(key), tuple(captured), foreign, opaque)
 
 
@@ -146,10 +146,6 @@ def _rare_param(value: Any) -> tuple[tuple[Hashable, ...], Sequence[Any]]:
     if isinstance(value, tuple) and all(map(_is_exact, leaves)):
         return (value, *map(type, leaves)), ()
     return (_param(value),), [v for v in leaves if isinstance(v, _JAXPRS)]
-
-
-def _literal(v: Any) -> Hashable:
-    return v.aval, np.asarray(v.val).tobytes()
 
 
 def _param(value: Any) -> Hashable:
@@ -199,9 +195,7 @@ def _is_exact(value: Any) -> bool:
 
 
 def _inner(jaxpr: Any, hoisted: bool) -> Reading:
-    kept = _INNER.get(jaxpr)
-    if kept is None:
-        kept = _INNER.setdefault(jaxpr, {})
+    kept = _INNER.setdefault(jaxpr, {})
     if hoisted not in kept:
         kept[hoisted] = read(jaxpr, hoisted)
     return kept[hoisted]

@@ -1,6 +1,6 @@
 """Reports infinities and NaNs: in the value first, then in the gradient, then in the Hessian, each with advice.
 
-Executables that compute entries also return the value and the gradient, which are by-products of theirs.
+Executables that compute entries also return the value and the gradient, which they compute anyway.
 Depends on programs. Must never know operators or routes.
 """
 
@@ -56,18 +56,15 @@ def all_finite(array: Any) -> bool:
 
 def point_problem(program: AbstractProgram, x: Any, value: Array, gradient: Sequence[Array]) -> str | None:
     """Says which of x, the value and the gradient is not finite, with advice; None if all are finite."""
-    found = []
     paths = jax.tree_util.tree_flatten_with_path(x)[0]
-    counted = [(leaf_name(path, "x"), leaf, g) for (path, leaf), g in zip(paths, gradient, strict=True)]
-    at_x = [(name, leaf) for name, leaf, _ in counted if _count(leaf)]
-    found += [f"{name} itself has {_count(leaf)} of {leaf.size} entries that are not finite" for name, leaf in at_x]
+    counted = [(leaf_name(path, "x"), g.size, _count(leaf), _count(g)) for (path, leaf), g in zip(paths, gradient, strict=True)]
+    found = [f"{name} itself has {in_x} of {size} entries that are not finite" for name, size, in_x, _ in counted if in_x]
     if not all_finite(np.asarray(value)):
         found.append(f"the value is {float(value)}")
-    in_x = {name for name, _ in at_x}
     found += [
-        f"{_count(g)} of {g.size} entries of the gradient with respect to {name}"
-        for name, _, g in counted
-        if _count(g) and name not in in_x
+        f"{in_g} of {size} entries of the gradient with respect to {name}"
+        for name, size, in_x, in_g in counted
+        if in_g and not in_x
     ]
     return "not finite: " + "; ".join(found) + ". " + cause(program) if found else None
 

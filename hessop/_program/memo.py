@@ -1,6 +1,6 @@
 """What a program remembers: traces, jitted functions and decisions, so that each is made once.
 
-A key is a name followed by everything else, besides the program, that the value depends on: what is wanted of each row, the
+A key is a name followed by everything else, besides the program, that the value depends on: the wanted entries of each row, the
 route, the chunk size, a limit in bytes, the devices. The program fixes shapes and dtypes, so keys omit them.
 
 Depends on nothing. Must never know what it holds.

@@ -93,14 +93,10 @@ def shapes_of(point: Point, stored: bool) -> list[jax.ShapeDtypeStruct]:
 
 def placed_shapes(arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
     """Shapes and shardings for the compiler; an array that is not committed to a device goes where the others are."""
-
-    def placed(a: Array) -> jax.ShapeDtypeStruct:
-        shape = shape_of(a)
-        if isinstance(a, Tracer) or not getattr(a, "committed", False):
-            return shape
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, weak_type=shape.weak_type, sharding=a.sharding)
-
-    return [placed(a) for a in arrays]
+    return [
+        jax.ShapeDtypeStruct(shape.shape, shape.dtype, weak_type=shape.weak_type, sharding=sharding)
+        for shape, sharding in zip(map(shape_of, arrays), placement(arrays), strict=True)
+    ]
 
 
 def placement(arrays: Sequence[Array]) -> tuple[Hashable, ...]:

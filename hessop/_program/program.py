@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,10 @@ class AbstractProgram(abc.ABC):
         foreign_rule: whether it uses a derivative rule that may be wrong, so that the matrix may be asymmetric.
         x64: whether 64-bit types were enabled when it was traced.
         memo: traces, executables and decisions that belong to this program.
+        stores: what the stored arrays are, in a word.
     """
 
+    stores: ClassVar[str]
     linear: Equations
     x_avals: tuple[jax.ShapeDtypeStruct, ...]
     mode: Mode
@@ -102,17 +104,17 @@ class AbstractProgram(abc.ABC):
     def linearize(self, primals: Sequence[Array]) -> tuple[Array, list[Array], list[Array]]:
         """Value, gradient leaves and the arrays to store at `primals` = [*own, *captured, *x, *args]."""
 
-    @abc.abstractmethod
     def residuals(self, primals: Sequence[Array]) -> list[Array]:
         """Only the arrays to store at `primals`."""
+        return self.linearize(primals)[2]
 
     @abc.abstractmethod
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """The leaves of H t, from the stored arrays."""
 
-    @abc.abstractmethod
     def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """H T for k tangents at once; leaves have a leading axis k."""
+        return jax.vmap(lambda *t: self.product(residuals, t))(*tangents)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,6 +129,7 @@ class HessianProgram(AbstractProgram):
         x_at: index of the first leaf of x among the inputs of `primal`.
     """
 
+    stores = "residuals"
     own: tuple[Any, ...]
     primal: Equations
     energy: Callable[..., Any] | None
@@ -143,18 +146,10 @@ class HessianProgram(AbstractProgram):
         k = len(self.x_avals)
         return value, rest[:k], rest[k:]
 
-    def residuals(self, primals: Sequence[Array]) -> list[Array]:
-        """The residuals alone."""
-        return self.linearize(primals)[2]
-
     def product(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         """The leaves of H t, from the residuals."""
         # An output is a literal if fn is affine in that leaf.
         return [jnp.asarray(out) for out in evaluate(self.linear, [*residuals, *tangents])]
-
-    def products(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """H T for k tangents at once; leaves have a leading axis k."""
-        return jax.vmap(lambda *t: self.product(residuals, t))(*tangents)
 
 
 def linearized_program(trace: Trace, self_pairs: SelfPairs) -> tuple[HessianProgram, tuple[Any, ...]]:
@@ -277,27 +272,24 @@ def _joint(
 
 def _partition(flat: Equations, n_x: int) -> tuple[Equations, Equations]:
     """Split into the equations that do not depend on the tangent and those that are linear in it."""
-    tangents = flat.invars[len(flat.invars) - n_x :]
-    primal_in = flat.invars[: len(flat.invars) - n_x]
-    eqns = needed_equations(flat, flat.outvars)
+    split = len(flat.invars) - n_x
+    primal_in, tangents = flat.invars[:split], flat.invars[split:]
     moving = set(tangents)
     linear, primal = [], []
-    for eqn in eqns:
+    for eqn in needed_equations(flat, flat.outvars):
         if any(v in moving for v in variables(eqn.invars)):
             moving.update(eqn.outvars)
             linear.append(eqn)
         else:
             primal.append(eqn)
     products = flat.outvars[1 + n_x :]
-    again = _recompute(primal, linear)
-    linear = [*again, *linear]
-    made = {v for eqn in linear for v in eqn.outvars} | set(tangents)
-    reads = [v for eqn in linear for v in eqn.invars] + list(products)
-    residuals = list(dict.fromkeys(v for v in variables(reads) if v not in made))
-    outvars = [*flat.outvars[: 1 + n_x], *residuals]
+    linear = (*_recompute(primal, linear), *linear)
+    made = {v for eqn in linear for v in eqn.outvars}.union(tangents)
+    reads = variables([*(v for eqn in linear for v in eqn.invars), *products])
+    residuals = tuple(dict.fromkeys(v for v in reads if v not in made))
     return (
-        Equations(tuple(primal_in), tuple(primal), tuple(outvars)),
-        Equations((*residuals, *tangents), tuple(linear), tuple(products)),
+        Equations(primal_in, tuple(primal), (*flat.outvars[: 1 + n_x], *residuals)),
+        Equations((*residuals, *tangents), linear, products),
     )
 
 
@@ -305,19 +297,14 @@ def _recompute(primal: Sequence[Any], linear: Sequence[Any]) -> list[Any]:
     """The primal equations, in order, that the linear part repeats instead of reading stored results."""
     maker = {v: eqn for eqn in primal for v in eqn.outvars}
     small: dict[Any, int] = {}
-
-    def size(v: Any) -> int:
-        return 0 if isinstance(v, jex.Literal) else v.aval.size
-
     for eqn in primal:  # elements to store so that a free result can be recomputed
         if eqn.primitive.name in _FREE and not eqn.effects:
-            small[eqn.outvars[0]] = sum(min(size(v), small.get(v, size(v))) for v in variables(eqn.invars))
-
+            small[eqn.outvars[0]] = sum(min(v.aval.size, small.get(v, v.aval.size)) for v in variables(eqn.invars))
     wanted = [v for eqn in linear for v in variables(eqn.invars)]
     chosen = set()
     while wanted:
         v = wanted.pop()
-        if v in chosen or v not in small or small[v] * FREE_RATIO > size(v):
+        if v in chosen or v not in small or small[v] * FREE_RATIO > v.aval.size:
             continue
         chosen.add(v)
         wanted.extend(variables(maker[v].invars))

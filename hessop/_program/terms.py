@@ -38,6 +38,7 @@ class TermsProgram(AbstractProgram):
         summed: whether the terms, before they were brought into this form, had products that have to be summed.
     """
 
+    stores = "terms"
     base: HessianProgram
     form: StructuredHessian
     make: Tiled

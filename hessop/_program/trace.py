@@ -138,7 +138,7 @@ _COPIES: "OrderedDict[Hashable, Array]" = OrderedDict()
 
 
 def snapshots(values: Sequence[Any]) -> tuple[Any, ...]:
-    """The same arrays, as JAX arrays that nobody can change in place."""
+    """The same arrays, as JAX arrays that cannot be changed in place."""
     around = (jax.config.jax_default_device, x64_is_on())  # pyright: ignore[reportAttributeAccessIssue]
     found = []
     for value in values:

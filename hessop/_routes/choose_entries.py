@@ -7,15 +7,15 @@ import dataclasses
 import functools
 import math
 
-from hessop._base.bytes import format_bytes
+from hessop._base.bytes import format_bytes, power_of_two
 from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import Cost, cost, pays, results_worth, work_of
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
-from hessop._routes.chunks import Chunking, RowMaker, choose_chunking, refuse_impossible
+from hessop._routes.chunks import Chunking, choose_chunking, refuse_impossible
 from hessop._routes.columns import products
-from hessop._routes.decision import Decision, Request
-from hessop._routes.fits import Peak, peak_of
+from hessop._routes.decision import Decision
+from hessop._routes.fits import Peak, peak_of, too_little
 from hessop._routes.terms import (
     StructurePrice,
     structure_bytes,
@@ -24,7 +24,7 @@ from hessop._routes.terms import (
     terms_by_rows,
 )
 from hessop._routes.tuning import ROW_RATE, WITHOUT_RULE_LEAST_BYTES, WITHOUT_RULE_SHARE
-from hessop._routes.wanted import MATRIX, Wanted
+from hessop._routes.wanted import MATRIX, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class _Candidates:
         Raises:
             MemoryBudgetError: not even one product at a time fits.
         """
-        return self._by_rows("columns", products(self.point.program), reason, None, self.columns_cost.run)
+        chunking, peak = choose_chunking(products(self.point.program), self.point, self.request, self.budget)
+        return Decision("columns", peak, reason, chunking, run_seconds=self.columns_cost.run)
 
     def terms_by_rows(self, reason: str, limit_bytes: int | None) -> Decision:
         """Rows of the matrix in chunks, from the terms.
@@ -56,13 +57,8 @@ class _Candidates:
         Raises:
             MemoryBudgetError: not even one row at a time fits.
         """
-        return self._by_rows("structure", terms_by_rows(limit_bytes), reason, limit_bytes, math.inf)
-
-    def _by_rows(self, route: str, maker: RowMaker, reason: str, limit_bytes: int | None, run_seconds: float) -> Decision:
-        wanted, _, chunk, _, host_output, compile, _ = self.request
-        limits = {"chunk": chunk, "budget": self.budget, "host_output": host_output, "compile": compile}
-        chunking, peak = choose_chunking(maker, self.point, wanted, **limits)
-        return Decision(route, peak, reason, chunking, limit_bytes, run_seconds=run_seconds)
+        chunking, peak = choose_chunking(terms_by_rows(limit_bytes), self.point, self.request, self.budget)
+        return Decision("structure", peak, reason, chunking, limit_bytes)
 
 
 def choose_route(point: Point, request: Request, budget: int | None) -> Decision:
@@ -71,19 +67,18 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
     Raises:
         MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
-    wanted, route, chunk, _, host_output, compile, _ = request
     candidates = _Candidates(point, request, budget)
-    if compile and budget is not None:
+    if request.compile and budget is not None:
         # The budget that this error names is enough for either route: terms, a row at a time, need less than products would if
         # nothing were fused.
-        refuse_impossible(products(point.program), point, wanted, chunk=chunk, budget=budget, host_output=host_output)
-    if route == "columns":
+        refuse_impossible(products(point.program), point, request, budget)
+    if request.route == "columns":
         return candidates.columns("route='columns' was given")
-    if not wanted.has_terms:
+    if not request.wanted.has_terms:
         return candidates.columns("the terms cannot give this without the matrix")
-    if chunk is not None:
+    if request.chunk is not None:
         why = "a chunk was given"
-        return candidates.terms_by_rows(why, None) if route == "structure" else candidates.columns(why)
+        return candidates.terms_by_rows(why, None) if request.route == "structure" else candidates.columns(why)
     assert budget is not None
     return _cheapest(candidates, budget)
 
@@ -91,7 +86,7 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
 def _cheapest(candidates: _Candidates, budget: int) -> Decision:
     """Columns or all terms at once, whichever is cheaper; if it does not fit, the next cheapest."""
     point, request, by_columns = candidates.point, candidates.request, candidates.columns_cost
-    wanted, route, compile = request.wanted, request.route, request.compile
+    wanted, route = request.wanted, request.route
     limit_bytes = bytes_without_rule(point.program, budget)
     forced = route == "structure"
     # A user who asks for tiles accepts the time to compile them.
@@ -108,7 +103,7 @@ def _cheapest(candidates: _Candidates, budget: int) -> Decision:
     if fits and route != "tiles" and structure.whole.total(request.calls) <= structure.tiled.total(request.calls):
         why, run_seconds = _why(structure.whole, by_columns, request), structure.whole.run
         return Decision("structure", Peak(structure.peak_bytes, False), why, limit_bytes=limit_bytes, run_seconds=run_seconds)
-    peak = _tiled_peak(point, wanted, structure, limit_bytes, budget, compile)
+    peak = _tiled_peak(point, request, structure, limit_bytes, budget)
     if peak.fits(budget):
         return Decision("structure", peak, _why(structure.tiled, by_columns, request), limit_bytes=limit_bytes, tiled=True)
     assert peak.bytes is not None
@@ -136,7 +131,10 @@ def _smallest(candidates: _Candidates, structure: StructurePrice, limit_bytes: i
     except MemoryBudgetError as error:
         if error.needed is None or error.needed <= needed_bytes:
             raise
-    raise _too_little(route, wanted, needed_bytes, budget)
+    if route == "structure":
+        raise too_little(budget, "route='structure', which needs", needed_bytes, "; route='auto' may need less")
+    hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
+    raise too_little(budget, "this: the cheapest way, from its terms, needs", needed_bytes, hint)
 
 
 def _why(form: Cost, columns: Cost, request: Request) -> str:
@@ -152,21 +150,6 @@ def _against(structure: StructurePrice | None, columns: Cost, request: Request) 
     return f"columns take {columns}, {of_terms}; {request.calls:g} calls are expected"
 
 
-def _too_little(route: str, wanted: Wanted, needed_bytes: int, budget: int) -> MemoryBudgetError:
-    """Neither the terms nor, if another route is allowed, the products fit the budget."""
-    if route == "structure":
-        what, more = "route='structure', which needs", "; route='auto' may need less"
-    else:
-        what = "this: the cheapest way, from its terms, needs"
-        more = "; out= (a numpy memmap, say) keeps the matrix off the device" if wanted == MATRIX else ""
-    return MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {what} {format_bytes(needed_bytes)}; the smallest budget that works "
-        f"is memory={needed_bytes}{more}",
-        needed=needed_bytes,
-        budget=budget,
-    )
-
-
 def _seconds_by_rows(point: Point, structure: StructurePrice, chunking: Chunking | None) -> float:
     """Seconds for all rows from terms, in chunks; sums that every row needs are computed again for each chunk."""
     assert chunking is not None
@@ -180,15 +163,15 @@ def bytes_without_rule(program: AbstractProgram, budget: int) -> int:
     A program keeps its first value while that is within a factor of two. Free memory changes from call to call, and a new
     point must not compile because free memory crossed a power of two.
     """
-    nearest = 1 << (max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE).bit_length() - 1)
+    nearest = power_of_two(max(WITHOUT_RULE_LEAST_BYTES, budget // WITHOUT_RULE_SHARE))
     kept = program.memo.once("bytes without rule", lambda: nearest)
     if not nearest // 2 <= kept <= 2 * nearest:
         program.memo["bytes without rule"] = kept = nearest
     return kept
 
 
-def _tiled_peak(point: Point, wanted: Wanted, structure: StructurePrice, limit_bytes: int, budget: int, compile: bool) -> Peak:
+def _tiled_peak(point: Point, request: Request, structure: StructurePrice, limit_bytes: int, budget: int) -> Peak:
     """Peak memory of terms evaluated tile by tile, which never need more than whole arrays."""
-    if structure.peak_bytes > budget and not compile:
-        return Peak(min(structure.peak_bytes, structure_estimate(point, wanted, limit_bytes)), False)
-    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, wanted, limit_bytes))
+    if structure.peak_bytes > budget and not request.compile:
+        return Peak(min(structure.peak_bytes, structure_estimate(point, request.wanted, limit_bytes)), False)
+    return peak_of(structure.peak_bytes, budget, lambda: structure_bytes(point, request.wanted, limit_bytes))

@@ -12,7 +12,6 @@ import math
 import jax
 
 from hessop._base.bytes import format_bytes
-from hessop._base.errors import MemoryBudgetError
 from hessop._equations.cost import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
 from hessop._equations.flat import peak_bytes
 from hessop._equations.xla import executable_bytes
@@ -20,7 +19,7 @@ from hessop._program.point import Point, shapes_of
 from hessop._program.program import AbstractProgram, HessianProgram
 from hessop._program.terms import TermsProgram, products_by_tiles, terms_program
 from hessop._routes.choose_entries import bytes_without_rule
-from hessop._routes.fits import Peak, peak_of
+from hessop._routes.fits import Peak, peak_of, too_little
 from hessop._routes.tiles import recomputes
 from hessop._routes.tuning import BUDGETS_TO_MAKE_TERMS, MARGIN_OF_TERMS
 from hessop._tiles import Tiled
@@ -49,8 +48,7 @@ class ProductDecision:
     reason: str
 
     def __str__(self) -> str:
-        kind = "terms" if isinstance(self.program, TermsProgram) else "residuals" if self.stored else "the point"
-        return f"from {kind}: {self.reason}"
+        return f"from {self.program.stores if self.stored else 'the point'}: {self.reason}"
 
 
 def choose_product(point: Point, *, route: str, budget: int, count: int, calls: float, compile: bool = True) -> ProductDecision:
@@ -97,13 +95,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     if not needed_bytes:
         return plain("making the terms would cost more than they could save")
     if route == "structure":
-        raise MemoryBudgetError(
-            f"memory: {format_bytes(budget)} is too little for the terms that route='structure' multiplies with, which "
-            f"need {format_bytes(needed_bytes)}; the smallest budget that works is memory={needed_bytes}; route='auto' may "
-            f"need less",
-            needed=needed_bytes,
-            budget=budget,
-        )
+        what = "the terms that route='structure' multiplies with, which need"
+        raise too_little(budget, what, needed_bytes, "; route='auto' may need less")
     return plain(f"terms need {format_bytes(needed_bytes)}")
 
 

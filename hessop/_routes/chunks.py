@@ -6,6 +6,7 @@ never know operators, lineax or how rows are computed.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from hessop._base.bytes import format_bytes, is_out_of_memory
+from hessop._base.bytes import format_bytes, is_out_of_memory, power_of_two
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.progress import Progress
 from hessop._equations.flat import shape_of
 from hessop._equations.xla import executable_bytes
 from hessop._program.finite import all_finite
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
-from hessop._routes.fits import NOT_ASKED, Peak, peak_of
+from hessop._routes.fits import Peak, peak_of
 from hessop._routes.tuning import LARGEST_OVERESTIMATE, LEAP_FROM
-from hessop._routes.wanted import Wanted
+from hessop._routes.wanted import Request, Wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,18 @@ class RowMaker:
 
     Attributes:
         name: distinguishes its executables.
-        make: (point, wanted, chunk, stored) -> a function (source, shift, first row) -> what is wanted of the rows
+        make: (point, wanted, chunk, stored) -> a function (source, shift, first row) -> the wanted entries of the rows
             [chunk, width].
-        fixed_bytes: point -> bytes that any chunk needs, an upper estimate.
-        row_bytes: point -> bytes that each row of a chunk needs in addition, an upper estimate.
+        bytes_of: point -> bytes that any chunk needs, and bytes that each row of a chunk needs in addition: upper estimates.
         reads_residuals: whether computing residuals once, rather than for each chunk, saves work.
         columns: whether it computes columns rather than rows, which differ if the matrix is asymmetric.
-        at_once: (point, wanted) -> a faster function (source, shift) -> what is wanted of all rows, and (value, gradient);
+        at_once: (point, wanted) -> a faster function (source, shift) -> the wanted entries of all rows, and (value, gradient);
             None if there is none.
     """
 
     name: Hashable
     make: Callable[[Point, Wanted, int, bool], Callable[..., Array]]
-    fixed_bytes: Callable[[Point], int]
-    row_bytes: Callable[[Point], int]
+    bytes_of: Callable[[Point], tuple[int, int]]
     reads_residuals: bool
     columns: bool = False
     at_once: Callable[[Point, Wanted], Callable[..., Any]] | None = None
@@ -71,16 +70,7 @@ class Chunking:
     maker: RowMaker
 
 
-def choose_chunking(
-    maker: RowMaker,
-    point: Point,
-    wanted: Wanted,
-    *,
-    chunk: int | None,
-    budget: int | None,
-    host_output: bool = False,
-    compile: bool = True,
-) -> tuple[Chunking, Peak]:
+def choose_chunking(maker: RowMaker, point: Point, request: Request, budget: int | None) -> tuple[Chunking, Peak]:
     """The largest chunk whose executable fits the budget.
 
     Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is compiled rather
@@ -89,11 +79,9 @@ def choose_chunking(
     Args:
         maker: what computes the rows.
         point: the Hessian.
-        wanted: what is wanted of each row.
-        chunk: the user's choice, which is never changed, or None.
+        request: what the caller asks for. A given chunk is never changed. With a host output, no (n, width) buffer is on the
+            device.
         budget: bytes; None, with a given chunk, checks nothing.
-        host_output: whether the result is written to an array on the host, so that no (n, width) buffer is on the device.
-        compile: whether candidates may be compiled.
 
     Returns:
         The chunk, and its peak memory.
@@ -101,36 +89,33 @@ def choose_chunking(
     Raises:
         MemoryBudgetError: nothing fits; it holds the smallest sufficient budget.
     """
-    n = point.layout.n
-    if chunk is not None:
-        chunk = max(1, min(chunk, n))
-        if budget is None:
-            return Chunking(chunk, _kept(point, maker, chunk), maker), NOT_ASKED
-    assert budget is not None
-    estimate = _estimate(point, wanted, host_output, maker)
-    first = n if chunk is None else chunk
-    if estimate(first) > budget and not compile:
-        while first > 1 and estimate(first) > budget:
-            first = max(1, first // 2)
-    if estimate(first) <= budget or not compile:
+    n, compile = point.layout.n, request.compile
+    chunk = None if request.chunk is None else max(1, min(request.chunk, n))
+    first = chunk or n
+    if budget is None:
+        return Chunking(first, _kept(point, maker, first), maker), Peak(None, False)
+    estimate = _estimate(maker, point, request)
+    while not compile and first > 1 and estimate(first) > budget:
+        first //= 2
+    if not compile or estimate(first) <= budget:
         return Chunking(first, _kept(point, maker, first), maker), Peak(estimate(first), False)
 
-    width = wanted.width(point.layout)
-    itemsize = point.layout.dtype.itemsize
-    smallest_bytes: int | None = None
+    row_bytes = request.wanted.width(point.layout) * point.layout.dtype.itemsize
+    smallest_bytes = math.inf
     for stored in (_kept(point, maker, 1),) if not maker.reads_residuals or point.stored else (True, False):
-        candidate = first if chunk is not None else _first_candidate(n, width * itemsize, budget, estimate)
+        candidate = first if chunk is not None else _first_candidate(n, row_bytes, budget, estimate)
         while True:
-            told = functools.partial(_compiled_bytes, point, wanted, candidate, stored, host_output, maker)
+            kept = stored and _kept(point, maker, candidate)
+            told = functools.partial(_compiled_bytes, maker, point, request, candidate, kept)
             peak = peak_of(estimate(candidate), budget, told)
             if peak.fits(budget):
-                return Chunking(candidate, stored and _kept(point, maker, candidate), maker), peak
+                return Chunking(candidate, kept, maker), peak
             assert peak.bytes is not None
-            smallest_bytes = peak.bytes if smallest_bytes is None else min(smallest_bytes, peak.bytes)
+            smallest_bytes = min(smallest_bytes, peak.bytes)
             if candidate == 1 or chunk is not None:
                 break
             candidate = _next_candidate(candidate, peak.bytes, budget)
-    raise _too_little(point, wanted, budget, chunk, smallest_bytes or 0, host_output, measured=True)
+    raise _too_little(point, request, budget, chunk, int(smallest_bytes), measured=True)
 
 
 def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
@@ -138,28 +123,25 @@ def _kept(point: Point, maker: RowMaker, chunk: int) -> bool:
     return point.stored or (maker.reads_residuals and chunk < point.layout.n)
 
 
-def refuse_impossible(
-    maker: RowMaker, point: Point, wanted: Wanted, *, chunk: int | None, budget: int, host_output: bool
-) -> None:
+def refuse_impossible(maker: RowMaker, point: Point, request: Request, budget: int) -> None:
     """Refuse a budget that does not even fit the arguments and the result, from shapes alone.
 
     Raises:
         MemoryBudgetError: it holds a budget that is sure to suffice, an upper estimate for one row at a time.
     """
-    held = point.source_bytes + _result_bytes(point, wanted, host_output)
-    if held > budget:
-        needed_bytes = _estimate(point, wanted, host_output, maker)(chunk or 1)
-        raise _too_little(point, wanted, budget, chunk, needed_bytes, host_output, measured=False)
+    if point.source_bytes + _result_bytes(point, request) > budget:
+        needed_bytes = _estimate(maker, point, request)(request.chunk or 1)
+        raise _too_little(point, request, budget, request.chunk, needed_bytes, measured=False)
 
 
 def _too_little(
-    point: Point, wanted: Wanted, budget: int, chunk: int | None, needed_bytes: int, host_output: bool, measured: bool
+    point: Point, request: Request, budget: int, chunk: int | None, needed_bytes: int, measured: bool
 ) -> MemoryBudgetError:
-    result = _result_bytes(point, wanted, host_output)
+    result = _result_bytes(point, request)
     at = f"chunk {chunk}" if chunk is not None else "one row at a time"
     hint = "; out= (a numpy memmap, say) keeps the matrix off the device" if result > budget // 2 else ""
     return MemoryBudgetError(
-        f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {wanted.width(point.layout)} "
+        f"memory: {format_bytes(budget)} is too little for {point.layout.n} rows of {request.wanted.width(point.layout)} "
         f"{point.layout.dtype} entries: the result takes {format_bytes(result)}, and with {at} the computation needs "
         f"{'' if measured else 'up to '}{format_bytes(needed_bytes)} in all. The smallest budget that "
         f"{'works' if measured else 'is sure to work'} is memory={needed_bytes}{hint}",
@@ -168,15 +150,17 @@ def _too_little(
     )
 
 
-def _result_bytes(point: Point, wanted: Wanted, host_output: bool) -> int:
+def _result_bytes(point: Point, request: Request) -> int:
     """Size in bytes of the result on the device."""
-    return 0 if host_output else point.layout.n * wanted.width(point.layout) * point.layout.dtype.itemsize
+    layout = point.layout
+    return 0 if request.host_output else layout.n * request.wanted.width(layout) * layout.dtype.itemsize
 
 
-def _estimate(point: Point, wanted: Wanted, host_output: bool, maker: RowMaker) -> Callable[[int], int]:
+def _estimate(maker: RowMaker, point: Point, request: Request) -> Callable[[int], int]:
     """Chunk -> upper estimate in bytes from shapes alone: every intermediate is stored, and freed after its last use."""
-    fixed, per_row = maker.fixed_bytes(point) + _result_bytes(point, wanted, host_output), maker.row_bytes(point)
-    return lambda chunk: fixed + chunk * per_row
+    fixed, per_row = maker.bytes_of(point)
+    result = _result_bytes(point, request)
+    return lambda chunk: result + fixed + chunk * per_row
 
 
 def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[int], int]) -> int:
@@ -186,26 +170,27 @@ def _first_candidate(n: int, row_bytes: int, budget: int, estimate: Callable[[in
     fit costs a compilation.
     """
     rows = max(1, min(n, budget // max(1, 2 * row_bytes)))
-    candidate = n if rows == n else 1 << (rows.bit_length() - 1)
+    candidate = n if rows == n else power_of_two(rows)
     while candidate > 1 and estimate(candidate) > LARGEST_OVERESTIMATE * budget:
-        candidate = 1 << ((candidate - 1).bit_length() - 1)
+        candidate = power_of_two(candidate - 1)
     return candidate
 
 
 def _next_candidate(chunk: int, peak_bytes: int, budget: int) -> int:
     """A smaller power of two, in one leap if the excess is large, which saves compilations."""
-    leap = max(1, int(chunk * budget / (2 * peak_bytes)))
-    return max(1, min(1 << (leap.bit_length() - 1), chunk // 2)) if peak_bytes > LEAP_FROM * budget else max(1, chunk // 2)
+    half = max(1, chunk // 2)
+    leap = power_of_two(max(1, int(chunk * budget / (2 * peak_bytes))))
+    return min(leap, half) if peak_bytes > LEAP_FROM * budget else half
 
 
 def _rows_of(point: Point, wanted: Wanted, chunk: int, stored: bool, maker: RowMaker) -> Any:
-    """(source, shift, first row) -> what is wanted of `chunk` rows; jitted."""
+    """(source, shift, first row) -> the wanted entries of `chunk` rows; jitted."""
     key = ("rows", maker.name, wanted, chunk, stored)
     return point.program.memo.once(key, lambda: jax.jit(maker.make(point, wanted, chunk, stored)))
 
 
 def all_rows(point: Point, wanted: Wanted, maker: RowMaker) -> Any:
-    """(source, shift) -> what is wanted of all rows and, unless residuals are stored, (value, gradient); jitted."""
+    """(source, shift) -> the wanted entries of all rows and, unless residuals are stored, (value, gradient); jitted."""
     program, layout, dtype, stored = point.program, point.layout, point.index_dtype, point.stored
 
     def build() -> Any:
@@ -237,17 +222,15 @@ def residuals_of(point: Point) -> Any:
     return program.memo.once("residuals", lambda: jax.jit(residuals))
 
 
-def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host_output: bool, maker: RowMaker) -> int | None:
+def _compiled_bytes(maker: RowMaker, point: Point, request: Request, chunk: int, stored: bool) -> int | None:
     """Peak memory of the executables that would run, as the compiler reports it; None if it does not."""
-    program = point.program
-    n, width = point.layout.n, wanted.width(point.layout)
-    stored = stored and _kept(point, maker, chunk)
+    program, wanted, n = point.program, request.wanted, point.layout.n
     arrays, before, held = placed_shapes(point.source), 0, 0
     where = placement(point.source)
     if stored and not point.stored:
         compiled = program.memo.once(("compiled residuals", where), lambda: residuals_of(point).lower(arrays).compile())
         before = executable_bytes(compiled) or 0
-        held = sum(a.size * a.dtype.itemsize for a in arrays)
+        held = point.source_bytes
         arrays = shapes_of(point, stored)
         if any(where):  # each residual is where the compiler places it
             arrays = [
@@ -265,17 +248,15 @@ def _compiled_bytes(point: Point, wanted: Wanted, chunk: int, stored: bool, host
         ).compile(),
     )
     rows = executable_bytes(compiled)
-    if rows is None:
-        return None
-    buffer = 0 if host_output or chunk == n else n * width * point.layout.dtype.itemsize
-    return max(before, rows + held + buffer)
+    buffer = 0 if chunk == n else _result_bytes(point, request)
+    return None if rows is None else max(before, rows + held + buffer)
 
 
 class Taken(NamedTuple):
     """What was computed.
 
     Attributes:
-        rows: what is wanted of all rows [n, width], on the device; None if written to an output or only `given`.
+        rows: the wanted entries of all rows [n, width], on the device; None if written to an output or only `given`.
         seen: the value and the gradient [n], if they were computed too.
         finite: whether all entries are finite, if that was checked already.
         given: the rows in the requested form, if they were computed in it.
@@ -297,14 +278,14 @@ def fill_traced(point: Point, wanted: Wanted, chunking: Chunking) -> Array:
     if stored and not point.stored:
         source = tuple(point.program.residuals(source))
     rows = chunking.maker.make(point, wanted, chunk, stored)
-    columns, axis = chunking.maker.columns, _axis(point, wanted, chunking.maker)
+    axis = _axis(point, wanted, chunking.maker)
 
     def body(k: Array, matrix: Array) -> Array:
         start = jnp.minimum(k.astype(point.index_dtype) * chunk, n - chunk)
         return _placed(matrix, rows(source, point.shift, start), start, axis)
 
     found = lax.fori_loop(0, -(-n // chunk), body, jnp.zeros((n, width), point.layout.dtype))
-    return wanted.of_columns(found, point.layout) if columns and not axis else found
+    return wanted.of_columns(found, point.layout) if chunking.maker.columns and not axis else found
 
 
 def _axis(point: Point, wanted: Wanted, maker: RowMaker) -> int:
@@ -322,7 +303,7 @@ def fill(
     chunking: Chunking,
     *,
     out: Any = None,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[Progress], None] | None = None,
 ) -> Taken:
     """All rows [n, width] by a loop on the host.
 
@@ -331,10 +312,10 @@ def fill(
 
     Args:
         point: the Hessian, at concrete arrays.
-        wanted: what is wanted of each row.
+        wanted: the wanted entries of each row.
         chunking: how many rows at a time.
         out: an `Output` to write to instead of a new array on the device.
-        report: called after each chunk.
+        report: called after each chunk, if given.
     """
     n, chunk, maker = point.layout.n, chunking.chunk, chunking.maker
     source, seen, finite = point.source, None, None
@@ -365,7 +346,8 @@ def fill(
         else:
             matrix = _write(matrix, rows, at, axis)
         start = first + chunk
-        report(Progress(done=start, total=n, chunk=chunk))
+        if report is not None:
+            report(Progress(done=start, total=n, chunk=chunk))
     if matrix is not None and maker.columns and not axis:
         matrix = wanted.of_columns(matrix, point.layout)
     return Taken(matrix, seen, finite)

@@ -21,11 +21,11 @@ from hessop._program.finite import all_finite, is_finite, looks_finite, result_p
 from hessop._program.point import Point, placement
 from hessop._routes.choose_entries import choose_route
 from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
-from hessop._routes.decision import Decision, Request
+from hessop._routes.decision import Decision
 from hessop._routes.output import check_output, open_output
 from hessop._routes.terms import structure_rows
 from hessop._routes.tiles import value_and_gradient
-from hessop._routes.wanted import MATRIX, Form, Wanted, blocks_on_host, formed
+from hessop._routes.wanted import MATRIX, Form, Request, Wanted, blocks_on_host, formed
 
 
 def decide(point: Point, request: Request) -> Decision:
@@ -99,12 +99,8 @@ def entries(
         taken = _computed(point, wanted, decision, form)
     else:
         with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
-            taken = _reported(point, wanted, decision, output, report)
-    rows = taken.rows
-    if problem is not None:
-        # Products give columns. They differ from rows only in where 0 * inf ends up; report it where JAX has it.
-        columns = decision.route == "columns" and not point.program.foreign_rule
-        rows = _looked_at(point, wanted, taken, decision, columns, problem)
+            taken = _computed(point, wanted, decision, "rows", output, report)
+    rows = taken.rows if problem is None else _checked(point, wanted, taken, decision, problem)
     if output is not None:
         return output.result
     return taken.given if rows is taken.rows and taken.given is not None else _formed(point, wanted, form, rows)
@@ -121,14 +117,35 @@ def _at_once(point: Point, wanted: Wanted, decision: Decision) -> Any:
     return all_rows(point, wanted, decision.chunking.maker)
 
 
-def _computed(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
-    """All rows in their form, in one dispatch; or else in chunks."""
+def _computed(
+    point: Point,
+    wanted: Wanted,
+    decision: Decision,
+    form: Form,
+    output: Any = None,  # an `Output`
+    report: Callable[[Progress], None] | None = None,
+) -> Taken:
+    """All rows, into the output if there is one: in one dispatch, in their form, or else as rows in chunks.
+
+    If memory runs out, in chunks of at most half of the rows.
+    """
+    n, chunking = point.layout.n, decision.chunking
     if not _is_at_once(point, decision):
-        return _in_chunks(point, wanted, decision)
+        assert chunking is not None
+        return fill(point, wanted, chunking, out=output, report=report)
     try:
-        return _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
+        taken = _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
     except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, wanted, decision, error)
+        if chunking is None or not is_out_of_memory(error):
+            raise
+        return fill(point, wanted, dataclasses.replace(chunking, chunk=max(1, n // 2)), out=output, report=report)
+    if output is not None:
+        here = np.asarray(taken.rows)
+        output[:] = here
+        taken = Taken(None, taken.seen, all_finite(here))
+    if report is not None:
+        report(Progress(done=n, total=n, chunk=n))
+    return taken
 
 
 def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -> Taken:
@@ -155,7 +172,7 @@ def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -
     chunks, stored = decision.chunking is not None, point.stored
     key = ("entries", wanted, form, stored, decision.route, decision.limit_bytes, decision.tiled, chunks, *options.items())
     taken = Taken(*point.program.memo.once(key, build)(point.source, point.shift))
-    # Memory may run out as late as this.
+    # Dispatch is asynchronous, so an allocation may fail only here.
     (taken.finite if taken.rows is None else taken.rows).block_until_ready()
     return taken
 
@@ -170,37 +187,7 @@ def _on_cpu(point: Point) -> bool:
     return (device_of(point) or jax.devices()[0]).platform == "cpu"
 
 
-def _reported(point: Point, wanted: Wanted, decision: Decision, output: Any, report: Callable[[Progress], None]) -> Taken:
-    """All rows, with progress; into the output, if there is one."""
-    n = point.layout.n
-    if not _is_at_once(point, decision):
-        return _in_chunks(point, wanted, decision, out=output, report=report)
-    try:
-        taken = _run_at_once(point, wanted, decision, "rows")
-    except jax.errors.JaxRuntimeError as error:
-        return _in_chunks(point, wanted, decision, error, out=output, report=report)
-    if output is not None:
-        here = np.asarray(taken.rows)
-        output[:] = here
-        taken = Taken(None, taken.seen, all_finite(here))
-    report(Progress(done=n, total=n, chunk=n))
-    return taken
-
-
-def _in_chunks(point: Point, wanted: Wanted, decision: Decision, error: Exception | None = None, **how: Any) -> Taken:
-    """Rows in chunks; after running out of memory, in chunks of at most half of the rows. Other errors are raised again."""
-    chunking = decision.chunking
-    if error is not None and (chunking is None or not is_out_of_memory(error)):
-        raise error
-    assert chunking is not None
-    if error is not None:
-        chunking = dataclasses.replace(chunking, chunk=max(1, point.layout.n // 2))
-    return fill(point, wanted, chunking, **how)
-
-
-def _looked_at(
-    point: Point, wanted: Wanted, taken: Taken, decision: Decision, columns: bool, problem: Callable[[], str | None]
-) -> Array | None:
+def _checked(point: Point, wanted: Wanted, taken: Taken, decision: Decision, problem: Callable[[], str | None]) -> Array | None:
     """The rows, after a warning if the value, the gradient or a row is not finite."""
     rows, seen = taken.rows, taken.seen
     if seen is None and not point.stored:
@@ -210,7 +197,8 @@ def _looked_at(
         rows = _computed(point, wanted, decision, "rows").rows if not finite and taken.given is not None else None
     else:
         finite = is_finite(rows)
-    if rows is not None and columns and not finite:
+    # Products give columns. They differ from rows only in where 0 * inf ends up; report it where JAX has it.
+    if rows is not None and not finite and decision.route == "columns" and not point.program.foreign_rule:
         rows = wanted.of_columns(rows, point.layout)
     if seen is not None and not (is_finite(seen[0]) and is_finite(seen[1])):
         warn(problem())
@@ -227,8 +215,8 @@ def _formed(point: Point, wanted: Wanted, form: Form, rows: Any) -> Any:
     if _copied_on_host(point, wanted, form):
         return blocks_on_host(rows, layout)
     donated = 0 if wanted == MATRIX and len(layout.shapes) == 1 else ()
-    function = lambda taken: formed(taken, wanted, form, layout)
-    return point.program.memo.once(("form", wanted, form), lambda: jax.jit(function, donate_argnums=donated))(rows)
+    build = lambda: jax.jit(lambda rows: formed(rows, wanted, form, layout), donate_argnums=donated)
+    return point.program.memo.once(("form", wanted, form), build)(rows)
 
 
 def _value_and_gradient(point: Point) -> tuple[Array, Array]:

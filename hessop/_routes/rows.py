@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from hessop._program.point import Point, shifted, shifted_product
-from hessop._routes.decision import Request
 from hessop._routes.entries import decide
 from hessop._routes.terms import terms_of
+from hessop._routes.wanted import Request
 
 
 def some_rows(point: Point, which: Any, request: Request) -> Array:

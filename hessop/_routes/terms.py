@@ -55,12 +55,11 @@ def traced_terms(point: Point, wanted: Wanted, limit_bytes: int | None, limit_re
         return None
 
     def taken(*residuals: Array) -> Array:
-        few = wanted != MATRIX
-        return wanted.of_terms(terms_of(point, residuals, limit_bytes, limit_results, few=few), point.layout)
+        terms = terms_of(point, residuals, limit_bytes, limit_results, few=wanted != MATRIX)
+        return wanted.of_terms(terms, point.layout)
 
     try:
-        build = lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True))
-        return memo.once(("terms", wanted, limit_bytes), build)
+        return memo.once(("terms", wanted, limit_bytes), lambda: jax.make_jaxpr(taken)(*shapes_of(point, stored=True)))
     except TooLarge:
         memo[refused] = limit_results
         return None
@@ -92,11 +91,8 @@ def structure_bytes(point: Point, wanted: Wanted, limit_bytes: int | None) -> in
 
 def structure_estimate(point: Point, wanted: Wanted, limit_bytes: int | None) -> int:
     """As `structure_bytes`, but estimated from shapes; virtual values are not stored."""
-
-    def estimate() -> int:
-        return _tiled(point, wanted, limit_bytes).stored_bytes()
-
-    return point.program.memo.once(("structure estimate", wanted, point.stored, limit_bytes), estimate)
+    key = ("structure estimate", wanted, point.stored, limit_bytes)
+    return point.program.memo.once(key, lambda: _tiled(point, wanted, limit_bytes).stored_bytes())
 
 
 def terms_by_rows(limit_bytes: int | None) -> RowMaker:
@@ -120,29 +116,23 @@ def terms_by_rows(limit_bytes: int | None) -> RowMaker:
 
         return rows
 
-    return RowMaker(("terms", limit_bytes), make, _fixed, _per_row, reads_residuals=False)
+    return RowMaker(("terms", limit_bytes), make, _bytes_of, reads_residuals=False)
 
 
-def _per_row(point: Point) -> int:
-    return VECTORS_PER_ROW * point.layout.n * point.layout.dtype.itemsize
-
-
-def _fixed(point: Point) -> int:
-    return _per_row(point) + point.source_bytes
+def _bytes_of(point: Point) -> tuple[int, int]:
+    per_row = VECTORS_PER_ROW * point.layout.n * point.layout.dtype.itemsize
+    return per_row + point.source_bytes, per_row
 
 
 def _tiled(point: Point, wanted: Wanted, limit_bytes: int | None) -> Tiled:
     """As `_whole`, evaluated by tiles."""
-    stored = point.stored
-
-    def build() -> Tiled:
-        return trace_tiled(_whole(point, wanted, limit_bytes), shapes_of(point, stored), TERMS_OPTIONS)
-
-    return point.program.memo.once(("structure by tiles", wanted, stored, limit_bytes), build)
+    key = ("structure by tiles", wanted, point.stored, limit_bytes)
+    build = lambda: trace_tiled(_whole(point, wanted, limit_bytes), shapes_of(point, point.stored), TERMS_OPTIONS)
+    return point.program.memo.once(key, build)
 
 
 def _whole(point: Point, wanted: Wanted, limit_bytes: int | None) -> Any:
-    """Source -> what is wanted and, unless residuals are stored, value and gradient, which are computed anyway."""
+    """Source -> the wanted entries and, unless residuals are stored, value and gradient, which are computed anyway."""
     program, stored = point.program, point.stored
     terms = jex.jaxpr_as_fun(traced_terms(point, wanted, limit_bytes))
 
@@ -156,7 +146,7 @@ def _whole(point: Point, wanted: Wanted, limit_bytes: int | None) -> Any:
 
 
 def structure_rows(point: Point, wanted: Wanted, limit_bytes: int | None, tiled: bool) -> Any:
-    """(source, shift) -> what is wanted of all rows and, unless residuals are stored, (value, gradient); jitted.
+    """(source, shift) -> the wanted entries of all rows and, unless residuals are stored, (value, gradient); jitted.
 
     The terms read residuals that may be N x N. With `tiled`, these are recomputed where they are needed, tile by tile, rather
     than written and read again.

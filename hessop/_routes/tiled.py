@@ -11,7 +11,7 @@ import jax
 from jax import Array
 
 from hessop._base.annotations import Function, Memory
-from hessop._base.arguments import Static, split_args
+from hessop._base.arguments import Static, check_positive_int, split_args
 from hessop._base.bytes import format_bytes, parse_memory
 from hessop._equations.flat import source_line
 from hessop._tiles import Choice, Options, Tiled, trace_tiled
@@ -95,10 +95,7 @@ def tiled(fn: Function, *, memory: Memory = None, tile: Any = None) -> TiledFunc
     """
     if not callable(fn):
         raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
-    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int)):
-        raise TypeError(f"tile: got {tile!r} of type {type(tile).__name__}, expected a positive int or None")
-    if tile is not None and tile < 1:
-        raise ValueError(f"tile: got {tile}, expected a positive int or None")
+    check_positive_int(tile, "tile")
     if memory is None:
         return TiledFunction(fn, Options(tile=tile))
     budget = parse_memory(memory)
@@ -117,12 +114,11 @@ def untiled(fn: Any) -> Any:
 
 def _explained(tiled: Tiled) -> str:
     plan = tiled.schedule()
-    large = [v for v in plan.virtual if v in plan.large]
+    large = [(v.aval.size * v.aval.dtype.itemsize, v.aval) for v in plan.virtual if v in plan.large]
     lines = [f"{len(large)} large values are never stored"]
     if large:
-        biggest = max(large, key=lambda v: v.aval.size * v.aval.dtype.itemsize)
-        size = format_bytes(biggest.aval.size * biggest.aval.dtype.itemsize)
-        lines[0] += f", the largest {biggest.aval.str_short()} ({size})"
+        size, biggest = max(large, key=lambda sized: sized[0])
+        lines[0] += f", the largest {biggest.str_short()} ({format_bytes(size)})"
     for step in plan.steps:
         if isinstance(step, Choice):
             for loop in step.ways[0]:

@@ -6,6 +6,7 @@ faster if it is elementwise work.
 Depends on the tiles engine and the program. Must never know operators or lineax.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,6 @@ from hessop._equations.flat import shape_of
 from hessop._program.program import HessianProgram
 from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
 from hessop._tiles import Options, Tiled, trace_tiled
-
-_OPTIONS = Options()
 
 
 def value(program: HessianProgram, primals: Sequence[Array]) -> Array:
@@ -76,7 +75,7 @@ def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
 
 def _by_tiles(function: Any, values: Sequence[Any], expensive: bool) -> Tiled | None:
     """The function, tile by tile, if it has large values and, unless `expensive`, none is expensive to recompute."""
-    tiled = trace_tiled(function, [shape_of(v) for v in values], _OPTIONS)
+    tiled = trace_tiled(function, [shape_of(v) for v in values], Options())
     assert not tiled.constants
     plan = tiled.schedule()
     return tiled if plan.large and (expensive or not any(_is_expensive(plan.virtual[v]) for v in plan.large)) else None
@@ -86,7 +85,4 @@ def _is_expensive(eqn: Any) -> bool:
     if eqn.primitive.name != "dot_general":
         return False
     ((contract, _), _) = eqn.params["dimension_numbers"]
-    length = 1
-    for a in contract:
-        length *= eqn.invars[0].aval.shape[a]
-    return length > LONGEST_RECOMPUTED_SUM
+    return math.prod(eqn.invars[0].aval.shape[a] for a in contract) > LONGEST_RECOMPUTED_SUM

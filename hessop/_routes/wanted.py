@@ -1,4 +1,4 @@
-"""What is wanted of each row of the Hessian (all of it, one entry, its part of a diagonal block), and in which form.
+"""What the caller asks for: entries of each row of the Hessian (all, one, those in a diagonal block), their form, the route.
 
 Depends on layouts and terms. Must never know how rows are computed.
 """
@@ -6,7 +6,7 @@ Depends on layouts and terms. Must never know how rows are computed.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ import numpy as np
 from jax import Array, lax
 
 from hessop._base.layout import Layout
+from hessop._routes.tuning import CALLS_EXPECTED
 from hessop._structure import StructuredHessian
 
 
 class Wanted(abc.ABC):
-    """What is wanted of each row: how to read it from rows, from columns and from terms, and how to add a shift.
+    """The wanted entries of each row: how to read it from rows, from columns and from terms, and how to add a shift.
 
     The entries read from all n rows are an array [n, width].
     """
@@ -166,6 +167,28 @@ class Blocks(Wanted):
         ]
 
 
+class Request(NamedTuple):
+    """What the caller asks for; the key under which its decision is remembered.
+
+    Attributes:
+        wanted: the wanted entries of each row.
+        route: the user's choice; "tiles" computes entries from terms, tile by tile.
+        chunk: the user's number of rows at a time, or None; it implies the columns route unless `route` is "structure".
+        memory: the user's budget in bytes, or None.
+        host_output: whether the result is written to arrays on the host.
+        compile: whether candidates may be compiled to find out how much memory they need.
+        calls: the expected number of calls of the executable.
+    """
+
+    wanted: Wanted
+    route: str
+    chunk: int | None = None
+    memory: int | None = None
+    host_output: bool = False
+    compile: bool = True
+    calls: float = CALLS_EXPECTED
+
+
 # Shared instances, which dictionaries find by identity.
 MATRIX, DIAGONAL = Matrix(), Diagonal(0)
 # As read, [n, width]; split by leaf; for one entry per row, a vector [n] or its sum.
@@ -176,7 +199,9 @@ def formed(read: Array, wanted: Wanted, form: Form, layout: Layout) -> Any:
     """The entries of all rows [n, width] in the given form."""
     if form == "leaves":
         return wanted.leaves(read, layout)
-    return {"rows": lambda: read, "vector": lambda: read[:, 0], "sum": lambda: jnp.sum(read)}[form]()
+    if form == "vector":
+        return read[:, 0]
+    return jnp.sum(read) if form == "sum" else read
 
 
 def blocks_on_host(matrix: Array, layout: Layout) -> list[Array]:

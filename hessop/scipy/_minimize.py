@@ -123,21 +123,16 @@ class _Problem:
 
     def like_x0(self, result: Any) -> Any:
         """The result of scipy, with pytrees instead of vectors."""
-        vectors = [
-            k for k in ("x", "jac", "grad") if isinstance(v := result.get(k), np.ndarray) and v.shape == (self.layout.n,)
-        ]
-        return optimize.OptimizeResult({**result, **{name: self.pytree(result[name]) for name in vectors}})
+        shapes = {name: getattr(result.get(name), "shape", None) for name in ("x", "jac", "grad")}
+        pytrees = {name: self.pytree(result[name]) for name, shape in shapes.items() if shape == (self.layout.n,)}
+        return optimize.OptimizeResult({**result, **pytrees})
 
     def callback(self, callback: Any) -> Any:
         """The user's callback, in either of the forms that scipy accepts, called with pytrees."""
         if callback is None:
             return None
         if set(inspect.signature(callback).parameters) == {"intermediate_result"}:
-
-            def with_result(intermediate_result: Any) -> Any:
-                return callback(intermediate_result=self.like_x0(intermediate_result))
-
-            return with_result
+            return lambda intermediate_result: callback(intermediate_result=self.like_x0(intermediate_result))
         return lambda x, *state: callback(self.pytree(x), *state)
 
 

@@ -158,14 +158,13 @@ class _Factors:
             try:
                 if self.order is None:
                     factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options)
-                    order: Any = np.argsort(factors.perm_c)
-                    self.order = order
-                    numbered: Any = csr_array((np.arange(len(values)), self.pattern.columns, self.pattern.starts), matrix.shape)
-                    self.permuted = csc_array(numbered[order][:, order])
+                    self.order = np.argsort(factors.perm_c)
+                    numbers = csr_array((np.arange(len(values)), self.pattern.columns, self.pattern.starts), matrix.shape)
+                    self.permuted = _reordered(numbers, self.order)
                     return factors.solve
                 assert self.permuted is not None
-                numbers = self.permuted
-                made = csc_array((values[numbers.data], numbers.indices, numbers.indptr), shape=matrix.shape)
+                permuted = self.permuted
+                made = csc_array((values[permuted.data], permuted.indices, permuted.indptr), shape=matrix.shape)
                 factors = splu(made, permc_spec="NATURAL", options=options)
             except RuntimeError:  # exactly singular
                 return _with_exchanges(matrix)
@@ -177,6 +176,10 @@ class _Factors:
             return found
 
         return apply
+
+
+def _reordered(matrix: Any, order: np.ndarray) -> csc_array:
+    return csc_array(matrix[order][:, order])
 
 
 def _with_exchanges(matrix: csr_array) -> Any:

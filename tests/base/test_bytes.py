@@ -40,8 +40,8 @@ def test_parse_refuses(wrong):
 
 @pytest.mark.parametrize("wrong", [True, None, [], b"4GB"])
 def test_parse_refuses_types(wrong):
-    with pytest.raises(TypeError, match=r"budget: got .* of type"):
-        parse_memory(wrong, "budget")
+    with pytest.raises(TypeError, match=r"memory: got .* of type"):
+        parse_memory(wrong)
 
 
 def test_format():
