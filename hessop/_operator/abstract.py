@@ -22,11 +22,11 @@ from hessop._operator.arguments import block_sizes, default_blocks
 from hessop._operator.lineax import matrix_operator
 from hessop._operator.method import method
 from hessop._operator.sparse import AbstractSparse
-from hessop._program.finite import warn
+from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shifted, shifted_product
+from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
-from hessop._routes.tiles import recomputed_product
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
 _NOT_A_MATRIX = (
@@ -261,8 +261,16 @@ class AbstractHessian(AbstractSparse):
         raise NotImplementedError
 
     def _problem_of_point(self) -> str | None:
-        """What is not finite in the value or the gradient; None if both are finite, or unknown."""
-        return None
+        """What is not finite in the value or the gradient; None if nothing is, or if the operator holds only stored arrays."""
+        point = self._point()
+        if point.stored:
+            return None
+        value, gradient = self._value_and_gradient()
+        return point_problem(point.program, self._like_x(point.x), value, gradient)
+
+    def _value_and_gradient(self) -> tuple[Array, list[Array]]:
+        name = "value and gradient"
+        return self._run(name, lambda program, _, primals, shift: tiles.value_and_gradient(program, primals))
 
     def _tree(self) -> Any:
         """The pytree structure of x."""
@@ -354,13 +362,13 @@ def _product(
 ) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
+    return shifted(tiles.recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
 
 
 def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
     if stored:
         return shifted(program.products(source, leaves), shift, leaves)
-    return shifted(jax.vmap(lambda *t: recomputed_product(program, source, t))(*leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: tiles.recomputed_product(program, source, t))(*leaves), shift, leaves)
 
 
 if TYPE_CHECKING:  # at run time `Any`, as in `hessop._base.annotations`

@@ -34,7 +34,7 @@ from hessop._operator.linearized import LinearizedHessian
 from hessop._operator.lineax import check_tags, damped_tags, register, tag_names, tags_named
 from hessop._operator.method import method
 from hessop._operator.origin import Options, Origin
-from hessop._program.finite import all_finite, point_problem, warn
+from hessop._program.finite import all_finite, warn
 from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram, program_for
 from hessop._program.trace import name_of, trace
@@ -201,15 +201,13 @@ class HessianOperator(AbstractHessian):
     @method
     def raw_value_and_gradient(self) -> tuple[Array, Any]:
         """The value and the gradient from one evaluation, without a check that they are finite."""
-        name = "value and gradient"
-        value, gradient = self._run(name, lambda program, _, primals, shift: tiles.value_and_gradient(program, primals))
+        value, gradient = self._value_and_gradient()
         return value, self._like_x(gradient)
 
     @method
     def problem(self) -> str | None:
         """What is not finite in the value or the gradient at this point, and the likely cause, or None; not inside jit."""
-        value, gradient = self.raw_value_and_gradient()
-        return point_problem(self.program, self.x, value, jax.tree.leaves(gradient))
+        return self._problem_of_point()
 
     @method
     def damped(self, lam: Scalar) -> "HessianOperator":
@@ -339,9 +337,6 @@ class HessianOperator(AbstractHessian):
 
     def _gradient(self) -> list[Array]:
         return self._run("gradient", lambda program, _, primals, shift: tiles.gradient(program, primals))
-
-    def _problem_of_point(self) -> str | None:
-        return self.problem()
 
 
 def _fits(program: HessianProgram, leaves: Sequence[Any]) -> bool:

@@ -46,6 +46,12 @@ class Point(NamedTuple):
         return self.program
 
     @property
+    def x(self) -> tuple[Array, ...]:
+        """The leaves of x, for a point whose `source` is the inputs of its program."""
+        program = self.function
+        return self.source[program.x_at : program.x_at + len(program.x_avals)]
+
+    @property
     def residual_equations(self) -> Sequence[Any]:
         """The equations that compute the residuals from `source`; none if these are stored."""
         return () if self.stored else self.function.primal.eqns

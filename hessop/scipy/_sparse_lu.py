@@ -163,7 +163,7 @@ class _Factors:
                     self.permuted = _reordered(numbers, self.order)
                     return factors.solve
                 assert self.permuted is not None
-                permuted = self.permuted
+                permuted: Any = self.permuted
                 made = csc_array((values[permuted.data], permuted.indices, permuted.indptr), shape=matrix.shape)
                 factors = splu(made, permc_spec="NATURAL", options=options)
             except RuntimeError:  # exactly singular

@@ -55,6 +55,19 @@ def test_the_value_is_reported_first(fn, x, use, route):
         getattr(H, use)()
 
 
+@pytest.mark.parametrize("use", USES)
+def test_a_linearised_operator_that_holds_the_point_reports_too(use):
+    def repulsion(x):
+        squares = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+        return jnp.sum(jnp.where(jnp.eye(len(x), dtype=bool), 0.0, 1.0 / squares))
+
+    x = jnp.asarray(np.random.RandomState(0).rand(400, 3), jnp.float32)
+    linearised = lx.linearise(hessop.HessianOperator(repulsion, x.at[1].set(x[0]), calls=10**6))
+    assert not linearised.stored
+    with pytest.warns(RuntimeWarning, match=r"not finite: the value is inf; .* entries of the gradient with respect to x"):
+        getattr(linearised, use)()
+
+
 def test_the_same_entries_as_in_jax():
     """Infinity times a zero tangent is NaN in a row, and not in a column."""
     x = jnp.asarray([1.0, 0.0, 2.0], FLOAT)
