@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hessop._base.annotations import Memory
 from hessop._base.bytes import parse_memory
@@ -16,11 +17,11 @@ from hessop._operator.arguments import check_index, check_places
 from hessop._operator.lineax import SymmetricOperator
 from hessop._operator.method import method
 from hessop._operator.origin import Options
+from hessop._program.finite import is_finite, result_problem, warn
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
 from hessop._routes import sparse
 from hessop._routes.rows import some_rows
-from hessop._routes.wanted import MATRIX, Request
 from hessop._structure.pattern import Pattern
 
 
@@ -79,7 +80,7 @@ class AbstractSparse(SymmetricOperator):
         """
         rows, columns = check_places(rows, columns, self.program.layout.n)
         self._check_symmetry()
-        return sparse.entries_at(self._point(), rows, columns, self._options.memory)
+        return self._reported(sparse.entries_at(self._point(), rows, columns, self._options.memory), "entries")
 
     @method
     def rows(self, which: Any, *, memory: Memory = None) -> Array:
@@ -105,8 +106,10 @@ class AbstractSparse(SymmetricOperator):
         """
         which = check_index(which, self.program.layout.n, "which")
         self._check_symmetry()
-        budget = self._options.memory if memory is None else parse_memory(memory)
-        return some_rows(self._point(), which, Request(MATRIX, self._options.route, memory=budget, calls=self._options.calls))
+        options, point = self._options, self._point()
+        budget = options.memory if memory is None else parse_memory(memory)
+        index = jnp.asarray(which, point.index_dtype)
+        return self._reported(some_rows(point, index, route=options.route, memory=budget, calls=options.calls), "rows")
 
     @method
     def to_bcoo(self, *, sum_duplicates: bool = True) -> Any:
@@ -127,6 +130,7 @@ class AbstractSparse(SymmetricOperator):
             values, places = sparse.terms_entries(self._point(), self._options.memory)
             return BCOO((values, places), shape=(n, n))
         found, values = self.nonzeros()
+        self._reported(values, "nonzeros")
         places = jnp.stack([found.rows, found.columns], axis=1)
         return BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
 
@@ -136,6 +140,7 @@ class AbstractSparse(SymmetricOperator):
 
         self._check_symmetry()
         found, values = self.nonzeros()
+        self._reported(values, "nonzeros")
         made = csr_array((np.array(values), found.columns.copy(), found.starts.copy()), shape=found.shape)
         made.has_canonical_format = True
         return made
@@ -146,6 +151,15 @@ class AbstractSparse(SymmetricOperator):
         point = self._point()
         found = sparse.pattern(point, self._options.memory)
         return found, sparse.nonzeros(point, found, self._options.memory)
+
+    def _reported(self, found: Array, what: str) -> Array:
+        """`found`; outside of jit, a RuntimeWarning reports entries that are not finite."""
+        if not isinstance(found, Tracer) and not is_finite(found):
+            warn(self._problem_of_point() or result_problem(self.program, None, f"{what} of the Hessian", False))
+        return found
+
+    def _problem_of_point(self) -> str | None:
+        raise NotImplementedError
 
     def _point(self) -> Point:
         raise NotImplementedError

@@ -16,12 +16,12 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
-from hessop._base.bytes import format_bytes, free_memory
-from hessop._base.errors import MemoryBudgetError
+from hessop._base.bytes import free_memory
 from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_equations, variables
 from hessop._program.point import Point, shapes_of
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.entries import device_of
+from hessop._routes.fits import too_little
 from hessop._routes.terms import terms_of
 from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY
 from hessop._structure.coordinates import Coordinates, coordinates
@@ -83,21 +83,18 @@ def nonzeros(point: Point, where: Pattern, budget: int | None) -> Array:
     Raises:
         MemoryBudgetError: the entries of the terms do not fit the budget.
     """
-    stored, foreign, limit_bytes = point.stored, point.program.foreign_rule, _limit_bytes(point, budget)
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 
-    def build() -> Any:
-        def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], mirror: Array) -> Array:
-            found = _coordinates(point, stored, source, shift, limit_bytes)
-            total = jnp.zeros(mirror.shape, point.layout.dtype)
-            for values, slot in zip(found.values(), slots, strict=True):
-                total = total.at[slot].add(values.astype(total.dtype), mode="promise_in_bounds")
-            # The two halves differ by rounding: their sums are in different orders.
-            return total if foreign else total.at[mirror].get(mode="promise_in_bounds")
+    def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], lower: Array) -> Array:
+        found = coordinates_of(bare, source, shift, limit_bytes)
+        total = jnp.zeros(lower.shape, bare.layout.dtype)
+        for values, slot in zip(found.values(), slots, strict=True):
+            total = total.at[slot].add(values.astype(total.dtype), mode="promise_in_bounds")
+        # The two halves differ by rounding: their sums are in different orders.
+        return total if bare.program.foreign_rule else total.at[lower].get(mode="promise_in_bounds")
 
-        return jax.jit(run)
-
-    run = point.program.memo.once(("nonzeros", stored, limit_bytes), build)
-    return run(point.source, point.shift, where.slots, where.lower)
+    jitted = point.program.memo.once(("nonzeros", point.stored, limit_bytes), lambda: jax.jit(run))
+    return jitted(point.source, point.shift, where.slots, where.lower)
 
 
 def entries_at(point: Point, rows: Any, columns: Any, budget: int | None) -> Array:
@@ -110,20 +107,20 @@ def entries_at(point: Point, rows: Any, columns: Any, budget: int | None) -> Arr
     if not any(isinstance(a, Tracer) for a in (*reads, rows, columns)):
         found = pattern(point, budget)
         return _at(nonzeros(point, found, budget), found.find(rows, columns))
-    stored, limit_bytes = point.stored, _limit_bytes(point, budget)
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None, rows: Array, columns: Array) -> Array:
-        found = _coordinates(point, stored, source, shift, limit_bytes)
+        found = coordinates_of(bare, source, shift, limit_bytes)
         of_rows, of_columns, order = lax.sort((rows, columns, lax.iota(jnp.int32, len(rows))), num_keys=2)
-        total = jnp.zeros(len(rows), point.layout.dtype)
-        for place, values in zip(found.places(point.layout.offsets, point.index_dtype), found.values(), strict=True):
+        total = jnp.zeros(len(rows), bare.layout.dtype)
+        for place, values in zip(found.places(bare.layout.offsets, rows.dtype), found.values(), strict=True):
             slot = _first((of_rows, of_columns), place)
             total = total.at[slot].add(values.astype(total.dtype), mode="drop")
         # Equal places are next to each other; the first of them has the entry.
         first = _first((of_rows, of_columns), (of_rows, of_columns))
         return jnp.zeros_like(total).at[order].set(total[first])
 
-    jitted = point.program.memo.once(("entries at", stored, limit_bytes), lambda: jax.jit(run))
+    jitted = point.program.memo.once(("entries at", point.stored, limit_bytes), lambda: jax.jit(run))
     dtype = point.index_dtype
     return jitted(point.source, point.shift, jnp.asarray(rows, dtype), jnp.asarray(columns, dtype))
 
@@ -160,19 +157,16 @@ def terms_entries(point: Point, budget: int | None) -> tuple[Array, Array]:
         MemoryBudgetError: they do not fit the budget.
     """
     _where(point, budget)
-    stored, limit_bytes = point.stored, _limit_bytes(point, budget)
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
-        found = _coordinates(point, stored, source, shift, limit_bytes)
-        places = [
-            jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(point.layout.offsets, point.index_dtype)
-        ]
-        values = [v.reshape(-1).astype(point.layout.dtype) for v in found.values()]
-        if not values:
-            return jnp.zeros(0, point.layout.dtype), jnp.zeros((0, 2), jnp.int32)
-        return jnp.concatenate(values), jnp.concatenate([p.reshape(-1, 2) for p in places])
+        found, layout, index = coordinates_of(bare, source, shift, limit_bytes), bare.layout, bare.index_dtype
+        places = [jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(layout.offsets, index)]
+        values = [v.reshape(-1).astype(layout.dtype) for v in found.values()]
+        no_values, no_places = jnp.zeros(0, layout.dtype), jnp.zeros((0, 2), index)
+        return jnp.concatenate([no_values, *values]), jnp.concatenate([no_places, *(p.reshape(-1, 2) for p in places)])
 
-    jitted = point.program.memo.once(("entries of terms", stored, limit_bytes), lambda: jax.jit(run))
+    jitted = point.program.memo.once(("entries of terms", point.stored, limit_bytes), lambda: jax.jit(run))
     return jitted(point.source, point.shift)
 
 
@@ -180,9 +174,10 @@ def _limit_bytes(point: Point, budget: int | None) -> int:
     return bytes_without_rule(point.program, budget or free_memory(device_of(point)))
 
 
-def _coordinates(point: Point, stored: bool, source: Sequence[Array], shift: Array | None, limit_bytes: int) -> Coordinates:
-    residuals = source if stored else point.program.residuals(source)
-    return coordinates(terms_of(point, residuals, limit_bytes, few=True), shift)
+def coordinates_of(bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int) -> Coordinates:
+    """The entries of the terms, inside a trace; `bare` holds no arrays."""
+    residuals = source if bare.stored else bare.program.residuals(source)
+    return coordinates(terms_of(bare, residuals, limit_bytes, few=True), shift)
 
 
 def _where(point: Point, budget: int | None) -> _Where:
@@ -191,14 +186,12 @@ def _where(point: Point, budget: int | None) -> _Where:
     Raises:
         MemoryBudgetError: they do not fit the budget.
     """
-    stored, limit_bytes = point.stored, _limit_bytes(point, budget)
-    shift = None if point.shift is None else jax.ShapeDtypeStruct((), point.shift.dtype)
+    limit_bytes = _limit_bytes(point, budget)
 
     def build() -> _Where:
-        run = lambda *source: _coordinates(
-            point, stored, source, None if shift is None else jnp.zeros((), shift.dtype), limit_bytes
-        )
-        closed, shapes = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, stored))
+        shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
+        run = lambda *source: coordinates_of(point.without_arrays, source, shift, limit_bytes)
+        closed, shapes = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
         flat, constants = flatten_jaxpr(closed)
         outvars = [flat.outvars[k] for k in shapes.lookups]
         eqns = needed_equations(flat, outvars)
@@ -207,21 +200,15 @@ def _where(point: Point, budget: int | None) -> _Where:
         reads = tuple(k for k, v in enumerate(inputs) if v in live)
         return _Where(shapes, Equations((*held, *(inputs[k] for k in reads)), tuple(eqns), tuple(outvars)), reads, constants)
 
-    where = point.program.memo.once(("where", stored, shift is None, limit_bytes), build)
+    where = point.program.memo.once(("where", point.stored, point.shift is None, limit_bytes), build)
     _check_budget(point, where.coordinates, budget)
     return where
 
 
 def _check_budget(point: Point, where: Coordinates, budget: int | None) -> None:
-    count = where.count
-    needed = point.source_bytes + count * (point.layout.dtype.itemsize + INDEX_BYTES_PER_ENTRY)
-    limit = budget or (None if point.traced else free_memory(device_of(point)))
-    if limit is not None and needed > limit:
-        n = point.layout.n
-        raise MemoryBudgetError(
-            f"memory: {format_bytes(limit)} is too little for a sparse Hessian of {n} x {n} whose terms have {count} entries "
-            f"({count / max(1, n):.3g} per row), which needs {format_bytes(needed)}; the smallest budget that works is "
-            f"memory={needed}, and products (mv, mm) need no entries",
-            needed=needed,
-            budget=limit,
-        )
+    n, count = point.layout.n, where.count
+    needed_bytes = point.source_bytes + count * (point.layout.dtype.itemsize + INDEX_BYTES_PER_ENTRY)
+    limit_bytes = budget or (None if point.traced else free_memory(device_of(point)))
+    if limit_bytes is not None and needed_bytes > limit_bytes:
+        what = f"a sparse Hessian of {n} x {n} whose terms have {count} entries ({count / max(1, n):.3g} per row), which needs"
+        raise too_little(limit_bytes, what, needed_bytes, "; products (mv, mm) need no entries")

@@ -1,5 +1,8 @@
 """Sparse forms: the pattern, entries at places, rows, BCOO and CSR, against the dense matrix."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -220,6 +223,37 @@ def test_what_does_not_fit_is_said_before_anything_is_computed():
     with pytest.raises(hessop.MemoryBudgetError, match="sparse Hessian of 120 x 120 whose terms have") as raised:
         H.to_csr()
     assert raised.value.needed > 100_000
+
+
+def test_rows_of_a_matrix_that_fits_nowhere():
+    n = 60_000
+    H = hessop.HessianOperator(chain, jnp.linspace(0.5, 1.0, n, dtype=DTYPE), memory="1GB")
+    found = np.asarray(H.rows([0, n - 1, 5]))
+    assert np.count_nonzero(found) == 2 + 2 + 3
+    with pytest.raises(hessop.MemoryBudgetError, match="10000 rows of 60000 entries"):
+        H.rows(np.arange(10_000))
+
+
+@pytest.mark.parametrize(
+    "use", [lambda H: H.to_csr(), lambda H: H.to_bcoo(), lambda H: H.rows([0]), lambda H: H.entries([0], [0])]
+)
+def test_what_is_not_finite_is_reported(use):
+    H = hessop.HessianOperator(lambda x: jnp.sum(jnp.abs(x) ** 1.5), jnp.asarray([0.0, 1.0], DTYPE))
+    with pytest.warns(RuntimeWarning, match="not finite: entries of the .* of the Hessian"):
+        use(H)
+
+
+def test_a_point_is_not_kept_alive():
+    x = points(7)
+    H = hessop.HessianOperator(bonds, x, (jnp.asarray(ENDS),))
+    program = H.program
+    H.to_csr(), H.rows([0]), H.entries([0], [0]), H.to_bcoo(sum_duplicates=False)
+    jax.jit(lambda H, k: H.entries(k, k))(H, jnp.arange(2))
+    gone = weakref.ref(x)
+    del x, H
+    gc.collect()
+    assert gone() is None
+    assert program.memo
 
 
 @pytest.mark.parametrize(
