@@ -13,7 +13,7 @@ hessop.TruncatedCG, hessop.MINRES         solvers for lineax.linear_solve; a Sto
 hessop.is_minimum(H)                      a Certificate, whose Verdict says whether x is a minimum
 hessop.inertia_shift(H)                   the smallest shift for which H.damped(shift) is positive definite
 hessop.check_hessian(fn, x)               raises VerificationError if the Hessian is inconsistent
-hessop.optax, hessop.scipy                Newton's method for optax; minimisers and operators for scipy
+hessop.optax, hessop.scipy                Newton's method for optax; minimizers and sparse solvers of scipy
 
 Errors derive from HessopError; a computation that does not fit raises MemoryBudgetError. Long loops report Progress.
 """

@@ -19,12 +19,11 @@ from hessop._base.bytes import free_memory, parse_memory
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
 from hessop._operator.arguments import block_sizes, default_blocks
-from hessop._operator.lineax import SymmetricOperator, matrix_operator
+from hessop._operator.lineax import matrix_operator
 from hessop._operator.method import method
-from hessop._operator.origin import Options
+from hessop._operator.sparse import AbstractSparse
 from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shifted, shifted_product
-from hessop._program.program import AbstractProgram
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
@@ -36,12 +35,10 @@ _NOT_A_MATRIX = (
 )
 
 
-class AbstractHessian(SymmetricOperator):
+class AbstractHessian(AbstractSparse):
     """A symmetric operator on vectors like x whose products come from a Hessian program at a point."""
 
-    program: eqx.AbstractVar[AbstractProgram]
     shift: eqx.AbstractVar[Array | None]
-    _options: eqx.AbstractVar[Options]
 
     # Equinox intercepts attribute access to turn methods into pytrees; ours are pytrees already.
     __getattribute__ = object.__getattribute__

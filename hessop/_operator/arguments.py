@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from hessop._base.arguments import is_positive_int
 from hessop._base.layout import Layout
@@ -21,6 +23,36 @@ def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
+
+
+def check_index(index: Any, n: int, name: str) -> Any:
+    """Integers [k] from 0 to n - 1, as a numpy array unless they are traced.
+
+    Raises:
+        TypeError: they are not integers [k].
+        ValueError: one is out of bounds.
+    """
+    if not isinstance(index, Tracer):
+        index = np.asarray(index)
+        index = index if index.size else index.astype(np.int32)  # an empty list has no dtype of its own
+    if not np.issubdtype(index.dtype, np.integer) or index.ndim != 1:
+        raise TypeError(f"{name}: got {index.dtype} of shape {index.shape}, expected integers of shape [k]")
+    if not isinstance(index, Tracer) and index.size and not (index.min() >= 0 and index.max() < n):
+        raise ValueError(f"{name}: got {index.min()} to {index.max()}, expected integers from 0 to {n - 1}")
+    return index
+
+
+def check_places(rows: Any, columns: Any, n: int) -> tuple[Any, Any]:
+    """Rows and columns as integer arrays [k] (see `check_index`).
+
+    Raises:
+        TypeError: they are not integers [k].
+        ValueError: they differ in shape, or a place is out of bounds.
+    """
+    rows, columns = check_index(rows, n, "rows"), check_index(columns, n, "columns")
+    if rows.shape != columns.shape:
+        raise ValueError(f"columns: got shape {columns.shape}, expected that of rows, {rows.shape}")
+    return rows, columns
 
 
 def block_sizes(block: Any, structure: Any) -> tuple[int, ...]:

@@ -231,8 +231,14 @@ class HessianOperator(AbstractHessian):
         options = self._options._replace(tags=damped_tags(self.tags, lam))
         return self._replace(shift=total, _origin=dataclasses.replace(self._origin, options=options))
 
-    def to_scipy(self) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator` on flat numpy vectors, with matvec, rmatvec, matmat and rmatmat."""
+    def to_scipy(self, *, sparse: bool = False) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` on flat numpy vectors, with matvec, rmatvec, matmat and rmatmat.
+
+        Args:
+            sparse: return the matrix instead, as `to_csr()` does.
+        """
+        if sparse:
+            return self.to_csr()
         from hessop._operator.scipy import linear_operator
 
         return linear_operator(self)

@@ -62,6 +62,11 @@ class Point(NamedTuple):
         return sum(a.size * a.dtype.itemsize for a in self.source)
 
     @property
+    def without_arrays(self) -> "Point":
+        """Program and form alone, for a function that the program remembers: it must not keep the user's arrays alive."""
+        return self._replace(source=(), shift=None)
+
+    @property
     def traced(self) -> bool:
         """Whether results will be tracers, so that no loop on the host is possible."""
         return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)}) or is_staging()

@@ -104,7 +104,7 @@ def terms_by_rows(limit_bytes: int | None) -> RowMaker:
         def rows(source: Sequence[Array], shift: Array | None, start: Array) -> Array:
             def taken(start: Array, *source: Array) -> list[Array]:
                 residuals = source if stored else point.program.residuals(source)
-                return [terms_of(point, residuals, limit_bytes).rows(start, chunk)]
+                return [terms_of(point, residuals, limit_bytes).rows(start + lax.iota(start.dtype, chunk))]
 
             shapes = [jax.ShapeDtypeStruct((), start.dtype), *shapes_of(point, stored)]
             tiled = trace_tiled(taken, shapes, dataclasses.replace(TERMS_OPTIONS, tile_bytes=limit_bytes))

@@ -35,3 +35,9 @@ MARGIN_OF_TERMS = 1.25
 BUDGETS_TO_MAKE_TERMS = 8
 # Length of the sums of a matrix product above which recomputing it costs more than reading it. Estimated.
 LONGEST_RECOMPUTED_SUM = 64
+
+# --- sparse matrices ---
+
+# Bytes for each entry of the terms, besides its value: its place while places are sorted, its slot, and its share of the
+# pattern. Chosen: two numbers of 8 bytes for sorting, two of 4 to keep.
+INDEX_BYTES_PER_ENTRY = 24

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from hessop._base.layout import Layout
 from hessop._equations.cost import matrix_product_work, work_of
@@ -70,13 +70,18 @@ class StructuredHessian(eqx.Module):
     def _layout(self) -> Layout:
         return Layout(self.leaves)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each leaf of x."""
+        return self._layout.sizes
+
+    def of_block(self, i: int, j: int) -> list[Term]:
+        """The terms in the rows of leaf i and the columns of leaf j."""
+        return [t for t in self._rows(i) if t.leaf == j]
+
     def _rows(self, i: int) -> list[Term]:
         """The terms whose rows are those of leaf i."""
         return [unpack(p, self.arrays) for p in self.packed[i]]
-
-    def _terms(self, i: int, j: int) -> list[Term]:
-        """The terms of the block of leaf i (rows) and leaf j (columns)."""
-        return [t for t in self._rows(i) if t.leaf == j]
 
     def _all(self) -> list[tuple[int, Term]]:
         """(leaf of the rows, term) for all terms."""
@@ -97,16 +102,16 @@ class StructuredHessian(eqx.Module):
         """The block of leaf i (rows) and leaf j (columns)."""
         if not self._layout.sizes[i] or not self._layout.sizes[j]:
             return jnp.zeros((self._layout.sizes[i], self._layout.sizes[j]), self.leaves[i].dtype)
-        return self._assembled(i, j, self._terms(i, j))
+        return self._assembled(i, j, self.of_block(i, j))
 
     def _assembled(self, i: int, j: int, terms: Sequence[Term]) -> Array:
         """Terms of the block of leaves i and j as a matrix."""
         algebra = Algebra(eager_elements=0)
-        opened, sizes = self._opened(algebra, i, j, terms)
+        opened, sizes = self.opened(algebra, i, j, terms)
         block = assemble(algebra, merge(algebra, opened), [*sizes[0], *sizes[1]], self.leaves[i].dtype)
         return block.reshape(self._layout.sizes[i], self._layout.sizes[j])
 
-    def _opened(
+    def opened(
         self, algebra: Algebra, i: int, j: int, terms: Sequence[Term], rows: tuple[int, ...] | None = None
     ) -> tuple[list[Term], tuple[tuple[int, ...], tuple[int, ...]]]:
         """Terms of a block with the axes of the leaves in place of the flat ones, where possible; (row, column) sizes."""
@@ -114,18 +119,16 @@ class StructuredHessian(eqx.Module):
         columns = leaf_axes(self.leaves[j].shape, [t.axes[1] for t in terms])
         return [_split_both(algebra, t, rows, columns) for t in terms], (rows, columns)
 
-    def rows(self, start: Any, count: int) -> Array:
-        """Rows start to start + count of the matrix, [count, n]. `start` may be traced, and is clamped to n - count."""
+    def rows(self, row: Array) -> Array:
+        """The rows with the numbers `row` [k] of the matrix, [k, n]; the numbers may be traced."""
         layout, algebra = self._layout, Algebra(eager_elements=0)
-        count = min(count, layout.n)
-        start = jnp.clip(jnp.asarray(start), 0, layout.n - count).astype(jnp.int32)
-        row = start + lax.iota(jnp.int32, count)
+        (count,), row = row.shape, row.astype(jnp.int32)
         counted = Id(count)
         blocks = []
         for j, columns in enumerate(layout.sizes):
             total = jnp.zeros((count, columns), layout.dtype)
             for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
-                terms = self._terms(i, j)
+                terms = self.of_block(i, j)
                 if not terms:
                     continue
                 inside = (row >= offset) & (row < offset + size)
@@ -142,7 +145,7 @@ class StructuredHessian(eqx.Module):
         layout, algebra = self._layout, Algebra(eager_elements=0)
         parts = [jnp.zeros((0,), layout.dtype)]
         for i, leaf in enumerate(self.leaves):
-            terms = self._terms(i, i)
+            terms = self.of_block(i, i)
             sizes = leaf_axes(leaf.shape, [e for t in terms for e in t.axes])
             found = []
             for term in [_split_both(algebra, t, sizes, sizes) for t in terms]:
@@ -168,7 +171,7 @@ class StructuredHessian(eqx.Module):
             if k < 1 or size % k:
                 raise ValueError(f"sizes: got {k} for leaf {i} of {size} elements, expected a divisor of {size}")
             found = []
-            for term in self._terms(i, i):
+            for term in self.of_block(i, i):
                 term = _split_both(algebra, term, (size // k, k), (size // k, k))
                 term = restrict(algebra, term, 0, term.axes[2])  # leaves (row in block, block, column in block)
                 found.append(term.with_axes((term.axes[1], term.axes[0], term.axes[2])))
@@ -190,7 +193,7 @@ class StructuredHessian(eqx.Module):
         rows: list[list[Term]] = [[] for _ in self.leaves]
         for i, leaf in enumerate(self.leaves):
             for j, columns in enumerate(self._layout.sizes):
-                terms = self._terms(i, j)
+                terms = self.of_block(i, j)
                 shape = (self._layout.sizes[i], columns)
                 outside, inside = ([], terms) if sums else partition(terms, is_summed)
                 fits = math.prod(shape) * leaf.dtype.itemsize <= limit_bytes
@@ -243,7 +246,7 @@ class StructuredHessian(eqx.Module):
             products, matrices = [], []
             rows = leaf_axes(leaf.shape, [t.axes[0] for t in self._rows(i)])
             for j in range(len(self.leaves)):
-                terms, (_, columns) = self._opened(algebra, i, j, self._terms(i, j), rows)
+                terms, (_, columns) = self.opened(algebra, i, j, self.of_block(i, j), rows)
                 vector = vectors[j].reshape(*counts, *columns) if terms else vectors[j]
                 if by_tiles:
                     shape = (*rows, *columns)

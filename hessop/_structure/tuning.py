@@ -69,3 +69,9 @@ JOINED_UPDATE_ELEMENTS = 2**17
 # Elements of the matrix for each element of its largest factor, up to which a term becomes a matrix before it meets the
 # vectors: such a matrix is about as large as its factors. Chosen.
 MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2
+
+# --- patterns ---
+
+# Diagonals. Entries on up to this many diagonals are ordered by counting in each row rather than by sorting. The table takes a
+# byte for each row and diagonal. Chosen: the stencils of three dimensions.
+MAX_DIAGONALS = 27

@@ -16,7 +16,7 @@ def everything(terms, vector):
         "dense": terms.dense(),
         "diagonal": terms.diagonal(),
         "blocks": terms.blocks([3])[0],
-        "rows": terms.rows(jnp.asarray(4), 5),
+        "rows": terms.rows(jnp.arange(4, 9)),
         "mv": terms.mv([vector])[0],
         "mm": terms.mm([jnp.stack([vector, vector**2])])[0],
     }
@@ -94,7 +94,13 @@ def test_leaves_of_a_pytree():
     @jax.jit
     def read(x):
         terms = at(x)
-        return terms.dense(), terms.rows(11, 6), terms.diagonal(), terms.mv(jax.tree.leaves(x)), terms.blocks([3, 6, 1, 1])
+        return (
+            terms.dense(),
+            terms.rows(jnp.arange(11, 17)),
+            terms.diagonal(),
+            terms.mv(jax.tree.leaves(x)),
+            terms.blocks([3, 6, 1, 1]),
+        )
 
     dense, rows, diagonal, product, blocks = read(x)
     expected = reference(fn, x)

@@ -1,6 +1,6 @@
-"""Bridge to scipy: the minimizers of `scipy.optimize` for any function of a pytree, with derivatives from hessop.
+"""`minimize`: the minimizers of `scipy.optimize` for any function of a pytree, with derivatives from hessop.
 
-Imports scipy, a dependency of JAX. Depends on the operator. The rest of hessop must never import this module at import time.
+Depends on the operator. Must never know how derivatives are computed.
 """
 
 import inspect
@@ -18,7 +18,6 @@ from hessop._base.annotations import Function, Memory, Route, SelfPairs
 from hessop._base.arguments import check_x
 from hessop._base.layout import TreeLayout
 from hessop._operator.hessian import HessianOperator
-from hessop._operator.scipy import linear_operator as linear_operator
 
 # The derivatives that each of scipy's methods takes; scipy warns if it gets more.
 _PRODUCTS = ("newton-cg", "trust-ncg", "trust-krylov", "trust-constr")

@@ -8,6 +8,7 @@ import scipy.optimize
 
 import hessop
 import hessop.scipy
+from hessop.scipy import _minimize
 
 DOUBLE = jax.config.jax_enable_x64
 TIGHT = 1e-6 if DOUBLE else 1e-2
@@ -80,8 +81,8 @@ def test_anything_but_a_tuple_is_one_argument():
 
 @pytest.mark.once
 def test_the_methods_are_those_of_scipy():
-    # If scipy adds a method, hessop/scipy.py must list the derivatives it takes.
-    assert sorted(hessop.scipy._METHODS) == sorted(scipy.optimize._minimize.MINIMIZE_METHODS)
+    # If scipy adds a method, hessop/scipy/_minimize.py must list the derivatives it takes.
+    assert sorted(_minimize._METHODS) == sorted(scipy.optimize._minimize.MINIMIZE_METHODS)
 
 
 def test_one_linearization_per_point():

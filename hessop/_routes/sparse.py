@@ -1,0 +1,214 @@
+"""The sparse Hessian: its pattern, found once for the index arrays that it depends on, and its entries at a point.
+
+The number of nonzeros is a shape of what is compiled, so the pattern is computed on the host. It depends on shapes and index
+arrays and on nothing else: the equations that compute index arrays are all that runs for it.
+
+Depends on the structure engine, the program and points. Must never know operators or formats of sparse matrices.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+
+from hessop._base.bytes import free_memory
+from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_equations, variables
+from hessop._program.point import Point, shapes_of
+from hessop._routes.choose_entries import bytes_without_rule
+from hessop._routes.entries import device_of
+from hessop._routes.fits import too_little
+from hessop._routes.terms import terms_of
+from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY
+from hessop._structure.coordinates import Coordinates, coordinates
+from hessop._structure.pattern import Pattern, pattern_of
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Where the entries of a program's Hessian are.
+
+    Attributes:
+        coordinates: the entries, with abstract arrays.
+        equations: (some of the arrays of a point) -> the index arrays.
+        reads: numbers of the arrays of a point that the equations read.
+        constants: the first inputs of the equations.
+    """
+
+    coordinates: Coordinates
+    equations: Equations
+    reads: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+
+def pattern(point: Point, budget: int | None) -> Pattern:
+    """The pattern of the Hessian at a point.
+
+    Raises:
+        ValueError: an index array is traced.
+        MemoryBudgetError: the entries of the terms do not fit the budget.
+    """
+    where = _where(point, budget)
+    read = [point.source[k] for k in where.reads]
+    if any(isinstance(a, Tracer) for a in read):
+        raise ValueError(_TRACED)
+    memo, key = point.program.memo, ("pattern", point.stored, point.shift is None)
+    known = memo.get(key)
+    if known is None or not all(map(_same, known[0], read)):
+        run = memo.once(("index arrays", *key[1:]), lambda: jax.jit(lambda *own: evaluate(where.equations, own)))
+        with jax.ensure_compile_time_eval():
+            lookups = [np.asarray(a) for a in run(*where.constants, *read)] if where.coordinates.lookups else []
+        known = memo[key] = (tuple(read), pattern_of(where.coordinates, lookups, point.layout.sizes))
+    return known[1]
+
+
+_TRACED = (
+    "pattern: an index array is traced, so the places of the nonzeros are unknown; call this outside of jit, or let the "
+    "function capture its index arrays instead of passing them in args, or use to_bcoo(sum_duplicates=False)"
+)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arrays hold the same numbers."""
+    return a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))
+
+
+def nonzeros(point: Point, where: Pattern, budget: int | None) -> Array:
+    """The values of the nonzeros, in the order of the pattern.
+
+    Raises:
+        MemoryBudgetError: the entries of the terms do not fit the budget.
+    """
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+
+    def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], lower: Array) -> Array:
+        found = coordinates_of(bare, source, shift, limit_bytes)
+        total = jnp.zeros(lower.shape, bare.layout.dtype)
+        for values, slot in zip(found.values(), slots, strict=True):
+            total = total.at[slot].add(values.astype(total.dtype), mode="promise_in_bounds")
+        # The two halves differ by rounding: their sums are in different orders.
+        return total if bare.program.foreign_rule else total.at[lower].get(mode="promise_in_bounds")
+
+    jitted = point.program.memo.once(("nonzeros", point.stored, limit_bytes), lambda: jax.jit(run))
+    return jitted(point.source, point.shift, where.slots, where.lower)
+
+
+def entries_at(point: Point, rows: Any, columns: Any, budget: int | None) -> Array:
+    """The entries at some places [k].
+
+    Raises:
+        MemoryBudgetError: the entries of the terms do not fit the budget.
+    """
+    reads = [point.source[k] for k in _where(point, budget).reads]
+    if not any(isinstance(a, Tracer) for a in (*reads, rows, columns)):
+        found = pattern(point, budget)
+        return _at(nonzeros(point, found, budget), found.find(rows, columns))
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+
+    def run(source: Sequence[Array], shift: Array | None, rows: Array, columns: Array) -> Array:
+        found = coordinates_of(bare, source, shift, limit_bytes)
+        of_rows, of_columns, order = lax.sort((rows, columns, lax.iota(jnp.int32, len(rows))), num_keys=2)
+        total = jnp.zeros(len(rows), bare.layout.dtype)
+        for place, values in zip(found.places(bare.layout.offsets, rows.dtype), found.values(), strict=True):
+            slot = _first((of_rows, of_columns), place)
+            total = total.at[slot].add(values.astype(total.dtype), mode="drop")
+        # Equal places are next to each other; the first of them has the entry.
+        first = _first((of_rows, of_columns), (of_rows, of_columns))
+        return jnp.zeros_like(total).at[order].set(total[first])
+
+    jitted = point.program.memo.once(("entries at", point.stored, limit_bytes), lambda: jax.jit(run))
+    dtype = point.index_dtype
+    return jitted(point.source, point.shift, jnp.asarray(rows, dtype), jnp.asarray(columns, dtype))
+
+
+@jax.jit
+def _at(values: Array, places: Array) -> Array:
+    """The values at some places, zero out of bounds."""
+    return values.at[places].get(mode="fill", fill_value=0)
+
+
+def _first(places: tuple[Array, Array], wanted: tuple[Array, Array]) -> Array:
+    """The number of the first of the sorted places that equals each wanted one; their number if none does."""
+    count = len(places[0])
+
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        row, column = (a.at[middle].get(mode="fill", fill_value=jnp.iinfo(a.dtype).max) for a in places)
+        before = (row < wanted[0]) | ((row == wanted[0]) & (column < wanted[1]))
+        open = low < high
+        return jnp.where(open & before, middle + 1, low), jnp.where(open & ~before, middle, high)
+
+    shape = jnp.broadcast_shapes(wanted[0].shape, wanted[1].shape)
+    bounds = jnp.zeros(shape, jnp.int32), jnp.full(shape, count, jnp.int32)
+    found, _ = lax.fori_loop(0, count.bit_length(), halve, bounds)
+    row, column = (a.at[found].get(mode="fill", fill_value=-1) for a in places)
+    return jnp.where((row == wanted[0]) & (column == wanted[1]), found, count)
+
+
+def terms_entries(point: Point, budget: int | None) -> tuple[Array, Array]:
+    """The entries of the terms as they come, several at one place: values [k] and places [k, 2].
+
+    Raises:
+        MemoryBudgetError: they do not fit the budget.
+    """
+    _where(point, budget)
+    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+
+    def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
+        found, layout, index = coordinates_of(bare, source, shift, limit_bytes), bare.layout, bare.index_dtype
+        places = [jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(layout.offsets, index)]
+        values = [v.reshape(-1).astype(layout.dtype) for v in found.values()]
+        no_values, no_places = jnp.zeros(0, layout.dtype), jnp.zeros((0, 2), index)
+        return jnp.concatenate([no_values, *values]), jnp.concatenate([no_places, *(p.reshape(-1, 2) for p in places)])
+
+    jitted = point.program.memo.once(("entries of terms", point.stored, limit_bytes), lambda: jax.jit(run))
+    return jitted(point.source, point.shift)
+
+
+def _limit_bytes(point: Point, budget: int | None) -> int:
+    return bytes_without_rule(point.program, budget or free_memory(device_of(point)))
+
+
+def coordinates_of(bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int) -> Coordinates:
+    """The entries of the terms, inside a trace; `bare` holds no arrays."""
+    residuals = source if bare.stored else bare.program.residuals(source)
+    return coordinates(terms_of(bare, residuals, limit_bytes, few=True), shift)
+
+
+def _where(point: Point, budget: int | None) -> _Where:
+    """Where the entries are.
+
+    Raises:
+        MemoryBudgetError: they do not fit the budget.
+    """
+    limit_bytes = _limit_bytes(point, budget)
+
+    def build() -> _Where:
+        shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
+        run = lambda *source: coordinates_of(point.without_arrays, source, shift, limit_bytes)
+        closed, shapes = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
+        flat, constants = flatten_jaxpr(closed)
+        outvars = [flat.outvars[k] for k in shapes.lookups]
+        eqns = needed_equations(flat, outvars)
+        live = set(variables(v for eqn in eqns for v in eqn.invars)) | set(variables(outvars))
+        held, inputs = flat.invars[: len(constants)], flat.invars[len(constants) :]
+        reads = tuple(k for k, v in enumerate(inputs) if v in live)
+        return _Where(shapes, Equations((*held, *(inputs[k] for k in reads)), tuple(eqns), tuple(outvars)), reads, constants)
+
+    where = point.program.memo.once(("where", point.stored, point.shift is None, limit_bytes), build)
+    _check_budget(point, where.coordinates, budget)
+    return where
+
+
+def _check_budget(point: Point, where: Coordinates, budget: int | None) -> None:
+    n, count = point.layout.n, where.count
+    needed_bytes = point.source_bytes + count * (point.layout.dtype.itemsize + INDEX_BYTES_PER_ENTRY)
+    limit_bytes = budget or (None if point.traced else free_memory(device_of(point)))
+    if limit_bytes is not None and needed_bytes > limit_bytes:
+        what = f"a sparse Hessian of {n} x {n} whose terms have {count} entries ({count / max(1, n):.3g} per row), which needs"
+        raise too_little(limit_bytes, what, needed_bytes, "; products (mv, mm) need no entries")
