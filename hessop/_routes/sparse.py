@@ -56,7 +56,7 @@ def pattern(point: Point, budget: int | None) -> Pattern:
     read = [point.source[k] for k in where.reads]
     if any(isinstance(a, Tracer) for a in read):
         raise ValueError(_TRACED)
-    memo, key = point.program.memo, ("pattern", point.stored, point.shift is None)
+    memo, key = point.program.memo, ("pattern", point.stored, point.shift is None, _limit_bytes(point, budget))
     known = memo.get(key)
     if known is None or not all(map(_same, known[0], read)):
         run = memo.once(("index arrays", *key[1:]), lambda: jax.jit(lambda *own: evaluate(where.equations, own)))
