@@ -115,7 +115,7 @@ def test_a_short_list_per_row_stays_entry_by_entry():
     ids=["norm of columns", "largest in each row", "every other"],
 )
 def test_sums_of_sorted_differences(rows):
-    """All pairs, each read through an index array: 85 million entries for 9,216 places, whose rounding errors added up."""
+    """All pairs, each read through an index array: up to 85 million entries for 9,216 places, whose rounding added up."""
     draw = np.random.RandomState(0)
     x = jnp.asarray((0.2 + 1.3 * (draw.permutation(96) + draw.uniform(0.3, 0.7, 96)) / 96).astype(np.float32))
 

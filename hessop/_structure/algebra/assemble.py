@@ -237,6 +237,8 @@ def _one_axis_first(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: A
         own = frozenset(i for i in e.ids if counts[i] == 1)
         if lattice(e) is not None or n > extent(own):
             continue
+        # It pays if an id of another axis is on other factors only, or if another axis has to be scattered too. Neither is so
+        # in the part that `_added_up` assembles, where the recursion ends.
         others = [(term.axes[q], sizes[q]) for q in range(len(sizes)) if q != k]
         meets = [{*e.ids, *(i for f in p.factors if own & {*f.ids} for i in f.ids)} for p in term.products]
         apart = any(i not in met for met in meets for o, _ in others for i in o.ids)
