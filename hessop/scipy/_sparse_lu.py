@@ -1,15 +1,8 @@
-"""`SparseLU`: a lineax solver that factorizes a sparse Hessian with scipy.
+"""Direct solvers of sparse Hessians as lineax sees them: `SparseLU`, and preconditioners from factors.
 
-The factorization runs on the host, in a callback. The fill-reducing order depends on the pattern alone, so it is found at the
-first factorization and used again at new points.
-
-Depends on the operator and scipy. Must never know how the pattern or the values are computed.
+Factorizations run on the host, in callbacks. Depends on the operator and lineax. Must never know how a matrix is factorized.
 """
 
-import math
-import threading
-import warnings
-import weakref
 from typing import Any
 
 import equinox as eqx
@@ -17,24 +10,50 @@ import jax
 import lineax as lx
 import numpy as np
 from jax import Array
-from scipy.sparse import csc_array, csr_array
-from scipy.sparse.linalg import MatrixRankWarning, splu
 
+from hessop._base.arguments import check_vector
 from hessop._base.layout import TreeLayout
 from hessop._krylov.options import check_operator
+from hessop._operator.lineax import SymmetricOperator, matrix_operator, register
 from hessop._operator.sparse import AbstractSparse
 from hessop._structure.pattern import Pattern
-from hessop.scipy._tuning import LARGEST_RESIDUAL, PIVOT_THRESHOLD
+from hessop.scipy import _tuning as tuning
+from hessop.scipy._factors import Exactly, Positively, factors_of
 
 
-class _State(eqx.Module):
+class _Matrix(eqx.Module):
     """A sparse matrix, to be factorized where it is solved with."""
 
     pattern: Pattern = eqx.field(static=True)
     values: Array
 
+    def solve(self, how: Exactly | Positively, vector: Any) -> tuple[Any, Array]:
+        """The solution for a pytree, and whether there is one."""
+        layout = TreeLayout(jax.eval_shape(lambda: vector))
+        flat = layout.ravel(vector)
+        shapes = jax.ShapeDtypeStruct(flat.shape, flat.dtype), jax.ShapeDtypeStruct((), bool)
+        run = lambda values, b: factors_of(self.pattern).solve(how, np.asarray(values), np.asarray(b))
+        solution, regular = jax.pure_callback(run, shapes, self.values, flat, vmap_method="expand_dims")
+        return layout.unravel(solution), regular
 
-class SparseLU(lx.AbstractLinearSolver[_State]):
+
+def _matrix(operator: lx.AbstractLinearOperator, name: str) -> _Matrix:
+    """The nonzeros of a Hessian.
+
+    Raises:
+        TypeError: it is not a Hessian of hessop.
+    """
+    while isinstance(operator, lx.TaggedLinearOperator):
+        operator = operator.operator
+    if not isinstance(operator, AbstractSparse):
+        raise TypeError(
+            f"operator: got {type(operator).__name__}, but {name} needs a hessop.HessianOperator, whose nonzeros are known; "
+            f"for H + lam I use H.damped(lam)"
+        )
+    return _Matrix(*operator.nonzeros())
+
+
+class SparseLU(lx.AbstractLinearSolver[_Matrix]):
     """Solves with a Hessian by a sparse LU factorization (scipy's SuperLU), for matrices with few nonzeros.
 
     The operator is a `hessop.HessianOperator` or its linearization; for H + lam I use `H.damped(lam)`. The matrix may be
@@ -42,6 +61,8 @@ class SparseLU(lx.AbstractLinearSolver[_State]):
     `jax.grad`. Several solves with the same matrix factorize once.
 
     A singular matrix gives `lineax.RESULTS.singular`.
+
+    Pass it to `hessop.optax.newton_cg(solver=...)` or `newton_trust_region(solver=...)` for Newton steps by factorization.
 
     Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
@@ -56,7 +77,7 @@ class SparseLU(lx.AbstractLinearSolver[_State]):
         doi:10.1137/S0895479895291765.
     """
 
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _State:
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _Matrix:
         """The nonzeros of the operator.
 
         Raises:
@@ -67,30 +88,18 @@ class SparseLU(lx.AbstractLinearSolver[_State]):
         if options:
             raise ValueError(f"options: got {next(iter(options))!r}, but SparseLU has no options")
         check_operator(operator, "SparseLU")
-        while isinstance(operator, lx.TaggedLinearOperator):
-            operator = operator.operator
-        if not isinstance(operator, AbstractSparse):
-            raise TypeError(
-                f"operator: got {type(operator).__name__}, but SparseLU needs a hessop.HessianOperator, whose nonzeros are "
-                f"known; for H + lam I use H.damped(lam)"
-            )
-        return _State(*operator.nonzeros())
+        return _matrix(operator, "SparseLU")
 
-    def compute(self, state: _State, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
+    def compute(self, state: _Matrix, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
         """The solution, its result for lineax, and no statistics."""
-        layout = TreeLayout(jax.eval_shape(lambda: vector))
-        flat = layout.ravel(vector)
-        shapes = jax.ShapeDtypeStruct(flat.shape, flat.dtype), jax.ShapeDtypeStruct((), bool)
-        solve = lambda values, b: _factors_of(state.pattern).solve(np.asarray(values), np.asarray(b))
-        solution, regular = jax.pure_callback(solve, shapes, state.values, flat, vmap_method="expand_dims")
-        result = lx.RESULTS.where(regular, lx.RESULTS.successful, lx.RESULTS.singular)
-        return layout.unravel(solution), result, {}
+        solution, regular = state.solve(Exactly(), vector)
+        return solution, lx.RESULTS.where(regular, lx.RESULTS.successful, lx.RESULTS.singular), {}
 
-    def transpose(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
+    def transpose(self, state: _Matrix, options: dict[str, Any]) -> tuple[_Matrix, dict[str, Any]]:
         """The same: the matrix is symmetric."""
         return state, options
 
-    def conj(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
+    def conj(self, state: _Matrix, options: dict[str, Any]) -> tuple[_Matrix, dict[str, Any]]:
         """The same: everything is real."""
         return state, options
 
@@ -98,110 +107,110 @@ class SparseLU(lx.AbstractLinearSolver[_State]):
         """True."""
         return True
 
+    def positive_inverse(self, operator: lx.AbstractLinearOperator) -> "FactorizedInverse":
+        """The inverse of H + shift I as a preconditioner, with a shift that makes it positive definite: zero if H is.
 
-class _Factors:
-    """The factorizations of matrices with one pattern: the order of elimination, and the factors of the last matrix."""
+        Args:
+            operator: the Hessian.
 
-    def __init__(self, pattern: Pattern):
-        self.pattern = pattern
-        self.lock = threading.Lock()
-        self.order: np.ndarray | None = None
-        self.permuted: csc_array | None = None  # its data are numbers of nonzeros
-        self.last: tuple[np.ndarray, Any] | None = None
-
-    def solve(self, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Solutions [*batch, n] for values [*batch, nonzeros] and right-hand sides [*batch, n], and whether they exist."""
-        batch = np.broadcast_shapes(values.shape[:-1], b.shape[:-1])
-        found, regular = np.empty((*batch, b.shape[-1]), b.dtype), np.empty(batch, bool)
-        b = np.broadcast_to(b, found.shape)
-        matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
-        with self.lock:
-            if len(matrices) == 1:
-                columns, fine = self._solve_one(matrices[0], b.reshape(-1, b.shape[-1]))
-                found[...], regular[...] = columns.reshape(found.shape), fine.reshape(batch)
-                return found, regular
-            values = np.broadcast_to(values, (*batch, values.shape[-1]))
-            for at in np.ndindex(*batch):
-                rows, fine = self._solve_one(values[at], b[at][None])
-                found[at], regular[at] = rows[0], fine[0]
-        return found, regular
-
-    def _solve_one(self, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Solutions [k, n] of one matrix, and whether each exists."""
-        values, b = values.astype(np.float64), b.astype(np.float64)
-        if not (np.all(np.isfinite(values)) and len(values)):
-            return np.full_like(b, np.nan), np.zeros(len(b), bool)
-        matrix = csr_array((values, self.pattern.columns, self.pattern.starts), shape=self.pattern.shape)
-        if self.last is None or not np.array_equal(self.last[0], values):
-            self.last = values, self._factorize(values, matrix)
-        found = self._apply(matrix, b)
-        if not _is_solution(matrix, found, b).all():
-            # Without exchanges of rows beyond the diagonal, an indefinite matrix may lose all digits.
-            self.last = values, _with_exchanges(matrix)
-            found = self._apply(matrix, b)
-        return found, _is_solution(matrix, found, b)
-
-    def _apply(self, matrix: csr_array, b: np.ndarray) -> np.ndarray:
-        """Solutions [k, n] by the factors of the last matrix, refined once."""
-        assert self.last is not None
-        apply = self.last[1]
-        if apply is None:
-            return np.full_like(b, np.nan)
-        first = apply(b.T)
-        return (first + apply(b.T - matrix @ first)).T
-
-    def _factorize(self, values: np.ndarray, matrix: csr_array) -> Any:
-        """A function that solves with a matrix, whose diagonal is preferred for pivots; None if it is singular."""
-        options = {"SymmetricMode": True, "DiagPivotThresh": PIVOT_THRESHOLD}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MatrixRankWarning)
-            try:
-                if self.order is None:
-                    factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options=options)
-                    self.order = np.argsort(factors.perm_c)
-                    numbers = csr_array((np.arange(len(values)), self.pattern.columns, self.pattern.starts), matrix.shape)
-                    self.permuted = _reordered(numbers, self.order)
-                    return factors.solve
-                assert self.permuted is not None
-                permuted: Any = self.permuted
-                made = csc_array((values[permuted.data], permuted.indices, permuted.indptr), shape=matrix.shape)
-                factors = splu(made, permc_spec="NATURAL", options=options)
-            except RuntimeError:  # exactly singular
-                return _with_exchanges(matrix)
-        order = self.order
-
-        def apply(b: np.ndarray) -> np.ndarray:
-            found = np.empty_like(b)
-            found[order] = factors.solve(b[order])
-            return found
-
-        return apply
+        Returns:
+            A lineax operator tagged positive semidefinite.
+        """
+        return FactorizedInverse(_matrix(operator, "SparseLU"), operator.in_structure(), Positively())
 
 
-def _reordered(matrix: Any, order: np.ndarray) -> csc_array:
-    return csc_array(matrix[order][:, order])
+@register
+class FactorizedInverse(SymmetricOperator):
+    """The inverse of a positive definite matrix near the Hessian, from its factors; made by `incomplete_lu`.
+
+    Attributes:
+        matrix: the nonzeros of the Hessian.
+        structure: shapes and dtypes of the leaves of x, and their pytree.
+        how: which matrix is factorized, and how far.
+        tags: lineax tags, including `lineax.positive_semidefinite_tag`.
+    """
+
+    matrix: _Matrix
+    structure: Any = eqx.field(static=True)
+    how: Positively = eqx.field(static=True)
+    tags: frozenset[object] = eqx.field(static=True)
+
+    def __init__(self, matrix: _Matrix, structure: Any, how: Positively):
+        leaves, tree = jax.tree.flatten(structure)
+        self.matrix, self.how, self.structure = matrix, how, (tuple(leaves), tree)  # hashable
+        self.tags = frozenset((lx.symmetric_tag, lx.positive_semidefinite_tag))
+
+    def mv(self, vector: Any) -> Any:
+        """Apply the inverse to a pytree like x."""
+        leaves = check_vector(vector, self.in_structure(), "vector")
+        return self.matrix.solve(self.how, self.structure[1].unflatten(leaves))[0]
+
+    def in_structure(self) -> Any:
+        """Shapes and dtypes of x."""
+        leaves, tree = self.structure
+        return tree.unflatten(leaves)
+
+    def as_matrix(self) -> Array:
+        """The dense matrix [n, n]."""
+        layout = TreeLayout(self.in_structure())
+        basis = layout.unravel(jax.numpy.eye(layout.n, dtype=layout.dtype))
+        return layout.ravel(jax.vmap(self.mv)(basis), batch=1)
+
+    def linearise(self) -> "FactorizedInverse":
+        """The operator itself."""
+        return self
+
+    def materialise(self) -> lx.AbstractLinearOperator:
+        """The dense matrix as one of lineax's own operators."""
+        return matrix_operator(self.as_matrix(), self.in_structure(), self.tags)
+
+    def lineax_diagonal(self) -> Array:
+        """The diagonal as a flat vector [n]."""
+        return jax.numpy.diagonal(self.as_matrix())
+
+    def lineax_tridiagonal(self) -> tuple[Array, Array, Array]:
+        """Diagonal [n], lower and upper diagonal [n - 1]."""
+        matrix = self.as_matrix()
+        return tuple(jax.numpy.diagonal(matrix, k) for k in (0, -1, 1))
 
 
-def _with_exchanges(matrix: csr_array) -> Any:
-    """A function that solves with a matrix, by partial pivoting; None if it is singular."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MatrixRankWarning)
-        try:
-            return splu(matrix.tocsc()).solve
-        except RuntimeError:
-            return None
+def incomplete_lu(
+    operator: Any, *, drop_tolerance: float = tuning.DROP_TOLERANCE, fill: float = tuning.FILL
+) -> FactorizedInverse:
+    """A preconditioner from incomplete factors of a sparse Hessian (scipy's `spilu`), symmetric and positive definite.
 
+    The factors are those of H + shift I, with a shift for which all pivots are positive: zero for most positive definite
+    matrices. It applies L^-T D^-1 L^-1, on the host.
 
-def _is_solution(matrix: csr_array, found: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Whether each of the solutions [k, n] leaves a small residual."""
-    residual = np.linalg.norm(b - (matrix @ found.T).T, axis=1)
-    scale = abs(matrix).max() * np.linalg.norm(found, axis=1) + np.linalg.norm(b, axis=1)
-    return np.isfinite(residual) & (residual <= LARGEST_RESIDUAL * scale)
+    Args:
+        operator: a `hessop.HessianOperator`, or its linearization.
+        drop_tolerance: entries of a column of L that are smaller than this part of its norm are dropped.
+        fill: the most nonzeros of L, as a multiple of those of the matrix.
 
+    Returns:
+        A lineax operator tagged positive semidefinite, for `options={"preconditioner": ...}` and for `preconditioner=` of
+        `hessop.optax`.
 
-# One for each pattern that is in use. A pattern belongs to the program, which keeps it while the index arrays are the same.
-_FACTORS: "weakref.WeakKeyDictionary[Pattern, _Factors]" = weakref.WeakKeyDictionary()
+    Raises:
+        TypeError: the operator is not a Hessian of hessop.
+        ValueError: a number is not positive, or an index array of the function is traced.
+        MemoryBudgetError: the nonzeros do not fit the budget.
 
+    Examples:
+        >>> import jax.numpy as jnp, lineax as lx, hessop
+        >>> fn = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2) + 0.01 * jnp.sum(x**4)
+        >>> H = hessop.HessianOperator(fn, jnp.linspace(1.0, 2.0, 500))
+        >>> options = {"preconditioner": hessop.scipy.incomplete_lu(H)}
+        >>> solution = lx.linear_solve(H, -H.gradient, hessop.TruncatedCG(1e-4), options=options)
+        >>> print(solution.stats["num_steps"] < 5)
+        True
 
-def _factors_of(pattern: Pattern) -> _Factors:
-    return _FACTORS.setdefault(pattern, _Factors(pattern))
+    References:
+        Li and Shao, A supernodal approach to incomplete LU factorization with partial pivoting (2011),
+        doi:10.1145/1916461.1916467.
+    """
+    for name, value in (("drop_tolerance", drop_tolerance), ("fill", fill)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{name}: got {value!r}, expected a positive number")
+    how = Positively(float(drop_tolerance), float(fill))
+    return FactorizedInverse(_matrix(operator, "incomplete_lu"), operator.in_structure(), how)
