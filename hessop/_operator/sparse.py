@@ -135,13 +135,16 @@ class AbstractSparse(SymmetricOperator):
         return BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
 
     def to_csr(self) -> Any:
-        """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric; outside of jit."""
+        """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric; outside of jit.
+
+        Its index arrays are read-only: all matrices with the same pattern share them.
+        """
         from scipy.sparse import csr_array
 
         self._check_symmetry()
         found, values = self.nonzeros()
         self._reported(values, "nonzeros")
-        made = csr_array((np.array(values), found.columns.copy(), found.starts.copy()), shape=found.shape)
+        made = csr_array((np.array(values), found.columns, found.starts), shape=found.shape)
         made.has_canonical_format = True
         return made
 

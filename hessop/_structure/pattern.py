@@ -83,7 +83,9 @@ class Pattern:
     @functools.cached_property
     def rows(self) -> np.ndarray:
         """[nonzeros], the row of each."""
-        return np.repeat(np.arange(self.shape[0], dtype=self.columns.dtype), np.diff(self.starts))
+        found = np.repeat(np.arange(self.shape[0], dtype=self.columns.dtype), np.diff(self.starts))
+        found.setflags(write=False)
+        return found
 
     @functools.cached_property
     def lower(self) -> np.ndarray:
@@ -131,7 +133,10 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
         numbers[i, j] = (within[i, j] + row[own.rows][:, :, None]).astype(index)
         column = (offsets[j] + own.columns[:, None, None] * q + np.arange(q)).astype(index)
         columns[numbers[i, j][own.nonzero]] = np.broadcast_to(column, own.filled.shape)[own.nonzero]
-    return Pattern((n, n), starts.astype(index), columns, where.groups, blocks, numbers)
+    starts = starts.astype(index)
+    for shared in (starts, columns):
+        shared.setflags(write=False)
+    return Pattern((n, n), starts, columns, where.groups, blocks, numbers)
 
 
 def _order(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
