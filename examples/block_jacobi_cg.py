@@ -1,8 +1,8 @@
 """Conjugate gradients with and without a block preconditioner, on 2483 particles.
 
 The energy is that of JAX issue #787, with a weight for each particle. The weights span a few decades, and so do the
-diagonal blocks of the Hessian. The matrix therefore has a large condition number, which `hessop.block_jacobi` removes.
-`lineax.CG` solves (H + lam I) p = -g to the same tolerance with and without it; the residuals printed are recomputed.
+diagonal blocks of the Hessian. The matrix therefore has a large condition number, which `hessop.block_jacobi` reduces.
+`lineax.CG` solves (H + lam I) p = -g to the same tolerance with and without it; the printed residuals are recomputed.
 
     python examples/block_jacobi_cg.py [--particles N] [--decades D] [--plot FILE.png]
 """
@@ -28,13 +28,13 @@ def energy(conf, weights):
 
 @eqx.filter_jit
 def solve(H, solver, M):
-    """Solve Newton's equation, with preconditioner M or, if M is None, without."""
+    """Solve Newton's equation with preconditioner M, or without one if M is None."""
     options = {} if M is None else {"preconditioner": M}
     return lx.linear_solve(H, -H.gradient, solver, options=options, throw=False)
 
 
 def timed(function, *arguments):
-    """Result of a call, and the seconds it takes once compiled."""
+    """The result of a call, and the seconds it takes once compiled."""
     jax.block_until_ready(function(*arguments))
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))

@@ -1,7 +1,7 @@
 """JAX issue #787 at its real size: the Hessian of the sum of all distances between 2483 particles.
 
-`jax.hessian` of this function asks for 551 GB, and its result is NaN. Here hessop computes the Hessian of the same function,
-unmodified; JAX checks it, entry by entry at 100 particles and by random columns at 2483; and a Newton step uses it.
+`jax.hessian` of this function requests 551 GB, and its result is NaN. Here hessop computes the Hessian of the same function,
+unmodified; JAX checks it, all entries for 100 particles and random columns for 2483; and a Newton step uses it.
 
     python examples/issue_787.py [--particles N]
 """
@@ -29,7 +29,7 @@ def E_fn(conf):
 
 
 def masked_E_fn(conf):
-    """The same with i = j masked by hand, which is what JAX needs for finite derivatives."""
+    """The same energy with i = j masked by hand, which JAX needs for finite derivatives."""
     squares = jnp.sum((conf[None] - conf[:, None]) ** 2, axis=-1)
     other = ~jnp.eye(conf.shape[0], dtype=bool)
     return jnp.sum(jnp.where(other, jnp.sqrt(jnp.where(other, squares, 1.0)), 0.0))

@@ -1,7 +1,7 @@
 """A Lennard-Jones cluster, relaxed by Newton's method in an optax chain.
 
 The particles start on a noisy cubic lattice, far from any minimum, where the Hessian has many negative eigenvalues.
-`hessop.optax.newton_cg` goes downhill from there and converges superlinearly at the end. Each line printed is one Newton step,
+`hessop.optax.newton_cg` goes downhill from there and converges superlinearly at the end. Each printed line is one Newton step,
 with the number of products with the Hessian, and whether they met a direction of negative curvature.
 
     python examples/lennard_jones_cluster.py [--particles N] [--noise S] [--seed K] [--plot FILE.png]

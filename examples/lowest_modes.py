@@ -1,4 +1,4 @@
-"""The softest modes of a relaxed cluster, from products with its Hessian, with scipy.
+"""The softest modes of a relaxed cluster, computed with scipy from products with its Hessian.
 
 `H.to_scipy()` is a `scipy.sparse.linalg.LinearOperator`. LOBPCG finds the lowest eigenpairs from blocks of products, with
 `hessop.block_jacobi` as its preconditioner. The six rigid motions, whose eigenvalue is zero, are passed as constraints (`eigsh`

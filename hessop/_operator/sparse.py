@@ -36,7 +36,7 @@ class AbstractSparse(SymmetricOperator):
         """The places of the structural nonzeros: those that are nonzero for some values of x and of the numbers in args.
 
         It depends on shapes and index arrays alone. Nothing is differentiated at x, and the pattern is computed once for the
-        same index arrays. Not for index arrays that are traced.
+        same index arrays, which must not be traced.
 
         Args:
             lower: only the places on and below the diagonal.
@@ -58,7 +58,7 @@ class AbstractSparse(SymmetricOperator):
 
     @method
     def entries(self, rows: Any, columns: Any) -> Array:
-        """The exact entries at some places, zero where nothing is.
+        """The exact entries at some places; zero at all others than those of the pattern.
 
         A call at a new point does not recompile, and the result is differentiable in x and args.
 
@@ -128,6 +128,7 @@ class AbstractSparse(SymmetricOperator):
         n = self.program.layout.n
         if not sum_duplicates:
             values, places = sparse.terms_entries(self._point(), self._options.memory)
+            self._reported(values, "entries")
             return BCOO((values, places), shape=(n, n))
         found, values = self.nonzeros()
         self._reported(values, "nonzeros")

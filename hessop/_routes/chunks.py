@@ -37,7 +37,8 @@ class RowMaker:
         name: distinguishes its executables.
         make: (point, wanted, chunk, stored) -> a function (source, shift, first row) -> the wanted entries of the rows
             [chunk, width].
-        bytes_of: point -> bytes that any chunk needs, and bytes that each row of a chunk needs in addition: upper estimates.
+        bytes_of: point -> bytes that any chunk needs, and bytes that each row of a chunk needs in addition: estimates.
+        bounds: whether these are upper bounds for any function.
         reads_residuals: whether computing residuals once, rather than for each chunk, saves work.
         columns: whether it computes columns rather than rows, which differ if the matrix is asymmetric.
         at_once: (point, wanted) -> a faster function (source, shift) -> the wanted entries of all rows, and (value, gradient);
@@ -48,6 +49,7 @@ class RowMaker:
     make: Callable[[Point, Wanted, int, bool], Callable[..., Array]]
     bytes_of: Callable[[Point], tuple[int, int]]
     reads_residuals: bool
+    bounds: bool = True
     columns: bool = False
     at_once: Callable[[Point, Wanted], Callable[..., Any]] | None = None
 
@@ -74,7 +76,7 @@ def choose_chunking(maker: RowMaker, point: Point, request: Request, budget: int
     """The largest chunk whose executable fits the budget.
 
     Memory is not monotone in the chunk (XLA may fuse away at 8 rows what it stores at 4), so each candidate is compiled rather
-    than extrapolated, unless an upper estimate from shapes already fits.
+    than extrapolated, unless an upper bound from shapes already fits.
 
     Args:
         maker: what computes the rows.
@@ -97,7 +99,7 @@ def choose_chunking(maker: RowMaker, point: Point, request: Request, budget: int
     estimate = _estimate(maker, point, request)
     while not compile and first > 1 and estimate(first) > budget:
         first //= 2
-    if not compile or estimate(first) <= budget:
+    if not compile or (maker.bounds and estimate(first) <= budget):
         return Chunking(first, _kept(point, maker, first), maker), Peak(estimate(first), False)
 
     row_bytes = request.wanted.width(point.layout) * point.layout.dtype.itemsize
@@ -107,7 +109,7 @@ def choose_chunking(maker: RowMaker, point: Point, request: Request, budget: int
         while True:
             kept = stored and _kept(point, maker, candidate)
             told = functools.partial(_compiled_bytes, maker, point, request, candidate, kept)
-            peak = peak_of(estimate(candidate), budget, told)
+            peak = peak_of(estimate(candidate), budget, told, bounds=maker.bounds)
             if peak.fits(budget):
                 return Chunking(candidate, kept, maker), peak
             assert peak.bytes is not None

@@ -26,16 +26,19 @@ class Peak(NamedTuple):
         return self.bytes is None or self.bytes <= budget_bytes
 
 
-def peak_of(estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[], int | None] | None) -> Peak:
+def peak_of(
+    estimate_bytes: int, budget_bytes: int, compiled_bytes: Callable[[], int | None] | None, *, bounds: bool = True
+) -> Peak:
     """The estimate if it fits, so that nothing is compiled; otherwise what the compiler reports.
 
     Args:
-        estimate_bytes: an upper estimate.
+        estimate_bytes: an estimate from shapes.
         budget_bytes: the budget.
         compiled_bytes: compiles, and returns what the compiler reports, or None if the backend does not report it. None if
             nothing may be compiled.
+        bounds: whether the estimate is an upper bound; otherwise the compiler is asked even if it fits.
     """
-    if estimate_bytes <= budget_bytes or compiled_bytes is None:
+    if (bounds and estimate_bytes <= budget_bytes) or compiled_bytes is None:
         return Peak(estimate_bytes, False)
     reported = compiled_bytes()
     return Peak(estimate_bytes, False) if reported is None else Peak(reported, True)

@@ -116,7 +116,7 @@ def terms_by_rows(limit_bytes: int | None) -> RowMaker:
 
         return rows
 
-    return RowMaker(("terms", limit_bytes), make, _bytes_of, reads_residuals=False)
+    return RowMaker(("terms", limit_bytes), make, _bytes_of, reads_residuals=False, bounds=False)
 
 
 def _bytes_of(point: Point) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from hessop._structure import StructuredHessian
 
 
 class Wanted(abc.ABC):
-    """The wanted entries of each row: how to read it from rows, from columns and from terms, and how to add a shift.
+    """The wanted entries of each row: how to read them from rows, from columns and from terms, and how to add a shift.
 
     The entries read from all n rows are an array [n, width].
     """

@@ -164,3 +164,14 @@ def test_blocks_under_jit_when_all_pairs_do_not_fit():
     blocks = jax.jit(lambda x: hessop.HessianOperator(energy, x).block_diagonal())
     lowered = blocks.lower(jax.ShapeDtypeStruct((60_000, 3), jnp.float32))
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**27
+
+
+def test_rows_whose_size_no_shape_bounds_are_priced_by_the_compiler():
+    """A Fourier transform has no rule: each chunk of rows makes the whole Jacobian of it, far more than shapes tell."""
+    n = 300
+    fn = lambda x: jnp.sum(jnp.log1p(jnp.abs(jnp.fft.rfft(x, 4 * n)) ** 2))
+    H = hessop.HessianOperator(fn, jnp.linspace(0.0, 1.0, n, dtype=jnp.float32), route="structure")
+    with pytest.raises(hessop.MemoryBudgetError, match="route='structure', which needs") as raised:
+        H.materialize(memory=540_000)
+    assert raised.value.needed > 10 * 540_000
+    assert hessop.HessianOperator(fn, H.x).plan(memory=540_000).route == "columns"
