@@ -17,11 +17,12 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from hessop._base.bytes import free_memory
-from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_equations, variables
-from hessop._program.point import Point, shapes_of
+from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_equations, peak_bytes, shape_of, variables
+from hessop._equations.xla import executable_bytes
+from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.entries import device_of
-from hessop._routes.fits import too_little
+from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
 from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY
 from hessop._structure.coordinates import Coordinates, coordinates
@@ -34,13 +35,15 @@ class _Where:
 
     Attributes:
         coordinates: the entries, with abstract arrays.
-        equations: (some of the arrays of a point) -> the index arrays.
-        reads: numbers of the arrays of a point that the equations read.
-        constants: the first inputs of the equations.
+        values: (constants, arrays of a point) -> the arrays of the entries.
+        lookups: (constants, some of the arrays of a point) -> the index arrays among them.
+        reads: numbers of the arrays of a point that `lookups` reads.
+        constants: the first inputs of both.
     """
 
     coordinates: Coordinates
-    equations: Equations
+    values: Equations
+    lookups: Equations
     reads: tuple[int, ...]
     constants: tuple[Any, ...]
 
@@ -59,7 +62,7 @@ def pattern(point: Point, budget: int | None) -> Pattern:
     memo, key = point.program.memo, ("pattern", point.stored, point.shift is None, _limit_bytes(point, budget))
     known = memo.get(key)
     if known is None or not all(map(_same, known[0], read)):
-        run = memo.once(("index arrays", *key[1:]), lambda: jax.jit(lambda *own: evaluate(where.equations, own)))
+        run = memo.once(("index arrays", *key[1:]), lambda: jax.jit(lambda *own: evaluate(where.lookups, own)))
         with jax.ensure_compile_time_eval():
             lookups = [np.asarray(a) for a in run(*where.constants, *read)] if where.coordinates.lookups else []
         known = memo[key] = (tuple(read), pattern_of(where.coordinates, lookups, point.layout.sizes))
@@ -198,17 +201,33 @@ def _where(point: Point, budget: int | None) -> _Where:
         live = set(variables(v for eqn in eqns for v in eqn.invars)) | set(variables(outvars))
         held, inputs = flat.invars[: len(constants)], flat.invars[len(constants) :]
         reads = tuple(k for k, v in enumerate(inputs) if v in live)
-        return _Where(shapes, Equations((*held, *(inputs[k] for k in reads)), tuple(eqns), tuple(outvars)), reads, constants)
+        lookups = Equations((*held, *(inputs[k] for k in reads)), tuple(eqns), tuple(outvars))
+        return _Where(shapes, flat, lookups, reads, constants)
 
     where = point.program.memo.once(("where", point.stored, point.shift is None, limit_bytes), build)
-    _check_budget(point, where.coordinates, budget)
+    limit = budget or (None if point.traced else free_memory(device_of(point)))
+    if limit is not None:
+        _check_budget(point, where, limit, (point.stored, point.shift is None, limit_bytes, placement(point.source)))
     return where
 
 
-def _check_budget(point: Point, where: Coordinates, budget: int | None) -> None:
-    n, count = point.layout.n, where.count
-    needed_bytes = point.source_bytes + count * (point.layout.dtype.itemsize + INDEX_BYTES_PER_ENTRY)
-    limit_bytes = budget or (None if point.traced else free_memory(device_of(point)))
-    if limit_bytes is not None and needed_bytes > limit_bytes:
+def _check_budget(point: Point, where: _Where, budget: int, key: tuple[Any, ...]) -> None:
+    """Refuse entries that do not fit the budget.
+
+    Raises:
+        MemoryBudgetError: they do not.
+    """
+    n, count, memo = point.layout.n, where.coordinates.count, point.program.memo
+    of_pattern = count * INDEX_BYTES_PER_ENTRY
+    estimate = memo.once(("sparse estimate", *key), lambda: peak_bytes(where.values, where.values.invars))
+
+    def compiled() -> int | None:
+        jitted = jax.jit(lambda *inputs: evaluate(where.values, inputs))
+        found = executable_bytes(jitted.lower(*map(shape_of, where.constants), *placed_shapes(point.source)).compile())
+        return None if found is None else found + of_pattern
+
+    told = lambda: memo.once(("sparse bytes", *key), compiled)
+    peak = peak_of(point.source_bytes + estimate + of_pattern, budget, told)
+    if not peak.fits(budget):
         what = f"a sparse Hessian of {n} x {n} whose terms have {count} entries ({count / max(1, n):.3g} per row), which needs"
-        raise too_little(limit_bytes, what, needed_bytes, "; products (mv, mm) need no entries")
+        raise too_little(budget, what, peak.bytes or 0, "; products (mv, mm) need no entries")
