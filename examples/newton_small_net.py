@@ -1,8 +1,8 @@
 """Newton's method on the parameters of a small neural network, compared with Adam.
 
 A network with two hidden layers learns a curve from points. With few parameters and full batches, second derivatives pay off.
-The parameters are a pytree, and the Hessian is indefinite most of the time. Adam runs with the best of four learning rates, first
-for the same number of gradients as Newton's method (where a product counts as two), then for the same time.
+The parameters are a pytree, and the Hessian is indefinite most of the time. Adam runs with the best of four learning rates,
+first for the same number of gradients as Newton's method (where a product counts as two), then for the same time.
 
     python examples/newton_small_net.py [--width W] [--points N] [--steps K] [--plot FILE.png]
 """

@@ -42,7 +42,7 @@ class AbstractSparse(SymmetricOperator):
             lower: only the places on and below the diagonal.
 
         Returns:
-            Rows and columns, integer arrays [nonzeros] in row-major order, without duplicates.
+            Rows and columns, read-only integer arrays [nonzeros] in row-major order, without duplicates.
 
         Examples:
             >>> import jax.numpy as jnp, hessop
@@ -51,10 +51,7 @@ class AbstractSparse(SymmetricOperator):
             [0 1 1 2] [0 0 1 1]
         """
         found = sparse.pattern(self._point(), self._options.memory)
-        if not lower:
-            return found.rows, found.columns
-        below = found.columns <= found.rows
-        return found.rows[below], found.columns[below]
+        return found.lower_places if lower else (found.rows, found.columns)
 
     @method
     def entries(self, rows: Any, columns: Any) -> Array:
@@ -135,17 +132,22 @@ class AbstractSparse(SymmetricOperator):
         places = jnp.stack([found.rows, found.columns], axis=1)
         return BCOO((values, places), shape=(n, n), indices_sorted=True, unique_indices=True)
 
+    @method
     def to_csr(self) -> Any:
-        """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric; outside of jit.
+        """The Hessian as a `scipy.sparse.csr_array` on the host, exactly symmetric.
 
-        Its index arrays are read-only: all matrices with the same pattern share them.
+        Raises:
+            ValueError: it is called inside jit, vmap or grad.
+            MemoryBudgetError: the entries do not fit the budget.
         """
         from scipy.sparse import csr_array
 
+        if self._point().traced:
+            raise ValueError("to_csr: cannot be used inside jit, vmap or grad, as scipy computes on the host; use to_bcoo()")
         self._check_symmetry()
         found, values = self.nonzeros()
         self._reported(values, "nonzeros")
-        made = csr_array((np.array(values), found.columns, found.starts), shape=found.shape)
+        made = csr_array((np.array(values), found.columns.copy(), found.starts.copy()), shape=found.shape)
         made.has_canonical_format = True
         return made
 

@@ -43,6 +43,8 @@ class _Blocks:
 class Pattern:
     """The structural nonzeros of a symmetric matrix in row-major order, without duplicates (compressed sparse rows).
 
+    The program keeps it, so the arrays that leave it are read-only.
+
     Attributes:
         shape: (n, n).
         starts: [n + 1], where the nonzeros of each row start.
@@ -77,21 +79,25 @@ class Pattern:
         """[nonzeros], the number of the transpose of each."""
         found = np.empty_like(self.columns)
         for (i, j), own in self.blocks.items():
-            across = self.numbers[j, i][_order(own.columns, own.rows)[1]].transpose(0, 2, 1)
+            across = self.numbers[j, i][_inverse(_order(own.columns, own.rows))].transpose(0, 2, 1)
             found[self.numbers[i, j][own.nonzero]] = across[own.nonzero]
         return found
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
         """[nonzeros], the row of each."""
-        found = np.repeat(np.arange(self.shape[0], dtype=self.columns.dtype), np.diff(self.starts))
-        found.setflags(write=False)
-        return found
+        return _read_only(np.repeat(np.arange(self.shape[0], dtype=self.columns.dtype), np.diff(self.starts)))
 
     @functools.cached_property
     def lower(self) -> np.ndarray:
         """[nonzeros], for each nonzero above the diagonal its transpose, for any other itself."""
         return np.minimum(self.transposed, np.arange(len(self.transposed), dtype=self.transposed.dtype))
+
+    @functools.cached_property
+    def lower_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the nonzeros on and below the diagonal."""
+        below = self.columns <= self.rows
+        return _read_only(self.rows[below]), _read_only(self.columns[below])
 
     @functools.cached_property
     def _keys(self) -> np.ndarray:
@@ -142,18 +148,25 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
         numbers[i, j] = (within[i, j] + row[own.rows][:, :, None]).astype(index)
         column = (offsets[j] + own.columns[:, None, None] * q + np.arange(q)).astype(index)
         columns[numbers[i, j][own.nonzero]] = np.broadcast_to(column, own.filled.shape)[own.nonzero]
-    starts = starts.astype(index)
-    for shared in (starts, columns):
-        shared.setflags(write=False)
-    return Pattern((n, n), starts, columns, where.groups, blocks, numbers)
+    return Pattern((n, n), _read_only(starts.astype(index)), _read_only(columns), where.groups, blocks, numbers)
 
 
-def _order(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the order that sorts the places row by row, the rank of each place in it)."""
-    order = _sorting(rows * (columns.max(initial=0) + 1) + columns)
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """The array, which users get and later calls read again."""
+    array.setflags(write=False)
+    return array
+
+
+def _order(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The order that sorts the places row by row."""
+    return _sorting(rows * (columns.max(initial=0) + 1) + columns)
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    """The rank of each place, given the order that sorts them."""
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return order, rank
+    return rank
 
 
 def _sorting(keys: np.ndarray) -> np.ndarray:
@@ -230,7 +243,7 @@ def _with_transposes(own: _Blocks | None, other: _Blocks | None) -> _Blocks:
     if other is None:
         assert own is not None
         return own
-    order, _ = _order(other.columns, other.rows)
+    order = _order(other.columns, other.rows)
     across = _Blocks(other.columns[order], other.rows[order], other.filled[order].transpose(0, 2, 1), ())
     if own is None:
         return across

@@ -145,6 +145,23 @@ def test_a_new_point_neither_compiles_nor_sorts(compilations):
     assert_close(found, reference(lambda x: bonds(x, ENDS), at.x)[rows, columns])
 
 
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_pattern_cannot_be_changed_for_later_calls(lower):
+    H, expected = of_bonds()
+    for places in H.pattern(lower=lower):
+        with pytest.raises(ValueError, match="read-only"):
+            places += 1  # to number from one, as Fortran does
+    sparse = H.to_csr()
+    sparse.indices[:], sparse.data[:] = 0, 0.0  # a copy
+    assert_close(H.to_csr().toarray(), expected)
+
+
+def test_a_matrix_of_scipy_inside_jit():
+    H, _ = of_bonds()
+    with pytest.raises(ValueError, match=r"to_csr: cannot be used inside jit, vmap or grad"):
+        jax.jit(lambda H: H.to_csr().data)(H)
+
+
 def test_new_index_arrays_give_a_new_pattern():
     x = points(7)
     for ends in (ENDS, ENDS[:, ::-1].copy(), np.roll(ENDS, 1, axis=0), (ENDS + 1) % 7):

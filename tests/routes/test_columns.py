@@ -98,31 +98,29 @@ def test_out_of_memory_halves_the_chunk_and_keeps_finished_rows(monkeypatch, lim
     assert rows[calls[-1]] <= -(-10 // calls[-1])  # only the remaining 10 rows
 
 
-def test_out_of_memory_with_one_row_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    ("message", "error", "said"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Out of memory",
+            hessop.MemoryBudgetError,
+            "out of memory with one row at a time, 0 of 60 rows done",
+        ),
+        ("INTERNAL: broken", jax.errors.JaxRuntimeError, "INTERNAL: broken"),
+    ],
+)
+def test_runtime_errors(message, error, said, monkeypatch):
+    """Running out of memory with a single row is said; other errors pass untouched."""
     H = operator()
 
     def failing(*_):
         def run(*_):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            raise jax.errors.JaxRuntimeError(message)
 
         return run
 
     monkeypatch.setattr(_chunks, "_rows_of", failing)
-    with pytest.raises(hessop.MemoryBudgetError, match=r"out of memory with one row at a time, 0 of 60 rows done"):
-        H.materialize(chunk=4)
-
-
-def test_other_runtime_errors_pass_untouched(monkeypatch):
-    H = operator()
-
-    def failing(*_):
-        def run(*_):
-            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
-
-        return run
-
-    monkeypatch.setattr(_chunks, "_rows_of", failing)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
+    with pytest.raises(error, match=said):
         H.materialize(chunk=4)
 
 

@@ -1,7 +1,8 @@
 """From terms to an array: evaluate each term and add it at its positions.
 
 A term whose axes are evenly spaced and share no id (a *box*) is one broadcast expression over the whole result, and XLA fuses
-all of these into a single pass. Terms on a diagonal are scattered as blocks; anything else (lookups, overlaps) entry by entry.
+all of these into a single pass. Terms on a diagonal are scattered as blocks; anything else (lookups, overlaps) one axis after
+the other where the axes separate, and entry by entry where they do not.
 
 Depends on the algebra. Must never know primitives, jaxprs or which axis is a row.
 """
@@ -26,6 +27,7 @@ from hessop._structure.algebra.terms import (
     Lookup,
     Product,
     Term,
+    along,
     expr,
     extent,
     factor_ids,
@@ -46,6 +48,8 @@ def assemble(algebra: Algebra, terms: Sequence[Term], sizes: Sequence[int], dtyp
             pieces += _pieces(algebra, term, box, sizes, dtype)
         elif pair := _diagonal(term, sizes):
             diagonals.setdefault(pair, []).append(term)
+        elif parts := _one_axis_first(algebra, term, sizes, dtype):
+            pieces.append(assemble(algebra, parts, sizes, dtype))
         else:
             rest.append(term)
     updates: list[_Update] = []
@@ -220,6 +224,38 @@ def _on_diagonal(blocks: Array, p: int, q: int) -> _Update:
     """Add blocks[..., k, ...] where axis p and axis q are both at k."""
     k = lax.iota(jnp.int32, blocks.shape[p])
     return _Update(jnp.stack([k, k], axis=-1), jnp.moveaxis(blocks, p, 0), (p, q), distinct=True)
+
+
+def _one_axis_first(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: Any) -> list[Term]:
+    """The term after its factors are added up along one axis, if fewer entries are left to scatter by that; else no terms.
+
+    Take H[a[i]; b[j]] += u[i] * v[j]. Entry by entry, that is a loop over all i and j; axis by axis, it is one over i, one
+    over j and an outer product. A long sum is also more accurate in parts.
+    """
+    counts = Counter(i for e in term.axes for i in e.ids)
+    for k, (e, n) in enumerate(zip(term.axes, sizes, strict=True)):
+        own = frozenset(i for i in e.ids if counts[i] == 1)
+        if lattice(e) is not None or n > extent(own):
+            continue
+        others = [(term.axes[q], sizes[q]) for q in range(len(sizes)) if q != k]
+        meets = [{*e.ids, *(i for f in p.factors if own & {*f.ids} for i in f.ids)} for p in term.products]
+        apart = any(i not in met for met in meets for o, _ in others for i in o.ids)
+        if apart or any(single_id(o, m) is None for o, m in others):
+            placed = Id(n)
+            rest = term.with_axis(k, along(placed))
+            return [rest.with_products([_added_up(algebra, term, p, k, own, placed, dtype)]) for p in term.products]
+    return []
+
+
+def _added_up(algebra: Algebra, term: Term, product: Product, k: int, own: frozenset[Id], placed: Id, dtype: Any) -> Product:
+    """A product whose factors with ids of axis k alone, `own`, are added at its positions, `placed`."""
+    inside = [f for f in product.factors if own & {*f.ids}]
+    outside = tuple(f for f in product.factors if not own & {*f.ids})
+    held = {*term.ids, *factor_ids(outside)}
+    batch = tuple(i for i in union([factor_ids(inside), term.axes[k].ids]) if i in held and i not in own)
+    part = Term((*map(along, batch), term.axes[k]), (Product(1.0, tuple(inside)),), term.leaf, dtype)
+    array = assemble(algebra, [part], [i.size for i in (*batch, placed)], dtype)
+    return Product(product.coef, (*outside, Factor(array, (*batch, placed))))
 
 
 def _scattered(algebra: Algebra, term: Term, sizes: Sequence[int], dtype: Any) -> list[_Update]:
