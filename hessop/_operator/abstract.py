@@ -16,6 +16,7 @@ from jax import Array
 from hessop._base.annotations import Chunk, Memory, RouteName
 from hessop._base.arguments import alike, check_positive_int, check_vector
 from hessop._base.bytes import free_memory, parse_memory
+from hessop._base.errors import MemoryBudgetError
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
 from hessop._operator.arguments import block_sizes, default_blocks
@@ -27,6 +28,7 @@ from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
+from hessop._routes.sparse import instead_of_matrix
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
 _NOT_A_MATRIX = (
@@ -172,7 +174,12 @@ class AbstractHessian(AbstractSparse):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        return self._entries(MATRIX, "rows", chunk, memory, out=out, progress=progress)
+        try:
+            return self._entries(MATRIX, "rows", chunk, memory, out=out, progress=progress)
+        except MemoryBudgetError as error:
+            budget = self._options.memory if memory is None else parse_memory(memory)
+            hint = "" if point.traced else instead_of_matrix(point, budget)
+            raise MemoryBudgetError(f"{error}{hint}", needed=error.needed, budget=error.budget) from error
 
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:

@@ -107,7 +107,8 @@ class HessianOperator(AbstractHessian):
             args: tuple of pytrees. Arrays and floats may change without recompiling; other leaves are static.
             tags: lineax tags, such as `lineax.positive_semidefinite_tag`; promises that are not checked.
             route: "structure" (terms), "columns" (products with basis vectors), "tiles" (no N x N intermediates, at any
-                cost), or "auto" for the cheapest.
+                cost), "coloring" (products, each of several columns without a common row; needs asdex), or "auto" for the
+                cheapest of the others.
             memory: the budget for each call on this operator, in bytes or text like "4GB"; by default the free memory of
                 the device (or machine, or container), less a margin.
             self_pairs: "auto" treats self-pairs i == i as constants if they reach a primitive that is singular there,

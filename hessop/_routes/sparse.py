@@ -1,12 +1,14 @@
 """The sparse Hessian: its pattern, found once for the index arrays that it depends on, and its entries at a point.
 
 The number of nonzeros is a shape of what is compiled, so the pattern is computed on the host. It depends on shapes and index
-arrays and on nothing else: the equations that compute index arrays are all that runs for it.
+arrays and on nothing else: the equations that compute index arrays are all that runs for it. The entries are those of the
+terms; with route="coloring" they are read from products.
 
 Depends on the structure engine, the program and points. Must never know operators or formats of sparse matrices.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +19,12 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from hessop._base.bytes import free_memory
+from hessop._base.errors import MemoryBudgetError
 from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_equations, peak_bytes, shape_of, variables
 from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.choose_entries import bytes_without_rule
+from hessop._routes.coloring import coloring, nonzeros as nonzeros_by_products
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
@@ -48,13 +52,41 @@ class _Where:
     constants: tuple[Any, ...]
 
 
-def pattern(point: Point, budget: int | None) -> Pattern:
+def chosen(point: Point, budget: int | None, route: str) -> str:
+    """How the entries are computed, "structure" or "coloring": with "auto", by coloring only if those of the terms do not fit.
+
+    Raises:
+        MemoryBudgetError: the entries of the terms do not fit the budget, and asdex is not installed.
+    """
+    if route != "auto":
+        return "coloring" if route == "coloring" else "structure"
+    try:
+        _where(point, budget)
+    except MemoryBudgetError:
+        if importlib.util.find_spec("asdex") is None:
+            raise
+        return "coloring"
+    return "structure"
+
+
+def instead_of_matrix(point: Point, budget: int | None) -> str:
+    """What a sparse matrix would take, for the message that the dense one does not fit; empty if that does not fit either."""
+    try:
+        count = _where(point, budget).coordinates.count
+    except MemoryBudgetError:
+        return ""
+    return f"; a sparse matrix fits: its terms have {count} entries (to_bcoo, to_csr)"
+
+
+def pattern(point: Point, budget: int | None, route: str) -> Pattern:
     """The pattern of the Hessian at a point.
 
     Raises:
         ValueError: an index array is traced.
         MemoryBudgetError: the entries of the terms do not fit the budget.
     """
+    if chosen(point, budget, route) == "coloring":
+        return coloring(point).pattern
     where = _where(point, budget)
     read = [point.source[k] for k in where.reads]
     if any(isinstance(a, Tracer) for a in read):
@@ -80,12 +112,14 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))
 
 
-def nonzeros(point: Point, where: Pattern, budget: int | None) -> Array:
+def nonzeros(point: Point, where: Pattern, budget: int | None, route: str) -> Array:
     """The values of the nonzeros, in the order of the pattern.
 
     Raises:
         MemoryBudgetError: the entries of the terms do not fit the budget.
     """
+    if chosen(point, budget, route) == "coloring":
+        return nonzeros_by_products(point, coloring(point), budget or free_memory(device_of(point)))
     bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], lower: Array) -> Array:
@@ -100,16 +134,18 @@ def nonzeros(point: Point, where: Pattern, budget: int | None) -> Array:
     return jitted(point.source, point.shift, where.slots, where.lower)
 
 
-def entries_at(point: Point, rows: Any, columns: Any, budget: int | None) -> Array:
+def entries_at(point: Point, rows: Any, columns: Any, budget: int | None, route: str) -> Array:
     """The entries at some places [k].
 
     Raises:
         MemoryBudgetError: the entries of the terms do not fit the budget.
     """
-    reads = [point.source[k] for k in _where(point, budget).reads]
-    if not any(isinstance(a, Tracer) for a in (*reads, rows, columns)):
-        found = pattern(point, budget)
-        return _at(nonzeros(point, found, budget), found.find(rows, columns))
+    by_coloring, traced_places = chosen(point, budget, route) == "coloring", any(isinstance(a, Tracer) for a in (rows, columns))
+    reads = [] if by_coloring else [point.source[k] for k in _where(point, budget).reads]
+    if by_coloring or not (traced_places or any(isinstance(a, Tracer) for a in reads)):
+        found = pattern(point, budget, route)
+        places = _first((found.rows, found.columns), (rows, columns)) if traced_places else found.find(rows, columns)
+        return _at(nonzeros(point, found, budget, route), places)
     bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None, rows: Array, columns: Array) -> Array:

@@ -38,6 +38,9 @@ LONGEST_RECOMPUTED_SUM = 64
 
 # --- sparse matrices ---
 
+# In square roots of the rounding unit, relative to the largest sum of absolute values. A product with the nonzeros that a
+# coloring gives may differ by this much from one with the Hessian. Chosen: rounding gives far less, a missed nonzero far more.
+COLORING_TOLERANCE = 1.0
 # Bytes for each entry of the terms, besides its value: its place while places are sorted, its slot, and its share of the
 # pattern. Chosen: two numbers of 8 bytes for sorting, two of 4 to keep.
 INDEX_BYTES_PER_ENTRY = 24

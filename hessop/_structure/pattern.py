@@ -151,6 +151,17 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
     return Pattern((n, n), _read_only(starts.astype(index)), _read_only(columns), where.groups, blocks, numbers)
 
 
+def pattern_of_places(rows: np.ndarray, columns: np.ndarray, n: int) -> Pattern:
+    """The pattern of given places, in any order, which are symmetric; duplicates count once."""
+    keys, _ = _unique(np.asarray(rows, np.int64) * n + columns)
+    rows, columns = np.divmod(keys, max(1, n))
+    index = np.int32 if max(len(keys), n) < 2**31 - 1 else np.int64
+    starts = np.searchsorted(rows, np.arange(n + 1)).astype(index)
+    blocks = _Blocks(rows, columns, np.ones((len(keys), 1, 1), bool), ())
+    numbers = np.arange(len(keys), dtype=index)[:, None, None]
+    return Pattern((n, n), _read_only(starts), _read_only(columns.astype(index)), (), {(0, 0): blocks}, {(0, 0): numbers})
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     """The array, which users get and later calls read again."""
     array.setflags(write=False)
