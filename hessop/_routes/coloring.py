@@ -7,6 +7,7 @@ Depends on the program, points and patterns, and on asdex, an extra. Must never 
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,15 +77,17 @@ def _colored(point: Point) -> Coloring:
         source = [next(left) if a is None else a for a in fixed]
         return program.product(source if point.stored else program.residuals(source), tangents)
 
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in point.source]
-    numbers = [s for s, a in zip(shapes, fixed, strict=True) if a is None]
-    found = asdex.jacobian_sparsity(product, list(program.x_input_avals), numbers, argnums=0)
+    zeros = lambda a: np.zeros(a.shape, a.dtype)  # asdex reads shapes and dtypes from arrays
+    numbers = [zeros(a) for a, known in zip(point.source, fixed, strict=True) if known is None]
+    found = asdex.jacobian_sparsity(product, [zeros(a) for a in program.x_avals], numbers, argnums=0)
     rows, columns = (
         np.concatenate([a, b, np.arange(layout.n)]) for a, b in ((found.rows, found.cols), (found.cols, found.rows))
     )
     pattern = pattern_of_places(rows, columns, layout.n)  # symmetric, with a diagonal for a shift
     sparsity = asdex.SparsityPattern.from_coo(pattern.rows, pattern.columns, pattern.shape)
-    colored = asdex.hessian_coloring_from_sparsity(sparsity, symmetric=not program.foreign_rule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", asdex.DenseColoringWarning)  # the plan says how many products it takes
+        colored = asdex.hessian_coloring_from_sparsity(sparsity, symmetric=not program.foreign_rule)
     count = int(colored.num_colors)
     # What decompression reads from an array of positions is where it reads.
     source = asdex.decompress_data(jnp.arange(count * layout.n).reshape(count, layout.n), colored)
