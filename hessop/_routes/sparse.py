@@ -144,11 +144,12 @@ def entries_at(point: Point, rows: Any, columns: Any, budget: int | None, route:
     reads = [] if by_coloring else [point.source[k] for k in _where(point, budget).reads]
     if by_coloring or not (traced_places or any(isinstance(a, Tracer) for a in reads)):
         found = pattern(point, budget, route)
-        places = (
-            _first((jnp.asarray(found.rows), jnp.asarray(found.columns)), (rows, columns))
-            if traced_places
-            else found.find(rows, columns)
-        )
+        if traced_places:
+            dtype = found.rows.dtype
+            wanted = jnp.asarray(rows, dtype), jnp.asarray(columns, dtype)
+            places = _first((jnp.asarray(found.rows), jnp.asarray(found.columns)), wanted)
+        else:
+            places = found.find(rows, columns)
         return _at(nonzeros(point, found, budget, route), places)
     bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
 

@@ -185,7 +185,7 @@ def _positive_inverse(solver: Any, preconditioner: Any) -> Callable[[Any], lx.Ab
         TypeError, ValueError: the solver is of the wrong kind, or there is a preconditioner besides.
     """
     if not hasattr(solver, "positive_inverse"):
-        raise TypeError(f"solver: got {type(solver).__name__}, expected a direct solver, hessop.scipy.SparseLU()")
+        raise TypeError(f"solver: got {type(solver).__name__}, expected a direct solver, such as hessop.scipy.SparseLU()")
     if preconditioner is not None:
         raise ValueError("preconditioner: got one besides a solver, whose inverse is the preconditioner; pass one of them")
     return solver.positive_inverse

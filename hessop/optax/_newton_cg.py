@@ -85,8 +85,9 @@ def scale_by_newton_cg(
         damping: number added to the Hessian's diagonal.
         preconditioner: None; "block_jacobi"; or a function of the operator that returns an approximate inverse as a lineax
             operator, such as `hessop.block_jacobi` itself.
-        solver: None; or `hessop.scipy.SparseLU()` for Newton steps by factorization, if the Hessian is sparse. Where it is not
-            positive definite, a multiple of the identity is added for the factors; each direction takes a product or two.
+        solver: None; or, if the Hessian is sparse, `hessop.scipy.SparseLU()` or `SparseCholesky()` for Newton steps by
+            factorization. Where it is not positive definite, a multiple of the identity is added for the factors; each
+            direction takes a product or two.
         curvature_fn: function of params and of the objective's other arguments that returns a symmetric lineax operator to
             use instead of the Hessian: a Gauss-Newton matrix, or a `hessop.HessianOperator` with other options.
 

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, eye_array
@@ -43,6 +43,20 @@ class Positively:
     fill: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Cholesky:
+    """The inverse of a positive definite matrix, by CHOLMOD, in an order of its own.
+
+    Attributes:
+        shifted: whether a matrix that is not positive definite is shifted as for `Positively`; otherwise it has no inverse.
+    """
+
+    shifted: bool = False
+
+
+How: TypeAlias = Exactly | Positively | Cholesky
+
+
 class Factors:
     """The factorizations of the matrices with one pattern."""
 
@@ -51,9 +65,10 @@ class Factors:
         self._lock = threading.Lock()
         self._order: np.ndarray | None = None
         self._numbers: Any = None  # the reordered matrix, with the numbers of nonzeros as entries
-        self._last: dict[Exactly | Positively, tuple[np.ndarray, _Apply | None]] = {}
+        self._analyses: dict[Cholesky, Any] = {}
+        self._last: dict[How, tuple[np.ndarray, _Apply | None]] = {}
 
-    def solve(self, how: Exactly | Positively, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, how: How, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solutions [*batch, n] for values [*batch, nonzeros] and right-hand sides [*batch, n], and whether they exist."""
         batch = np.broadcast_shapes(values.shape[:-1], b.shape[:-1])
         b = np.broadcast_to(b, (*batch, b.shape[-1]))
@@ -69,7 +84,7 @@ class Factors:
                 found[at], regular[at] = rows[0], fine[0]
         return found, regular
 
-    def _solve_one(self, how: Exactly | Positively, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_one(self, how: How, values: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solutions [k, n] of one matrix, and whether each exists."""
         values, b = values.astype(np.float64), b.astype(np.float64)
         if not np.all(np.isfinite(values)) or (len(values) == 0 and how == Exactly()):
@@ -78,28 +93,51 @@ class Factors:
         last = self._last.get(how)
         if last is None or not np.array_equal(last[0], values):
             last = self._last[how] = values, self._inverse(how, values, matrix)
-        if isinstance(how, Positively):
+        if isinstance(how, Positively) or (isinstance(how, Cholesky) and how.shifted):
             assert last[1] is not None
             return last[1](b.T).T, np.ones(len(b), bool)
         found = _refined(matrix, last[1], b)
-        if not _is_solution(matrix, found, b).all():
+        if isinstance(how, Exactly) and not _is_solution(matrix, found, b).all():
             # With pivots on the diagonal, an indefinite matrix may lose all digits.
             self._last[how] = values, _with_exchanges(matrix)
             found = _refined(matrix, self._last[how][1], b)
         return found, _is_solution(matrix, found, b)
 
-    def _inverse(self, how: Exactly | Positively, values: np.ndarray, matrix: csr_array) -> _Apply | None:
+    def _inverse(self, how: How, values: np.ndarray, matrix: csr_array) -> _Apply | None:
+        if isinstance(how, Cholesky):
+            return self._by_cholesky(how, matrix)
         self._find_order(matrix)
         assert self._order is not None
         numbers, shape = self._numbers, matrix.shape
         reordered = csc_array((values[numbers.data], numbers.indices, numbers.indptr), shape=shape)
         if isinstance(how, Positively):
-            return _in_order(self._order, _positive_inverse(reordered, how))
+            at = lambda shifted: _inverse_if_positive(shifted) if how.drop is None else _incomplete_if_positive(shifted, how)
+            shifted = lambda shift: csc_array(reordered + shift * eye_array(shape[0], format="csc")) if shift else reordered
+            return _in_order(self._order, _first_positive(reordered, lambda shift: at(shifted(shift))))
         try:
             factors = _splu(reordered, tuning.PIVOT_THRESHOLD)
         except RuntimeError:  # exactly singular, or so it seems without exchanges
             return _with_exchanges(matrix)
         return _in_order(self._order, factors.solve)
+
+    def _by_cholesky(self, how: Cholesky, matrix: csr_array) -> _Apply | None:
+        from sksparse import cholmod
+
+        columns = csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)  # it is symmetric
+        if not matrix.nnz and not how.shifted:
+            return None
+        if how not in self._analyses:  # one for each way, as a factorization overwrites the one before
+            dominant = columns if matrix.nnz else csc_array(eye_array(matrix.shape[0], format="csc"))
+            self._analyses[how] = cholmod.CholeskyFactor(dominant)
+
+        def at(shift: float) -> _Apply | None:
+            try:
+                factor = self._analyses[how].factorize(columns, beta=shift)
+            except cholmod.CholmodNotPositiveDefiniteError:
+                return None
+            return lambda b: _without_warnings(factor.solve, np.ascontiguousarray(b))
+
+        return _first_positive(columns, at) if how.shifted else at(0.0)
 
     def _find_order(self, matrix: csr_array) -> None:
         if self._order is not None:
@@ -161,21 +199,30 @@ def _is_solution(matrix: csr_array, found: np.ndarray, b: np.ndarray) -> np.ndar
     return np.isfinite(residual) & (residual <= tuning.LARGEST_RESIDUAL * scale)
 
 
-def _positive_inverse(matrix: csc_array, how: Positively) -> _Apply:
+def _first_positive(matrix: csc_array, inverse: Callable[[float], _Apply | None]) -> _Apply:
     """The inverse of matrix + shift I for the first shift that makes it positive definite.
+
+    Args:
+        matrix: symmetric.
+        inverse: shift -> the inverse, or None if the shifted matrix is not positive definite.
 
     Nocedal and Wright, Numerical Optimization (2nd ed., 2006), algorithm 3.3, doi:10.1007/978-0-387-40065-5.
     """
-    n = matrix.shape[0]
-    scale = abs(matrix).max() if matrix.nnz else 0.0
-    least = float(matrix.diagonal().min(initial=0.0)) if n else 0.0
-    shift = 0.0 if least >= 0 and scale else tuning.FIRST_SHIFT * (scale or 1.0) - least
+    scale = (abs(matrix).max() if matrix.nnz else 0.0) or 1.0
+    least = float(matrix.diagonal().min(initial=0.0)) if matrix.shape[0] else 0.0
+    shift = 0.0 if least >= 0 and matrix.nnz else tuning.FIRST_SHIFT * scale - least
     while True:
-        shifted = matrix if shift == 0 else csc_array(matrix + shift * eye_array(n, format="csc"))
-        apply = _inverse_if_positive(shifted) if how.drop is None else _incomplete_if_positive(shifted, how)
+        apply = inverse(shift)
         if apply is not None:
             return apply
-        shift = max(tuning.SHIFT_GROWTH * shift, tuning.FIRST_SHIFT * (scale or 1.0))
+        shift = max(tuning.SHIFT_GROWTH * shift, tuning.FIRST_SHIFT * scale)
+
+
+def _without_warnings(apply: _Apply, b: np.ndarray) -> np.ndarray:
+    """A solution without CHOLMOD's warning of small pivots: the residual is checked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return apply(b)
 
 
 def _inverse_if_positive(matrix: csc_array) -> _Apply | None:

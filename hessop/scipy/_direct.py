@@ -1,4 +1,4 @@
-"""Direct solvers of sparse Hessians as lineax sees them: `SparseLU`, and preconditioners from factors.
+"""Direct solvers of sparse Hessians as lineax sees them: `SparseLU`, `SparseCholesky`, and preconditioners from factors.
 
 Factorizations run on the host, in callbacks. Depends on the operator and lineax. Must never know how a matrix is factorized.
 """
@@ -18,7 +18,7 @@ from hessop._operator.lineax import SymmetricOperator, matrix_operator, register
 from hessop._operator.sparse import AbstractSparse
 from hessop._structure.pattern import Pattern
 from hessop.scipy import _tuning as tuning
-from hessop.scipy._factors import Exactly, Positively, factors_of
+from hessop.scipy._factors import Cholesky, Exactly, How, Positively, factors_of
 
 
 class _Matrix(eqx.Module):
@@ -27,7 +27,7 @@ class _Matrix(eqx.Module):
     pattern: Pattern = eqx.field(static=True)
     values: Array
 
-    def solve(self, how: Exactly | Positively, vector: Any) -> tuple[Any, Array]:
+    def solve(self, how: How, vector: Any) -> tuple[Any, Array]:
         """The solution for a pytree, and whether there is one."""
         layout = TreeLayout(jax.eval_shape(lambda: vector))
         flat = layout.ravel(vector)
@@ -53,29 +53,11 @@ def _matrix(operator: lx.AbstractLinearOperator, name: str) -> _Matrix:
     return _Matrix(*operator.nonzeros())
 
 
-class SparseLU(lx.AbstractLinearSolver[_Matrix]):
-    """Solves with a Hessian by a sparse LU factorization (scipy's SuperLU), for matrices with few nonzeros.
+class _Direct(lx.AbstractLinearSolver[_Matrix]):
+    """A solver that factorizes the nonzeros of a Hessian on the host."""
 
-    The operator is a `hessop.HessianOperator` or its linearization; for H + lam I use `H.damped(lam)`. The matrix may be
-    indefinite. It is factorized in float64, in a callback to the host, so everything works under `jax.jit`, `jax.vmap` and
-    `jax.grad`. Several solves with the same matrix factorize once.
-
-    A singular matrix gives `lineax.RESULTS.singular`.
-
-    Pass it to `hessop.optax.newton_cg(solver=...)` or `newton_trust_region(solver=...)` for Newton steps by factorization.
-
-    Examples:
-        >>> import jax.numpy as jnp, lineax as lx, hessop
-        >>> chain = lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
-        >>> H = hessop.HessianOperator(chain, jnp.full(1000, 1.1))
-        >>> step = lx.linear_solve(H, -H.gradient, hessop.scipy.SparseLU()).value
-        >>> print(jnp.linalg.norm(H.mv(step) + H.gradient) < 1e-3 * jnp.linalg.norm(H.gradient))
-        True
-
-    References:
-        Demmel, Eisenstat, Gilbert, Li and Liu, A supernodal approach to sparse partial pivoting (1999),
-        doi:10.1137/S0895479895291765.
-    """
+    _exact: eqx.AbstractClassVar[How]
+    _positive: eqx.AbstractClassVar[How]
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _Matrix:
         """The nonzeros of the operator.
@@ -86,13 +68,13 @@ class SparseLU(lx.AbstractLinearSolver[_Matrix]):
             MemoryBudgetError: its nonzeros do not fit the budget.
         """
         if options:
-            raise ValueError(f"options: got {next(iter(options))!r}, but SparseLU has no options")
-        check_operator(operator, "SparseLU")
-        return _matrix(operator, "SparseLU")
+            raise ValueError(f"options: got {next(iter(options))!r}, but {type(self).__name__} has no options")
+        check_operator(operator, type(self).__name__)
+        return _matrix(operator, type(self).__name__)
 
     def compute(self, state: _Matrix, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
         """The solution, its result for lineax, and no statistics."""
-        solution, regular = state.solve(Exactly(), vector)
+        solution, regular = state.solve(self._exact, vector)
         return solution, lx.RESULTS.where(regular, lx.RESULTS.successful, lx.RESULTS.singular), {}
 
     def transpose(self, state: _Matrix, options: dict[str, Any]) -> tuple[_Matrix, dict[str, Any]]:
@@ -116,7 +98,66 @@ class SparseLU(lx.AbstractLinearSolver[_Matrix]):
         Returns:
             A lineax operator tagged positive semidefinite.
         """
-        return FactorizedInverse(_matrix(operator, "SparseLU"), operator.in_structure(), Positively())
+        return FactorizedInverse(_matrix(operator, type(self).__name__), operator.in_structure(), self._positive)
+
+
+class SparseLU(_Direct):
+    """Solves with a Hessian by a sparse LU factorization (scipy's SuperLU), for matrices with few nonzeros.
+
+    The operator is a `hessop.HessianOperator` or its linearization; for H + lam I use `H.damped(lam)`. The matrix may be
+    indefinite. It is factorized in float64, in a callback to the host, so everything works under `jax.jit`, `jax.vmap` and
+    `jax.grad`. Several solves with the same matrix factorize once.
+
+    A singular matrix gives `lineax.RESULTS.singular`.
+
+    Pass it to `hessop.optax.newton_cg(solver=...)` or `newton_trust_region(solver=...)` for Newton steps by factorization.
+
+    Examples:
+        >>> import jax.numpy as jnp, lineax as lx, hessop
+        >>> chain = lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+        >>> H = hessop.HessianOperator(chain, jnp.full(1000, 1.1))
+        >>> step = lx.linear_solve(H, -H.gradient, hessop.scipy.SparseLU()).value
+        >>> print(jnp.linalg.norm(H.mv(step) + H.gradient) < 1e-3 * jnp.linalg.norm(H.gradient))
+        True
+
+    References:
+        Demmel, Eisenstat, Gilbert, Li and Liu, A supernodal approach to sparse partial pivoting (1999),
+        doi:10.1137/S0895479895291765.
+    """
+
+    _exact = Exactly()
+    _positive = Positively()
+
+
+class SparseCholesky(_Direct):
+    """Solves with a positive definite Hessian by a sparse Cholesky factorization (CHOLMOD), which takes half the work of LU.
+
+    It needs scikit-sparse 0.5 or later (`pip install "hessop[cholesky]"`), which needs the SuiteSparse library. Everything else
+    is as for `SparseLU`. A matrix that is not positive definite gives `lineax.RESULTS.singular`.
+
+    Examples:
+        >>> import jax.numpy as jnp, lineax as lx, hessop
+        >>> fn = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2) + jnp.sum(x**4)
+        >>> H = hessop.HessianOperator(fn, jnp.linspace(1.0, 2.0, 500))
+        >>> step = lx.linear_solve(H, -H.gradient, hessop.scipy.SparseCholesky()).value  # doctest: +SKIP
+
+    References:
+        Chen, Davis, Hager and Rajamanickam, Algorithm 887: CHOLMOD (2008), doi:10.1145/1391989.1391995.
+    """
+
+    def __init__(self):
+        """Look for scikit-sparse.
+
+        Raises:
+            ImportError: it is not installed, or older than 0.5.
+        """
+        try:
+            from sksparse.cholmod import CholeskyFactor  # noqa: F401
+        except ImportError as error:
+            raise ImportError("SparseCholesky needs scikit-sparse 0.5 or later: pip install 'hessop[cholesky]'") from error
+
+    _exact = Cholesky()
+    _positive = Cholesky(shifted=True)
 
 
 @register
@@ -132,10 +173,10 @@ class FactorizedInverse(SymmetricOperator):
 
     matrix: _Matrix
     structure: Any = eqx.field(static=True)
-    how: Positively = eqx.field(static=True)
+    how: How = eqx.field(static=True)
     tags: frozenset[object] = eqx.field(static=True)
 
-    def __init__(self, matrix: _Matrix, structure: Any, how: Positively):
+    def __init__(self, matrix: _Matrix, structure: Any, how: How):
         leaves, tree = jax.tree.flatten(structure)
         self.matrix, self.how, self.structure = matrix, how, (tuple(leaves), tree)  # hashable
         self.tags = frozenset((lx.symmetric_tag, lx.positive_semidefinite_tag))
