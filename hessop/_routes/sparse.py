@@ -28,7 +28,8 @@ from hessop._routes.coloring import coloring, nonzeros as nonzeros_by_products
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
-from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY
+from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY, MOST_TRACES
+from hessop._structure import Joins
 from hessop._structure.coordinates import Coordinates, coordinates
 from hessop._structure.pattern import Pattern, pattern_of
 
@@ -39,15 +40,19 @@ class _Where:
 
     Attributes:
         coordinates: the entries, with abstract arrays.
-        values: (constants, arrays of a point) -> the arrays of the entries.
-        lookups: (constants, some of the arrays of a point) -> the index arrays among them.
-        reads: numbers of the arrays of a point that `lookups` reads.
-        constants: the first inputs of both.
+        bounds: how often a position occurs in each of the compared index arrays, at most (see `Joins`).
+        values: (constants, arrays of a point) -> the arrays of the entries, and the compared index arrays.
+        lookups: (constants, some of the arrays of a point) -> the index arrays that places are looked up in.
+        compared: the same for the index arrays that are compared.
+        reads: numbers of the arrays of a point that these two read.
+        constants: the first inputs of all three.
     """
 
     coordinates: Coordinates
+    bounds: tuple[int, ...]
     values: Equations
     lookups: Equations
+    compared: Equations
     reads: tuple[int, ...]
     constants: tuple[Any, ...]
 
@@ -91,14 +96,22 @@ def pattern(point: Point, budget: int | None, route: str) -> Pattern:
     read = [point.source[k] for k in where.reads]
     if any(isinstance(a, Tracer) for a in read):
         raise ValueError(_TRACED)
-    memo, key = point.program.memo, ("pattern", point.stored, point.shift is None, _limit_bytes(point, budget))
+    memo, key = point.program.memo, ("pattern", *_key(point, budget))
     known = memo.get(key)
     if known is None or not all(map(_same, known[0], read)):
-        run = memo.once(("index arrays", *key[1:]), lambda: jax.jit(lambda *own: evaluate(where.lookups, own)))
-        with jax.ensure_compile_time_eval():
-            lookups = [np.asarray(a) for a in run(*where.constants, *read)] if where.coordinates.lookups else []
+        lookups = _index_arrays(point, where, "lookups")
         known = memo[key] = (tuple(read), pattern_of(where.coordinates, lookups, point.layout.sizes))
     return known[1]
+
+
+def _index_arrays(point: Point, where: _Where, name: str) -> list[np.ndarray]:
+    """The index arrays that `where` calls `name`, on the host."""
+    equations = getattr(where, name)
+    if not equations.outvars:
+        return []
+    run = jax.jit(lambda *own: evaluate(equations, own))
+    with jax.ensure_compile_time_eval():
+        return [np.asarray(a) for a in run(*where.constants, *(point.source[k] for k in where.reads))]
 
 
 _TRACED = (
@@ -120,17 +133,17 @@ def nonzeros(point: Point, where: Pattern, budget: int | None, route: str) -> Ar
     """
     if chosen(point, budget, route) == "coloring":
         return nonzeros_by_products(point, coloring(point), budget or free_memory(device_of(point)))
-    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+    bare, how = point.without_arrays, _how(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], lower: Array) -> Array:
-        found = coordinates_of(bare, source, shift, limit_bytes)
+        found = coordinates_of(bare, source, shift, *how)
         total = jnp.zeros(lower.shape, bare.layout.dtype)
         for values, slot in zip(found.values(), slots, strict=True):
             total = total.at[slot].add(values.astype(total.dtype), mode="promise_in_bounds")
         # The two halves differ by rounding: their sums are in different orders.
         return total if bare.program.foreign_rule else total.at[lower].get(mode="promise_in_bounds")
 
-    jitted = point.program.memo.once(("nonzeros", point.stored, limit_bytes), lambda: jax.jit(run))
+    jitted = point.program.memo.once(("nonzeros", point.stored, *how), lambda: jax.jit(run))
     return jitted(point.source, point.shift, where.slots, where.lower)
 
 
@@ -151,10 +164,10 @@ def entries_at(point: Point, rows: Any, columns: Any, budget: int | None, route:
         else:
             places = found.find(rows, columns)
         return _at(nonzeros(point, found, budget, route), places)
-    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+    bare, how = point.without_arrays, _how(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None, rows: Array, columns: Array) -> Array:
-        found = coordinates_of(bare, source, shift, limit_bytes)
+        found = coordinates_of(bare, source, shift, *how)
         of_rows, of_columns, order = lax.sort((rows, columns, lax.iota(jnp.int32, len(rows))), num_keys=2)
         total = jnp.zeros(len(rows), bare.layout.dtype)
         for place, values in zip(found.places(bare.layout.offsets, rows.dtype), found.values(), strict=True):
@@ -164,7 +177,7 @@ def entries_at(point: Point, rows: Any, columns: Any, budget: int | None, route:
         first = _first((of_rows, of_columns), (of_rows, of_columns))
         return jnp.zeros_like(total).at[order].set(total[first])
 
-    jitted = point.program.memo.once(("entries at", point.stored, limit_bytes), lambda: jax.jit(run))
+    jitted = point.program.memo.once(("entries at", point.stored, *how), lambda: jax.jit(run))
     dtype = point.index_dtype
     return jitted(point.source, point.shift, jnp.asarray(rows, dtype), jnp.asarray(columns, dtype))
 
@@ -200,17 +213,16 @@ def terms_entries(point: Point, budget: int | None) -> tuple[Array, Array]:
     Raises:
         MemoryBudgetError: they do not fit the budget.
     """
-    _where(point, budget)
-    bare, limit_bytes = point.without_arrays, _limit_bytes(point, budget)
+    bare, how = point.without_arrays, _how(point, budget)
 
     def run(source: Sequence[Array], shift: Array | None) -> tuple[Array, Array]:
-        found, layout, index = coordinates_of(bare, source, shift, limit_bytes), bare.layout, bare.index_dtype
+        found, layout, index = coordinates_of(bare, source, shift, *how), bare.layout, bare.index_dtype
         places = [jnp.stack(jnp.broadcast_arrays(*place), axis=-1) for place in found.places(layout.offsets, index)]
         values = [v.reshape(-1).astype(layout.dtype) for v in found.values()]
         no_values, no_places = jnp.zeros(0, layout.dtype), jnp.zeros((0, 2), index)
         return jnp.concatenate([no_values, *values]), jnp.concatenate([no_places, *(p.reshape(-1, 2) for p in places)])
 
-    jitted = point.program.memo.once(("entries of terms", point.stored, limit_bytes), lambda: jax.jit(run))
+    jitted = point.program.memo.once(("entries of terms", point.stored, *how), lambda: jax.jit(run))
     return jitted(point.source, point.shift)
 
 
@@ -218,10 +230,26 @@ def _limit_bytes(point: Point, budget: int | None) -> int:
     return bytes_without_rule(point.program, budget or free_memory(device_of(point)))
 
 
-def coordinates_of(bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int) -> Coordinates:
+def _key(point: Point, budget: int | None) -> tuple[Any, ...]:
+    """What the places of the entries depend on besides index arrays."""
+    return point.stored, point.shift is None, _limit_bytes(point, budget)
+
+
+def _how(point: Point, budget: int | None) -> tuple[int, tuple[int, ...]]:
+    """How the entries are computed: the last arguments of `coordinates_of`.
+
+    Raises:
+        MemoryBudgetError: they do not fit the budget.
+    """
+    return _limit_bytes(point, budget), _where(point, budget).bounds
+
+
+def coordinates_of(
+    bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int, bounds: Sequence[int] = ()
+) -> Coordinates:
     """The entries of the terms, inside a trace; `bare` holds no arrays."""
     residuals = source if bare.stored else bare.program.residuals(source)
-    return coordinates(terms_of(bare, residuals, limit_bytes, few=True), shift)
+    return coordinates(terms_of(bare, residuals, limit_bytes, few=True, joins=Joins(bounds)), shift)
 
 
 def _where(point: Point, budget: int | None) -> _Where:
@@ -230,26 +258,84 @@ def _where(point: Point, budget: int | None) -> _Where:
     Raises:
         MemoryBudgetError: they do not fit the budget.
     """
-    limit_bytes = _limit_bytes(point, budget)
-
-    def build() -> _Where:
-        shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
-        run = lambda *source: coordinates_of(point.without_arrays, source, shift, limit_bytes)
-        closed, shapes = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
-        flat, constants = flatten_jaxpr(closed)
-        outvars = [flat.outvars[k] for k in shapes.lookups]
-        eqns = needed_equations(flat, outvars)
-        live = set(variables(v for eqn in eqns for v in eqn.invars)) | set(variables(outvars))
-        held, inputs = flat.invars[: len(constants)], flat.invars[len(constants) :]
-        reads = tuple(k for k, v in enumerate(inputs) if v in live)
-        lookups = Equations((*held, *(inputs[k] for k in reads)), tuple(eqns), tuple(outvars))
-        return _Where(shapes, flat, lookups, reads, constants)
-
-    where = point.program.memo.once(("where", point.stored, point.shift is None, limit_bytes), build)
+    where, key = _found(point, budget), _key(point, budget)
     limit = budget or (None if point.traced else free_memory(device_of(point)))
     if limit is not None:
-        _check_budget(point, where, limit, (point.stored, point.shift is None, limit_bytes, placement(point.source)))
+        _check_budget(point, where, limit, (*key, where.bounds, placement(point.source)))
     return where
+
+
+def _found(point: Point, budget: int | None) -> _Where:
+    """`_where`, whether the entries fit or not."""
+    key = _key(point, budget)
+    where = point.program.memo.once(("where", *key, ()), lambda: _traced(point, key[-1], ()))
+    return _joined(point, where, key) if where.compared.outvars else where
+
+
+def bounds_of(point: Point, budget: int | None) -> tuple[int, ...]:
+    """What is known about index arrays that are compared: the last argument of `coordinates_of`."""
+    return _found(point, budget).bounds
+
+
+def _joined(point: Point, where: _Where, key: tuple[Any, ...]) -> _Where:
+    """Where the entries are, given how often positions occur in the index arrays; unchanged if one of these is traced.
+
+    Lists that are compared where few entries agree may show others to compare, so that it takes a few traces.
+    """
+    memo, read = point.program.memo, [point.source[k] for k in where.reads]
+    if any(isinstance(a, Tracer) for a in read):
+        return where
+    known = memo.get(("bounds", *key))
+    if known is not None and all(map(_same, known[0], read)):
+        return memo[("where", *key, known[1])]
+    bounds = () if known is None else known[1]
+    for _ in range(MOST_TRACES):
+        found = memo.once(("where", *key, bounds), lambda bounds=bounds: _traced(point, key[-1], bounds))
+        counts = [_most_equal(a) for a in _index_arrays(point, found, "compared")]
+        if len(counts) == len(bounds) and all(c <= b <= 4 * c for c, b in zip(counts, bounds, strict=True)):
+            memo[("bounds", *key)] = tuple(read), bounds
+            return found
+        bounds = tuple(map(_rounded, counts))
+    return where
+
+
+def _most_equal(array: np.ndarray) -> int:
+    """How often the most frequent number of an array of positions occurs."""
+    return int(np.bincount(array.reshape(-1)).max(initial=1))
+
+
+def _rounded(count: int) -> int:
+    """A bound with some room, so that another list seldom needs another: 1, 2, 3, 4, 6, 8, 12 and so on."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 and power > 2 else power
+
+
+def _traced(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> _Where:
+    shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
+
+    def run(*source: Array) -> tuple[Coordinates, list[Array]]:
+        bare, joins = point.without_arrays, Joins(bounds)
+        residuals = source if bare.stored else bare.program.residuals(source)
+        return coordinates(terms_of(bare, residuals, limit_bytes, few=True, joins=joins), shift), joins.compared
+
+    closed, (shapes, compared) = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
+    flat, constants = flatten_jaxpr(closed)
+    lookups = [flat.outvars[k] for k in shapes.lookups]
+    compared = flat.outvars[len(flat.outvars) - len(compared) :]
+    eqns = {name: needed_equations(flat, vs) for name, vs in (("lookups", lookups), ("compared", compared))}
+    live = {*variables(v for group in eqns.values() for eqn in group for v in eqn.invars), *variables([*lookups, *compared])}
+    held, inputs = flat.invars[: len(constants)], flat.invars[len(constants) :]
+    reads = tuple(k for k, v in enumerate(inputs) if v in live)
+    own = (*held, *(inputs[k] for k in reads))
+    return _Where(
+        coordinates=shapes,
+        bounds=bounds,
+        values=flat,
+        lookups=Equations(own, tuple(eqns["lookups"]), tuple(lookups)),
+        compared=Equations(own, tuple(eqns["compared"]), tuple(compared)),
+        reads=reads,
+        constants=constants,
+    )
 
 
 def _check_budget(point: Point, where: _Where, budget: int, key: tuple[Any, ...]) -> None:

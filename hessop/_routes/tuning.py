@@ -38,6 +38,9 @@ LONGEST_RECOMPUTED_SUM = 64
 
 # --- sparse matrices ---
 
+# Traces of the terms of a function that compares lists of lists; beyond, all pairs are compared. Chosen: more than the rounds
+# of message passing that have been tried.
+MOST_TRACES = 6
 # In square roots of the rounding unit, relative to the largest sum of absolute values. A product with the nonzeros that a
 # coloring gives may differ by this much from one with the Hessian. Chosen: rounding gives far less, a missed nonzero far more.
 COLORING_TOLERANCE = 1.0

@@ -132,8 +132,8 @@ class SparseLU(_Direct):
 class SparseCholesky(_Direct):
     """Solves with a positive definite Hessian by a sparse Cholesky factorization (CHOLMOD), which takes half the work of LU.
 
-    It needs scikit-sparse 0.5 or later (`pip install "hessop[cholesky]"`), which needs the SuiteSparse library. Everything else
-    is as for `SparseLU`. A matrix that is not positive definite gives `lineax.RESULTS.singular`.
+    It needs scikit-sparse (`pip install "hessop[cholesky]"`), which needs the SuiteSparse library. Everything else is as for
+    `SparseLU`. A matrix that is not positive definite gives `lineax.RESULTS.singular`.
 
     Examples:
         >>> import jax.numpy as jnp, lineax as lx, hessop
@@ -149,12 +149,12 @@ class SparseCholesky(_Direct):
         """Look for scikit-sparse.
 
         Raises:
-            ImportError: it is not installed, or older than 0.5.
+            ImportError: it is not installed.
         """
         try:
-            from sksparse.cholmod import CholeskyFactor  # noqa: F401
+            from hessop.scipy import _cholmod  # noqa: F401
         except ImportError as error:
-            raise ImportError("SparseCholesky needs scikit-sparse 0.5 or later: pip install 'hessop[cholesky]'") from error
+            raise ImportError("SparseCholesky needs scikit-sparse: pip install 'hessop[cholesky]'") from error
 
     _exact = Cholesky()
     _positive = Cholesky(shifted=True)

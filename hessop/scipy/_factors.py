@@ -121,22 +121,15 @@ class Factors:
         return _in_order(self._order, factors.solve)
 
     def _by_cholesky(self, how: Cholesky, matrix: csr_array) -> _Apply | None:
-        from sksparse import cholmod
+        from hessop.scipy import _cholmod
 
+        n = matrix.shape[0]
         columns = csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)  # it is symmetric
-        if not matrix.nnz and not how.shifted:
-            return None
-        if how not in self._analyses:  # one for each way, as a factorization overwrites the one before
-            dominant = columns if matrix.nnz else csc_array(eye_array(matrix.shape[0], format="csc"))
-            self._analyses[how] = cholmod.CholeskyFactor(dominant)
-
-        def at(shift: float) -> _Apply | None:
-            try:
-                factor = self._analyses[how].factorize(columns, beta=shift)
-            except cholmod.CholmodNotPositiveDefiniteError:
-                return None
-            return lambda b: _without_warnings(factor.solve, np.ascontiguousarray(b))
-
+        if not matrix.nnz:  # CHOLMOD refuses a matrix without nonzeros
+            return (lambda b: b) if how.shifted or not n else None
+        if how not in self._analyses:  # one for each way: a factorization overwrites the one before
+            self._analyses[how] = _cholmod.Cholesky(columns)
+        at = lambda shift: self._analyses[how].inverse(columns, shift)
         return _first_positive(columns, at) if how.shifted else at(0.0)
 
     def _find_order(self, matrix: csr_array) -> None:
@@ -216,13 +209,6 @@ def _first_positive(matrix: csc_array, inverse: Callable[[float], _Apply | None]
         if apply is not None:
             return apply
         shift = max(tuning.SHIFT_GROWTH * shift, tuning.FIRST_SHIFT * scale)
-
-
-def _without_warnings(apply: _Apply, b: np.ndarray) -> np.ndarray:
-    """A solution without CHOLMOD's warning of small pivots: the residual is checked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return apply(b)
 
 
 def _inverse_if_positive(matrix: csc_array) -> _Apply | None:
