@@ -1,7 +1,7 @@
 """Draws the pictures of the README and the documentation, each as an SVG for light pages and one for dark pages.
 
-  python benchmarks/pictures.py                   all pictures, into docs/images
-  python benchmarks/pictures.py terms hessian     selected pictures
+  python benchmarks/pictures.py                          all pictures, into docs/images
+  python benchmarks/pictures.py --only terms hessian     some of them
 
 `growth` shows the results of `python benchmarks/growth.py`. The others are computed here, in a few seconds. A picture is a
 function of a theme that returns a matplotlib figure.
@@ -275,12 +275,14 @@ PICTURES = {"growth": growth, "terms": terms, "minimise": minimise, "hessian": h
 def main():
     """Draw pictures in both themes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=list(PICTURES), help="default: all")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PICTURES), default=list(PICTURES), metavar="NAME", help="default: all"
+    )
     parser.add_argument("--data", default=ROOT / "benchmarks/results/growth.json", help="output of benchmarks/growth.py")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/images")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.names or PICTURES:
+    for name in options.only:
         for theme in (LIGHT, DARK):
             with theme.applied():
                 figure = growth(theme, options.data) if name == "growth" else PICTURES[name](theme)

@@ -88,9 +88,10 @@ QUICK = ["value", "gradient", "mv", "materialize", "chunks", "diagonal"]
 def test_the_same_as_on_one_device(devices, routes, uses):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     script = SCRIPT.replace("{what}", json.dumps([devices, routes, uses]))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": flags}
-    )
+    # XLA runs all simulated devices on one pool of threads, by default as many as there are cores. A collective occupies a
+    # thread for each device until all have arrived; if other work holds the last one, XLA aborts the process after 40 s.
+    env = {**os.environ, "XLA_FLAGS": flags, "NPROC": "16"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     count, wrong = json.loads(done.stdout.splitlines()[-1])
     print(f"{count} comparisons on {devices} devices, {len(wrong)} of them wrong")  # noqa: T201
