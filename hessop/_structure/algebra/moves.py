@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra, aligned
@@ -255,7 +255,7 @@ def _joined(algebra: Algebra, term: Term, e: Expr, value: Expr) -> Term | None:
         order = jnp.argsort(listed).astype(jnp.int32)
         at = jnp.broadcast_to(positions, [i.size for i in value.ids]).astype(listed.dtype)
         first, last = (jnp.searchsorted(listed[order], at, side=side).astype(jnp.int32) for side in ("left", "right"))
-        number = first[..., None] + jnp.arange(most, dtype=jnp.int32)
+        number = first[..., None] + lax.broadcasted_iota(jnp.int32, (*(1,) * first.ndim, most), first.ndim)
         return order[jnp.minimum(number, size - 1)].reshape(shape), (number < last[..., None]).reshape(shape)
 
     entries, there = algebra.once(("joined", most), [atom.array, positions], make)
