@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.cutest, pytest.mark.x64, pytest.mark.filterwarnings("i
 COUNT = 108
 DENSE = 2000  # unknowns up to which the matrix of jax.hessian is computed
 PRODUCTS = 20
+TOO_LARGE = ("CHARDIS0",)  # jax.hessian asks for 32 GB
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_problem(problems, number):
     H = hessop.HessianOperator(fn, x)
     sparse = H.to_csr()
     n = x.size
-    if n <= DENSE:
+    if n <= DENSE and type(problems[number]).__name__ not in TOO_LARGE:
         expected = np.asarray(jax.jit(jax.hessian(fn))(x))
         scale = np.abs(expected).max(initial=0.0)
         close(sparse.toarray(), expected, scale)
