@@ -130,7 +130,7 @@ class AbstractHessian(AbstractSparse):
         key = ("products", memory, *how.values())
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
-            return self._like_x(self._run("mm", _products, leaves))
+            return self._like_x(self._run(("mm by products", calls), functools.partial(_products, calls=calls), leaves))
         tiled = lambda program, stored, source, shift, vectors: shifted(found(*source, *vectors), shift, vectors)
         return self._like_x(self._run(("mm", found), tiled, leaves))
 
@@ -324,9 +324,10 @@ class AbstractHessian(AbstractSparse):
         return self._like_x(self._entries(Blocks(sizes), "leaves", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
-        if self._options.route == "tiles":  # recomputes even where that is expensive
+        _, route, _, _, calls = self._options
+        if route == "tiles":  # recomputes even where that is expensive
             return self._run("tiled mv", functools.partial(_product, expensive=True), leaves)
-        return self._run("mv", _product, leaves)
+        return self._run(("mv", calls), functools.partial(_product, calls=calls), leaves)
 
     def _check_symmetry(self) -> None:
         """Warn, once for each program, if the function's derivative rules make the matrix asymmetric."""
@@ -364,18 +365,18 @@ def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
     return jnp.abs(u @ Hv - v @ Hu), norm(Hu) * norm(v) + norm(Hv) * norm(u)
 
 
-def _product(
-    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], expensive: bool = False
-) -> list[Array]:
+def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], **how: Any) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(tiles.recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
+    return shifted(tiles.recomputed_product(program, source, leaves, **how), shift, leaves)
 
 
-def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _products(
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], calls: float
+) -> list[Array]:
     if stored:
         return shifted(program.products(source, leaves), shift, leaves)
-    return shifted(jax.vmap(lambda *t: tiles.recomputed_product(program, source, t))(*leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: tiles.recomputed_product(program, source, t, calls=calls))(*leaves), shift, leaves)
 
 
 if TYPE_CHECKING:  # at run time `Any`, as in `hessop._base.annotations`

@@ -7,7 +7,6 @@ never know operators or lineax, and never computes a product.
 
 import dataclasses
 import functools
-import math
 
 import jax
 
@@ -25,14 +24,6 @@ from hessop._routes.tuning import BUDGETS_TO_MAKE_TERMS, MARGIN_OF_TERMS
 from hessop._tiles import Tiled
 
 _WITHOUT_TERMS = ("columns", "coloring")
-
-
-def expected(n: int) -> int:
-    """Products that a linearization may expect: sqrt(n), as conjugate gradients take on a lattice of n points, or ten.
-
-    Terms that need more products than this to pay off are not made, because they would slow down a solve that stops early.
-    """
-    return max(min(n, 10), math.isqrt(n))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,9 @@ LEAP_FROM = 4
 MARGIN_OF_TERMS = 1.25
 # In budgets. Terms whose intermediates add up to more than this are not tried.
 BUDGETS_TO_MAKE_TERMS = 8
+# Bytes of intermediates from which products are evaluated by tiles whatever that takes to compile. Chosen: a tenth of what a
+# process with JAX takes anyway.
+LEAST_BYTES_TO_SAVE = 2**25
 # Length of the sums of a matrix product above which recomputing it costs more than reading it. Estimated.
 LONGEST_RECOMPUTED_SUM = 64
 
