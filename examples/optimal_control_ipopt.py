@@ -64,28 +64,36 @@ class Problem:
             self.matrix = jax.jit(jax.hessian(lagrangian))
 
     def pytree(self, z):
+        """IPOPT's flat vector in the shape of the unknowns."""
         return jnp.asarray(z.reshape(self.shape))
 
     def objective(self, z):
+        """The value of the objective."""
         return float(self.value_and_gradient(self.pytree(z))[0])
 
     def gradient(self, z):
+        """The gradient of the objective."""
         return np.asarray(self.value_and_gradient(self.pytree(z))[1]).ravel()
 
     def constraints(self, z):
+        """The values of the constraints."""
         return np.asarray(self.residuals(self.pytree(z)))
 
     def jacobianstructure(self):
+        """Rows and columns of the nonzeros of the constraints' Jacobian."""
         return self.of_jacobian[0], self.of_jacobian[1] - self.m
 
     def jacobian(self, z):
+        """The values of these nonzeros."""
         H = hessop.HessianOperator(coupling, {"y": jnp.zeros(self.m), "z": self.pytree(z)})
         return np.asarray(H.entries(*self.of_jacobian))
 
     def hessianstructure(self):
+        """Rows and columns of the nonzeros of the Lagrangian's Hessian, on and below the diagonal."""
         return self.of_hessian
 
     def hessian(self, z, y, sigma):
+        """The values of these nonzeros."""
         start = time.perf_counter()
         arguments = self.pytree(z), float(sigma), jnp.asarray(y)
         if self.dense:
@@ -99,7 +107,7 @@ class Problem:
 
 def solve(steps, dense):
     """The solution [steps, 3], and the problem with its times."""
-    import cyipopt
+    import cyipopt  # pyright: ignore[reportMissingImports]
 
     problem = Problem(steps, dense)
     n = 3 * steps
@@ -119,7 +127,7 @@ def solve(steps, dense):
 
 def main():
     """Solve the problem, and print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=3334, help="times; three unknowns each")
     parser.add_argument("--dense", action="store_true", help="also with the dense matrix of jax.hessian")
     options = parser.parse_args()

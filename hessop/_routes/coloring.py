@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from hessop._equations.flat import peak_bytes
 from hessop._program.point import Point, shifted_product
@@ -50,7 +51,7 @@ def coloring(point: Point) -> Coloring:
         RuntimeError: the pattern misses a nonzero, which would be a bug in asdex or hessop.
     """
     read = [a for a in point.source if jnp.issubdtype(a.dtype, jnp.integer)]
-    if any(isinstance(a, jax.core.Tracer) for a in read):
+    if any(isinstance(a, Tracer) for a in read):
         raise ValueError(
             "route: with 'coloring' the pattern must be known, but an index array is traced; call this outside of jit, or let "
             "the function capture its index arrays instead of passing them in args"
@@ -74,7 +75,7 @@ def _colored(point: Point) -> Coloring:
     # Only index arrays are known: the pattern holds for all values of x and of the numbers in args.
     def product(tangents: Sequence[Array], numbers: Sequence[Array]) -> list[Array]:
         left = iter(numbers)
-        source = [next(left) if a is None else a for a in fixed]
+        source: list[Any] = [next(left) if a is None else a for a in fixed]
         return program.product(source if point.stored else program.residuals(source), tangents)
 
     zeros = lambda a: np.zeros(a.shape, a.dtype)  # asdex reads shapes and dtypes from arrays

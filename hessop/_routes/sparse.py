@@ -83,12 +83,21 @@ def chosen(point: Point, budget: int | None, route: str) -> str:
 
 
 def instead_of_matrix(point: Point, budget: int | None) -> str:
-    """What a sparse matrix would take, for the message that the dense one does not fit; empty if that does not fit either."""
-    try:
-        count = _where(point, budget).coordinates.count
-    except MemoryBudgetError:
-        return ""
-    return f"; a sparse matrix fits: its terms have {count} entries (to_bcoo, to_csr)"
+    """What a sparse matrix would take, for the message that the dense one does not fit; empty if that may not fit either.
+
+    From shapes alone: nothing is compiled for the message.
+    """
+    key = _key(point, budget)
+    where = point.program.memo.once(("where", *key, ()), lambda: _traced(point, key[-1], ()))
+    limit, count = budget or free_memory(device_of(point)), where.coordinates.count
+    fits = _estimate(point, where, (*key, where.bounds)) <= limit
+    return f"; a sparse matrix fits: its terms have {count} entries (to_bcoo, to_csr)" if fits else ""
+
+
+def _estimate(point: Point, where: _Where, key: tuple[Any, ...]) -> int:
+    """Bytes that the entries and their pattern take, from shapes."""
+    of_values = point.program.memo.once(("sparse estimate", *key), lambda: peak_bytes(where.values, where.values.invars))
+    return point.source_bytes + of_values + where.coordinates.count * INDEX_BYTES_PER_ENTRY
 
 
 def pattern(point: Point, budget: int | None, route: str) -> Pattern:
@@ -359,7 +368,6 @@ def _check_budget(point: Point, where: _Where, budget: int, key: tuple[Any, ...]
     """
     n, count, memo = point.layout.n, where.coordinates.count, point.program.memo
     of_pattern = count * INDEX_BYTES_PER_ENTRY
-    estimate = memo.once(("sparse estimate", *key), lambda: peak_bytes(where.values, where.values.invars))
 
     def compiled() -> int | None:
         jitted = jax.jit(lambda *inputs: evaluate(where.values, inputs))
@@ -367,7 +375,7 @@ def _check_budget(point: Point, where: _Where, budget: int, key: tuple[Any, ...]
         return None if found is None else found + of_pattern
 
     told = lambda: memo.once(("sparse bytes", *key), compiled)
-    peak = peak_of(point.source_bytes + estimate + of_pattern, budget, told)
+    peak = peak_of(_estimate(point, where, key), budget, told)
     if not peak.fits(budget):
         what = f"a sparse Hessian of {n} x {n} whose terms have {count} entries ({count / max(1, n):.3g} per row), which needs"
         raise too_little(budget, what, peak.bytes or 0, "; products (mv, mm) need no entries")

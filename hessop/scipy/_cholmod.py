@@ -1,6 +1,6 @@
 """CHOLMOD by scikit-sparse, whose interface changed from 0.4 to 0.5: Debian 12 has libraries for the former only.
 
-Depends on scikit-sparse. Must never know patterns or Hessians.
+Imports scikit-sparse where it is used. Must never know patterns or Hessians.
 """
 
 import warnings
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sksparse import cholmod
 
 
 class Cholesky:
@@ -16,11 +15,15 @@ class Cholesky:
 
     def __init__(self, matrix: Any):
         """Analyze a symmetric matrix in compressed columns; its values do not matter."""
+        from sksparse import cholmod  # pyright: ignore[reportMissingImports]
+
+        self._library = cholmod
         self._new = hasattr(cholmod, "CholeskyFactor")
         self._factor = cholmod.CholeskyFactor(matrix) if self._new else cholmod.analyze(matrix)
 
     def inverse(self, matrix: Any, shift: float) -> Callable[[np.ndarray], np.ndarray] | None:
         """The inverse of matrix + shift I; None if it is not positive definite. It is valid until the next call."""
+        cholmod = self._library
         try:
             if self._new:
                 self._factor.factorize(matrix, beta=shift)

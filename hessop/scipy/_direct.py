@@ -152,7 +152,7 @@ class SparseCholesky(_Direct):
             ImportError: it is not installed.
         """
         try:
-            from hessop.scipy import _cholmod  # noqa: F401
+            from sksparse import cholmod  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("SparseCholesky needs scikit-sparse: pip install 'hessop[cholesky]'") from error
 

@@ -108,11 +108,11 @@ class Factors:
             return self._by_cholesky(how, matrix)
         self._find_order(matrix)
         assert self._order is not None
-        numbers, shape = self._numbers, matrix.shape
+        numbers, shape, n = self._numbers, self._pattern.shape, self._pattern.shape[0]
         reordered = csc_array((values[numbers.data], numbers.indices, numbers.indptr), shape=shape)
         if isinstance(how, Positively):
             at = lambda shifted: _inverse_if_positive(shifted) if how.drop is None else _incomplete_if_positive(shifted, how)
-            shifted = lambda shift: csc_array(reordered + shift * eye_array(shape[0], format="csc")) if shift else reordered
+            shifted = lambda shift: csc_array(reordered + shift * eye_array(n, format="csc")) if shift else reordered
             return _in_order(self._order, _first_positive(reordered, lambda shift: at(shifted(shift))))
         try:
             factors = _splu(reordered, tuning.PIVOT_THRESHOLD)
@@ -123,7 +123,7 @@ class Factors:
     def _by_cholesky(self, how: Cholesky, matrix: csr_array) -> _Apply | None:
         from hessop.scipy import _cholmod
 
-        n = matrix.shape[0]
+        n = self._pattern.shape[0]
         columns = csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)  # it is symmetric
         if not matrix.nnz:  # CHOLMOD refuses a matrix without nonzeros
             return (lambda b: b) if how.shifted or not n else None
@@ -136,7 +136,7 @@ class Factors:
         if self._order is not None:
             return
         # The order does not depend on the values: a dominant diagonal, so that the factorization does not fail.
-        n = matrix.shape[0]
+        n = self._pattern.shape[0]
         count = np.diff(self._pattern.starts)
         dominant = csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
         dominant = csc_array(dominant + eye_array(n, format="csr") * float(1 + count.max(initial=0)))
@@ -202,7 +202,7 @@ def _first_positive(matrix: csc_array, inverse: Callable[[float], _Apply | None]
     Nocedal and Wright, Numerical Optimization (2nd ed., 2006), algorithm 3.3, doi:10.1007/978-0-387-40065-5.
     """
     scale = (abs(matrix).max() if matrix.nnz else 0.0) or 1.0
-    least = float(matrix.diagonal().min(initial=0.0)) if matrix.shape[0] else 0.0
+    least = float(matrix.diagonal().min(initial=0.0))
     shift = 0.0 if least >= 0 and matrix.nnz else tuning.FIRST_SHIFT * scale - least
     while True:
         apply = inverse(shift)
