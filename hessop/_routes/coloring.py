@@ -70,7 +70,7 @@ def _colored(point: Point) -> Coloring:
     except ImportError as error:
         raise ImportError("route='coloring' needs asdex: pip install 'hessop[coloring]'") from error
     program, layout = point.program, point.layout
-    fixed = [np.asarray(a) if jnp.issubdtype(a.dtype, jnp.integer) else None for a in point.source]
+    fixed = [a if jnp.issubdtype(a.dtype, jnp.integer) else None for a in point.source]
 
     # Only index arrays are known: the pattern holds for all values of x and of the numbers in args.
     def product(tangents: Sequence[Array], numbers: Sequence[Array]) -> list[Array]:

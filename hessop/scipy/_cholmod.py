@@ -38,6 +38,6 @@ class Cholesky:
         def apply(b: np.ndarray) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", cholmod.CholmodWarning)  # of small pivots: residuals are checked
-                return solve(np.ascontiguousarray(b))
+                return solve(np.array(b, order="F"))  # writable, which scikit-sparse asks for
 
         return apply

@@ -124,7 +124,8 @@ class Factors:
         from hessop.scipy import _cholmod
 
         n = self._pattern.shape[0]
-        columns = csc_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)  # it is symmetric
+        # It is symmetric. The index arrays of a pattern are read-only, which scikit-sparse refuses.
+        columns = csc_array((matrix.data, matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
         if not matrix.nnz:  # CHOLMOD refuses a matrix without nonzeros
             return (lambda b: b) if how.shifted or not n else None
         if how not in self._analyses:  # one for each way: a factorization overwrites the one before
