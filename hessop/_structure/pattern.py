@@ -274,11 +274,17 @@ def _with_transposes(own: _Blocks | None, other: _Blocks | None) -> _Blocks:
 
 def _within_rows(blocks: _Blocks, lengths: np.ndarray) -> np.ndarray:
     """Where in its row each entry of each block is, [blocks, p, q]; adds to the `lengths` of the rows."""
-    p = blocks.filled.shape[1]
+    p, q = blocks.filled.shape[1:]
     rows = lengths.reshape(-1, p)
+    starts = np.searchsorted(blocks.rows, np.arange(len(rows) + 1))  # where each block row starts
+    if blocks.nonzero is ...:
+        rank = np.arange(len(blocks.rows)) - starts[blocks.rows]  # of a block in its row
+        first = rows[blocks.rows] + q * rank[:, None]
+        rows += q * np.diff(starts)[:, None]
+        return first[:, :, None] + np.arange(q)
     counts = blocks.filled.sum(2)  # nonzeros of each row of each block
     total = np.concatenate([np.zeros((1, p), counts.dtype), np.cumsum(counts, axis=0)])
-    own = total[np.searchsorted(blocks.rows, np.arange(len(rows) + 1))]  # where each block row starts
+    own = total[starts]
     first = total[:-1] + (rows - own[:-1])[blocks.rows]
     rows += np.diff(own, axis=0)
     return first[:, :, None] + (np.cumsum(blocks.filled, axis=2, dtype=np.int32) - blocks.filled)
