@@ -14,8 +14,11 @@ SMALL = {
     "issue_787.py": (["--particles", "30"], ["20 random columns", "predicted"]),
     "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
     "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "a minimum", "LOBPCG"]),
+    "optimal_control_ipopt.py": (["--steps", "60", "--dense"], ["hessop, sparse", "largest difference"]),
     "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after the same time"]),
 }
+# Libraries that an example needs besides hessop's dependencies; without them, it is skipped.
+NEEDS = {"optimal_control_ipopt.py": "cyipopt"}
 # The examples choose their own dtype, so one lane is enough.
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 
@@ -27,6 +30,8 @@ def test_all_examples_are_listed():
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.usefixtures("default_settings")  # optax's Adam does not run under strict promotion
 def test_example_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     arguments, expected = SMALL[name]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(FOLDER / name), run_name="__main__")

@@ -8,7 +8,7 @@ class. Must never contain code.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-RouteName = Literal["auto", "structure", "tiles", "columns"]
+RouteName = Literal["auto", "structure", "tiles", "columns", "coloring"]
 SelfPairsName = Literal["auto", "constant", "as_written"]
 
 if TYPE_CHECKING:

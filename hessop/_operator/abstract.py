@@ -16,6 +16,7 @@ from jax import Array
 from hessop._base.annotations import Chunk, Memory, RouteName
 from hessop._base.arguments import alike, check_positive_int, check_vector
 from hessop._base.bytes import free_memory, parse_memory
+from hessop._base.errors import MemoryBudgetError
 from hessop._base.layout import Layout
 from hessop._base.progress import ProgressOption
 from hessop._operator.arguments import block_sizes, default_blocks
@@ -27,6 +28,7 @@ from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
+from hessop._routes.sparse import instead_of_matrix
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
 _NOT_A_MATRIX = (
@@ -128,7 +130,7 @@ class AbstractHessian(AbstractSparse):
         key = ("products", memory, *how.values())
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
-            return self._like_x(self._run("mm", _products, leaves))
+            return self._like_x(self._run(("mm by products", calls), functools.partial(_products, calls=calls), leaves))
         tiled = lambda program, stored, source, shift, vectors: shifted(found(*source, *vectors), shift, vectors)
         return self._like_x(self._run(("mm", found), tiled, leaves))
 
@@ -172,7 +174,12 @@ class AbstractHessian(AbstractSparse):
         if point.traced and (out is not None or progress is not False):
             name = "out" if out is not None else "progress"
             raise ValueError(f"{name}: cannot be used inside jit, vmap or grad, where there is no host loop; leave it out")
-        return self._entries(MATRIX, "rows", chunk, memory, out=out, progress=progress)
+        try:
+            return self._entries(MATRIX, "rows", chunk, memory, out=out, progress=progress)
+        except MemoryBudgetError as error:
+            budget = self._options.memory if memory is None else parse_memory(memory)
+            hint = "" if point.traced else instead_of_matrix(point, budget)
+            raise MemoryBudgetError(f"{error}{hint}", needed=error.needed, budget=error.budget) from error
 
     @method
     def nested_blocks(self, *, chunk: Chunk = None, memory: Memory = None, progress: ProgressOption = False) -> list[Array]:
@@ -317,9 +324,10 @@ class AbstractHessian(AbstractSparse):
         return self._like_x(self._entries(Blocks(sizes), "leaves", chunk, memory, quiet=quiet))
 
     def _product(self, leaves: Sequence[Array]) -> list[Array]:
-        if self._options.route == "tiles":  # recomputes even where that is expensive
+        _, route, _, _, calls = self._options
+        if route == "tiles":  # recomputes even where that is expensive
             return self._run("tiled mv", functools.partial(_product, expensive=True), leaves)
-        return self._run("mv", _product, leaves)
+        return self._run(("mv", calls), functools.partial(_product, calls=calls), leaves)
 
     def _check_symmetry(self) -> None:
         """Warn, once for each program, if the function's derivative rules make the matrix asymmetric."""
@@ -357,18 +365,18 @@ def _asymmetry(vectors: Any, products: Any) -> tuple[Array, Array]:
     return jnp.abs(u @ Hv - v @ Hu), norm(Hu) * norm(v) + norm(Hv) * norm(u)
 
 
-def _product(
-    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], expensive: bool = False
-) -> list[Array]:
+def _product(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], **how: Any) -> list[Array]:
     if stored:
         return shifted_product(program, source, shift, leaves)
-    return shifted(tiles.recomputed_product(program, source, leaves, expensive=expensive), shift, leaves)
+    return shifted(tiles.recomputed_product(program, source, leaves, **how), shift, leaves)
 
 
-def _products(program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array]) -> list[Array]:
+def _products(
+    program: Any, stored: bool, source: Any, shift: Array | None, leaves: Sequence[Array], calls: float
+) -> list[Array]:
     if stored:
         return shifted(program.products(source, leaves), shift, leaves)
-    return shifted(jax.vmap(lambda *t: tiles.recomputed_product(program, source, t))(*leaves), shift, leaves)
+    return shifted(jax.vmap(lambda *t: tiles.recomputed_product(program, source, t, calls=calls))(*leaves), shift, leaves)
 
 
 if TYPE_CHECKING:  # at run time `Any`, as in `hessop._base.annotations`

@@ -39,7 +39,7 @@ from hessop._program.point import Point, shapes_of
 from hessop._program.program import HessianProgram, program_for
 from hessop._program.trace import name_of, trace
 from hessop._routes import tiles
-from hessop._routes.choose_products import ProductDecision, choose_product, expected
+from hessop._routes.choose_products import ProductDecision, choose_product
 from hessop._routes.chunks import residuals_of
 from hessop._routes.entries import decide, device_of
 from hessop._routes.plan import Plan
@@ -107,7 +107,8 @@ class HessianOperator(AbstractHessian):
             args: tuple of pytrees. Arrays and floats may change without recompiling; other leaves are static.
             tags: lineax tags, such as `lineax.positive_semidefinite_tag`; promises that are not checked.
             route: "structure" (terms), "columns" (products with basis vectors), "tiles" (no N x N intermediates, at any
-                cost), or "auto" for the cheapest.
+                cost), "coloring" (products, each of several columns without a common row; needs asdex), or "auto" for the
+                cheapest of the others.
             memory: the budget for each call on this operator, in bytes or text like "4GB"; by default the free memory of
                 the device (or machine, or container), less a margin.
             self_pairs: "auto" treats self-pairs i == i as constants if they reach a primitive that is singular there,
@@ -262,7 +263,7 @@ class HessianOperator(AbstractHessian):
             sizes, lines = terms.term_sizes(), terms.describe()
             described = tuple(line for _, line in sorted(zip(sizes, lines, strict=True), key=lambda pair: -pair[0]))
             fallbacks = terms.fallbacks
-        tiled = tiles.recomputes(point.function, expensive=self.route == "tiles")
+        tiled = tiles.recomputes(point.function, calls=self.calls, expensive=self.route == "tiles")
         single = "tile by tile, storing no residuals" if tiled else "from residuals computed for it"
         return Plan(
             n=point.layout.n,
@@ -330,7 +331,7 @@ class HessianOperator(AbstractHessian):
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
         given_bytes = self.memory if memory is None else parse_memory(memory)
         budget = given_bytes or free_memory(device_of(point))
-        count, compile = expected(point.layout.n), given_bytes is not None or not point.traced
+        count, compile = tiles.expected(point.layout.n), given_bytes is not None or not point.traced
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
         key = ("product", given_bytes, *how.values())
         return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))

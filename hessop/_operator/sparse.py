@@ -50,7 +50,7 @@ class AbstractSparse(SymmetricOperator):
             >>> print(*H.pattern(lower=True))
             [0 1 1 2] [0 0 1 1]
         """
-        found = sparse.pattern(self._point(), self._options.memory)
+        found = sparse.pattern(self._point(), self._options.memory, self._options.route)
         return found.lower_places if lower else (found.rows, found.columns)
 
     @method
@@ -77,18 +77,21 @@ class AbstractSparse(SymmetricOperator):
         """
         rows, columns = check_places(rows, columns, self.program.layout.n)
         self._check_symmetry()
-        return self._reported(sparse.entries_at(self._point(), rows, columns, self._options.memory), "entries")
+        return self._reported(
+            sparse.entries_at(self._point(), rows, columns, self._options.memory, self._options.route), "entries"
+        )
 
     @method
-    def rows(self, which: Any, *, memory: Memory = None) -> Array:
+    def rows(self, which: Any, *, as_bcoo: bool = False, memory: Memory = None) -> Any:
         """Some rows of the matrix.
 
         Args:
-            which: integers [k], from 0 to n - 1 in ravel order; may be traced.
+            which: integers [k], from 0 to n - 1 in ravel order; may be traced, unless `as_bcoo`.
+            as_bcoo: only the structural nonzeros, as a sparse matrix of JAX.
             memory: budget in bytes, or text like "4GB".
 
         Returns:
-            An array [k, n].
+            An array [k, n], or a `jax.experimental.sparse.BCOO` of that shape.
 
         Raises:
             TypeError, ValueError: `which` is not an integer array [k], or out of bounds.
@@ -105,8 +108,26 @@ class AbstractSparse(SymmetricOperator):
         self._check_symmetry()
         options, point = self._options, self._point()
         budget = options.memory if memory is None else parse_memory(memory)
+        if as_bcoo:
+            return self._sparse_rows(which, budget)
         index = jnp.asarray(which, point.index_dtype)
         return self._reported(some_rows(point, index, route=options.route, memory=budget, calls=options.calls), "rows")
+
+    def _sparse_rows(self, which: Any, budget: int | None) -> Any:
+        from jax.experimental.sparse import BCOO  # which imports scipy.sparse
+
+        if isinstance(which, Tracer):
+            raise ValueError("which: must not be traced with as_bcoo=True, as it determines the number of nonzeros")
+        point, route = self._point(), self._options.route
+        found = sparse.pattern(point, budget, route)
+        lengths = np.diff(found.starts)[which]
+        row = np.repeat(np.arange(len(which)), lengths)
+        ends = np.cumsum(lengths)
+        number = np.arange(len(row)) - np.repeat(ends - lengths - found.starts[which], lengths)
+        values = self._reported(sparse.nonzeros(point, found, budget, route)[number], "rows")
+        places = jnp.asarray(np.stack([row, found.columns[number]], axis=1), found.columns.dtype)
+        shape = len(which), self.program.layout.n
+        return BCOO((values, places), shape=shape, indices_sorted=True, unique_indices=True)
 
     @method
     def to_bcoo(self, *, sum_duplicates: bool = True) -> Any:
@@ -123,8 +144,9 @@ class AbstractSparse(SymmetricOperator):
 
         self._check_symmetry()
         n = self.program.layout.n
-        if not sum_duplicates:
-            values, places = sparse.terms_entries(self._point(), self._options.memory)
+        route, memory = self._options.route, self._options.memory
+        if not sum_duplicates and sparse.chosen(self._point(), memory, route) == "structure":
+            values, places = sparse.terms_entries(self._point(), memory)
             self._reported(values, "entries")
             return BCOO((values, places), shape=(n, n))
         found, values = self.nonzeros()
@@ -154,9 +176,9 @@ class AbstractSparse(SymmetricOperator):
     @method
     def nonzeros(self) -> tuple[Pattern, Array]:
         """The pattern, and the values of its nonzeros."""
-        point = self._point()
-        found = sparse.pattern(point, self._options.memory)
-        return found, sparse.nonzeros(point, found, self._options.memory)
+        point, memory, route = self._point(), self._options.memory, self._options.route
+        found = sparse.pattern(point, memory, route)
+        return found, sparse.nonzeros(point, found, memory, route)
 
     def _reported(self, found: Array, what: str) -> Array:
         """`found`; outside of jit, a RuntimeWarning reports entries that are not finite."""

@@ -13,6 +13,7 @@ from hessop._equations.cost import Cost, cost, pays, results_worth, work_of
 from hessop._program.point import Point
 from hessop._program.program import AbstractProgram
 from hessop._routes.chunks import Chunking, choose_chunking, refuse_impossible
+from hessop._routes.coloring import choose_chunk, coloring
 from hessop._routes.columns import products
 from hessop._routes.decision import Decision
 from hessop._routes.fits import Peak, peak_of, too_little
@@ -51,6 +52,18 @@ class _Candidates:
         chunking, peak = choose_chunking(products(self.point.program), self.point, self.request, self.budget)
         return Decision("columns", peak, reason, chunking, run_seconds=self.columns_cost.run)
 
+    def coloring(self, reason: str) -> Decision:
+        """A product for each color.
+
+        Raises:
+            MemoryBudgetError: not even one product at a time fits.
+        """
+        point, layout, found = self.point, self.point.layout, coloring(self.point)
+        size_bytes = layout.n * self.request.wanted.width(layout) * layout.dtype.itemsize
+        _, peak_bytes = choose_chunk(point, found, self.budget, size_bytes)
+        counts = f"{len(found.source)} nonzeros from {found.count} products"
+        return Decision("coloring", Peak(peak_bytes, False), f"{reason}: {counts}", budget_bytes=self.budget)
+
     def terms_by_rows(self, reason: str, limit_bytes: int | None) -> Decision:
         """Rows of the matrix in chunks, from the terms.
 
@@ -74,6 +87,8 @@ def choose_route(point: Point, request: Request, budget: int | None) -> Decision
         refuse_impossible(products(point.program), point, request, budget)
     if request.route == "columns":
         return candidates.columns("route='columns' was given")
+    if request.route == "coloring":
+        return candidates.coloring("route='coloring' was given")
     if not request.wanted.has_terms:
         return candidates.columns("the terms cannot give this without the matrix")
     if request.chunk is not None:

@@ -7,7 +7,6 @@ never know operators or lineax, and never computes a product.
 
 import dataclasses
 import functools
-import math
 
 import jax
 
@@ -24,13 +23,7 @@ from hessop._routes.tiles import recomputes
 from hessop._routes.tuning import BUDGETS_TO_MAKE_TERMS, MARGIN_OF_TERMS
 from hessop._tiles import Tiled
 
-
-def expected(n: int) -> int:
-    """Products that a linearization may expect: sqrt(n), as conjugate gradients take on a lattice of n points, or ten.
-
-    Terms that need more products than this to pay off are not made, because they would slow down a solve that stops early.
-    """
-    return max(min(n, 10), math.isqrt(n))
+_WITHOUT_TERMS = ("columns", "coloring")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +49,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
 
     Args:
         point: the Hessian; its program is that of the function.
-        route: the user's choice: "structure" always makes terms, "columns" never does, "tiles" stores only the point, "auto"
-            takes the cheapest.
+        route: the user's choice: "structure" always makes terms, "columns" and "coloring" never do, "tiles" stores only the
+            point, "auto" takes the cheapest.
         budget: bytes.
         count: number of products at each point.
         calls: number of points.
@@ -71,8 +64,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     program, stored = point.function, _stores(point.function, budget)
     plain_cost = _plain_cost(program, stored, count)
     plain = functools.partial(ProductDecision, program, stored)
-    if route == "columns":
-        return plain("route='columns' makes no terms")
+    if route in _WITHOUT_TERMS:
+        return plain(f"route={route!r} makes no terms")
     if point.layout.n == 0:
         return plain("there are no unknowns")
     # Pair differences map a translation exactly to zero. A matrix does so only up to rounding of its largest entries: with it,
@@ -105,7 +98,7 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
 
     Tiles are called with the point and the vectors.
     """
-    if route == "columns" or point.layout.n == 0 or point.stored:
+    if route in _WITHOUT_TERMS or point.layout.n == 0 or point.stored:
         return None
     program, limit_bytes = point.function, bytes_without_rule(point.program, budget)
     if route in ("structure", "tiles"):

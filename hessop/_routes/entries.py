@@ -19,6 +19,7 @@ from hessop._base.progress import Progress, ProgressOption, progress_bar
 from hessop._equations.xla import short_call_options
 from hessop._program.finite import all_finite, is_finite, looks_finite, result_problem, warn
 from hessop._program.point import Point, placement
+from hessop._routes import coloring
 from hessop._routes.choose_entries import choose_route
 from hessop._routes.chunks import Taken, all_rows, fill, fill_traced
 from hessop._routes.decision import Decision
@@ -89,6 +90,8 @@ def entries(
         empty = jax.numpy.zeros((0, wanted.width(layout)), layout.dtype)
         return formed(empty, wanted, form, layout) if output is None else output.result
     decision = decide(point, request)
+    if traced and decision.route == "coloring":
+        return formed(_by_coloring(point, wanted, decision), wanted, form, layout)
     if traced:
         if not _is_at_once(point, decision):
             assert decision.chunking is not None
@@ -134,7 +137,10 @@ def _computed(
         assert chunking is not None
         return fill(point, wanted, chunking, out=output, report=report)
     try:
-        taken = _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
+        if decision.route == "coloring":
+            taken = Taken(_by_coloring(point, wanted, decision).block_until_ready(), None)
+        else:
+            taken = _run_at_once(point, wanted, decision, "rows" if _copied_on_host(point, wanted, form) else form)
     except jax.errors.JaxRuntimeError as error:
         if chunking is None or not is_out_of_memory(error):
             raise
@@ -175,6 +181,10 @@ def _run_at_once(point: Point, wanted: Wanted, decision: Decision, form: Form) -
     # Dispatch is asynchronous, so an allocation may fail only here.
     (taken.finite if taken.rows is None else taken.rows).block_until_ready()
     return taken
+
+
+def _by_coloring(point: Point, wanted: Wanted, decision: Decision) -> Array:
+    return coloring.read(point, coloring.coloring(point), wanted, decision.budget_bytes)
 
 
 def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:

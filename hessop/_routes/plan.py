@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def route(self) -> str:
-        """The route: "structure" or "columns"."""
+        """The route: "structure", "columns" or "coloring"."""
         return self.decision.route
 
     @property
@@ -106,6 +106,8 @@ class Plan:
                 lines.append(f"                and {more} more, none larger: see `terms` of this plan")
             if self.chunk is not None:
                 lines.append(f"  rows        {chunks} x {self.chunk}")
+        elif self.route == "coloring":
+            lines.append("  route       coloring: columns without a common row share a product")
         else:
             lines.append(f"  route       columns: {chunks} x {self.chunk} Hessian-vector products")
             lines.append(f"  residuals   {'stored once' if self.stored else 'recomputed for each chunk, to fit the budget'}")

@@ -21,7 +21,7 @@ from hessop._program.point import Point, placed_shapes, placement, shifted, shif
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
-from hessop._routes.sparse import coordinates_of
+from hessop._routes.sparse import bounds_of, coordinates_of
 from hessop._routes.terms import terms_of
 
 
@@ -40,10 +40,11 @@ def some_rows(point: Point, index: Array, *, route: str, memory: int | None, cal
     """
     budget, memo = memory or free_memory(device_of(point)), point.program.memo
     limit_bytes = bytes_without_rule(point.program, budget)
-    bare = point.without_arrays
-    forms = {"terms": _by_terms(bare, limit_bytes), "entries": _by_entries(bare, limit_bytes), "products": _by_products(bare)}
+    bare, bounds = point.without_arrays, bounds_of(point, memory)
+    by_entries = _by_entries(bare, limit_bytes, bounds)
+    forms = {"terms": _by_terms(bare, limit_bytes), "entries": by_entries, "products": _by_products(bare)}
     allowed = {"auto": tuple(forms), "structure": ("terms", "entries")}.get(route, ("products",))
-    key = ("rows", len(index), point.stored, point.shift is None)
+    key = ("rows", len(index), point.stored, point.shift is None, bounds)
 
     def jitted(name: str) -> Any:
         return memo.once((*key, name, limit_bytes), lambda: jax.jit(forms[name]))
@@ -91,11 +92,11 @@ def _by_terms(point: Point, limit_bytes: int) -> Callable[..., Array]:
     return run
 
 
-def _by_entries(point: Point, limit_bytes: int) -> Callable[..., Array]:
+def _by_entries(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> Callable[..., Array]:
     layout = point.layout
 
     def run(source: Sequence[Array], shift: Array | None, index: Array) -> Array:
-        found = coordinates_of(point, source, shift, limit_bytes)
+        found = coordinates_of(point, source, shift, limit_bytes, bounds)
         # Which of the wanted rows each row is; rows that are not wanted fall out of bounds.
         number = jnp.full(layout.n, len(index), jnp.int32).at[index].set(lax.iota(jnp.int32, len(index)))
         total = jnp.zeros((len(index), layout.n), layout.dtype)

@@ -19,18 +19,33 @@ from hessop._program.terms import TERMS_OPTIONS, TermsProgram
 from hessop._routes.chunks import RowMaker
 from hessop._routes.tuning import VECTORS_PER_ROW
 from hessop._routes.wanted import MATRIX, Wanted
-from hessop._structure import StructuredHessian, TooLarge, propagate
+from hessop._structure import Joins, StructuredHessian, TooLarge, propagate
 from hessop._tiles import Tiled, trace_tiled
 
 
 def terms_of(
-    point: Point, residuals: Sequence[Array], limit_bytes: int | None, limit_results: int | None = None, *, few: bool = False
+    point: Point,
+    residuals: Sequence[Array],
+    limit_bytes: int | None,
+    limit_results: int | None = None,
+    *,
+    few: bool = False,
+    joins: Joins | None = None,
 ) -> StructuredHessian:
-    """The Hessian at `point` as a sum of terms, without the shift; `few` if only a few of its entries are wanted."""
+    """The Hessian at `point` as a sum of terms, without the shift.
+
+    Args:
+        point: the Hessian.
+        residuals: the arrays that its program stores there.
+        limit_bytes: bytes that an equation without a rule may take.
+        limit_results: arrays that may be made.
+        few: whether only a few of the entries are wanted.
+        joins: what is known about index arrays.
+    """
     if isinstance(point.program, TermsProgram):
         return point.program.terms(residuals)
     linear, n_x = point.program.linear, len(point.program.x_avals)
-    return propagate(linear, residuals, n_x, limit_bytes=limit_bytes, limit_results=limit_results, few_entries=few)
+    return propagate(linear, residuals, n_x, limit_bytes=limit_bytes, limit_results=limit_results, few_entries=few, joins=joins)
 
 
 @dataclasses.dataclass(frozen=True)

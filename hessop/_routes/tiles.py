@@ -12,9 +12,10 @@ from typing import Any
 
 from jax import Array
 
-from hessop._equations.flat import shape_of
+from hessop._equations.cost import cost, pays, work_of
+from hessop._equations.flat import peak_bytes, shape_of
 from hessop._program.program import HessianProgram
-from hessop._routes.tuning import LONGEST_RECOMPUTED_SUM
+from hessop._routes.tuning import LEAST_BYTES_TO_SAVE, LONGEST_RECOMPUTED_SUM
 from hessop._tiles import Options, Tiled, trace_tiled
 
 
@@ -43,8 +44,18 @@ def _outputs(program: HessianProgram, primals: Sequence[Array], name: str, wante
     return traced(*primals) if tiled is None else tiled(*primals)
 
 
+def expected(n: int) -> int:
+    """Products that one point may expect: sqrt(n), as conjugate gradients take on a lattice of n points, or ten."""
+    return max(min(n, 10), math.isqrt(n))
+
+
 def recomputed_product(
-    program: HessianProgram, primals: Sequence[Array], tangents: Sequence[Array], *, expensive: bool = False
+    program: HessianProgram,
+    primals: Sequence[Array],
+    tangents: Sequence[Array],
+    *,
+    calls: float = math.inf,
+    expensive: bool = False,
 ) -> list[Array]:
     """The leaves of H t from the point; residuals are recomputed where they are read.
 
@@ -52,18 +63,34 @@ def recomputed_product(
         program: the program.
         primals: the point, [*own, *captured, *x, *args].
         tangents: the leaves of t.
+        calls: the expected number of points with `expected(n)` products each, which have to repay the compilation.
         expensive: whether to recompute residuals even if that is expensive.
     """
-    tiled = _tiled_product(program, expensive)
+    tiled = _tiled_product(program, calls, expensive)
     return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
 
 
-def recomputes(program: HessianProgram, *, expensive: bool = False) -> bool:
+def recomputes(program: HessianProgram, *, calls: float = math.inf, expensive: bool = False) -> bool:
     """Whether products from the point recompute residuals where they are read, rather than store them."""
-    return _tiled_product(program, expensive) is not None
+    return _tiled_product(program, calls, expensive) is not None
 
 
-def _tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
+def _tiled_product(program: HessianProgram, calls: float, expensive: bool) -> Tiled | None:
+    if expensive or program.memo.once(("tiles pay", calls), lambda: _pays(program, calls)):
+        return _any_tiled_product(program, expensive)
+    return None
+
+
+def _pays(program: HessianProgram, calls: float) -> bool:
+    """Whether tiles save more time than they take to compile, or much memory."""
+    eqns = (*program.primal.eqns, *program.linear.eqns)
+    if math.isinf(calls) or peak_bytes(program.primal, program.primal.invars) > LEAST_BYTES_TO_SAVE:
+        return True
+    by_tiles = cost(eqns, work_of(eqns, tiled=True), tiled=True)
+    return pays(by_tiles, cost(eqns, work_of(eqns)), calls * expected(program.layout.n))
+
+
+def _any_tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:
     count = len(program.primal.invars)
 
     def traced(*source: Array) -> list[Array]:

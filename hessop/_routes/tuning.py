@@ -33,11 +33,20 @@ LEAP_FROM = 4
 MARGIN_OF_TERMS = 1.25
 # In budgets. Terms whose intermediates add up to more than this are not tried.
 BUDGETS_TO_MAKE_TERMS = 8
+# Bytes of intermediates from which products are evaluated by tiles whatever that takes to compile. Chosen: a tenth of what a
+# process with JAX takes anyway.
+LEAST_BYTES_TO_SAVE = 2**25
 # Length of the sums of a matrix product above which recomputing it costs more than reading it. Estimated.
 LONGEST_RECOMPUTED_SUM = 64
 
 # --- sparse matrices ---
 
+# Traces of the terms of a function that compares lists of lists; beyond, all pairs are compared. Chosen: more than the rounds
+# of message passing that have been tried.
+MOST_TRACES = 6
+# In square roots of the rounding unit, relative to the largest sum of absolute values. A product with the nonzeros that a
+# coloring gives may differ by this much from one with the Hessian. Chosen: rounding gives far less, a missed nonzero far more.
+COLORING_TOLERANCE = 1.0
 # Bytes for each entry of the terms, besides its value: its place while places are sorted, its slot, and its share of the
 # pattern. Chosen: two numbers of 8 bytes for sorting, two of 4 to keep.
 INDEX_BYTES_PER_ENTRY = 24

@@ -34,6 +34,10 @@ class Wanted(abc.ABC):
     def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         """The entries wanted of `rows` [k, n], whose row numbers are `index` [k]."""
 
+    @abc.abstractmethod
+    def places(self, rows: np.ndarray, columns: np.ndarray, layout: Layout) -> tuple[Any, np.ndarray]:
+        """Which of the entries at some places of the matrix are wanted, and in which column of the result each of those is."""
+
     @property
     def has_terms(self) -> bool:
         """Whether it can be read from terms without making the matrix."""
@@ -68,6 +72,9 @@ class Matrix(Wanted):
     def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         return rows
 
+    def places(self, rows: np.ndarray, columns: np.ndarray, layout: Layout) -> tuple[Any, np.ndarray]:
+        return ..., columns
+
     def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
         return terms.dense()
 
@@ -95,6 +102,10 @@ class Diagonal(Wanted):
 
     def of_rows(self, rows: Array, index: Array, layout: Layout) -> Array:
         return jnp.take_along_axis(rows, (index + self.offset)[:, None], axis=1, mode="clip")
+
+    def places(self, rows: np.ndarray, columns: np.ndarray, layout: Layout) -> tuple[Any, np.ndarray]:
+        which = np.flatnonzero(columns == rows + self.offset)
+        return which, np.zeros(len(which), columns.dtype)
 
     @property
     def has_terms(self) -> bool:
@@ -135,6 +146,12 @@ class Blocks(Wanted):
         columns = first[:, None] + lax.iota(index.dtype, self.width(layout))[None, :]
         return jnp.take_along_axis(rows, columns, axis=1, mode="clip")
 
+    def places(self, rows: np.ndarray, columns: np.ndarray, layout: Layout) -> tuple[Any, np.ndarray]:
+        size = np.repeat(self.sizes, layout.sizes)[rows]
+        column = columns - (rows - self._own(layout)[rows])
+        which = np.flatnonzero((column >= 0) & (column < size))
+        return which, column[which]
+
     def of_terms(self, terms: StructuredHessian, layout: Layout) -> Array:
         return self.join(terms.blocks(self.sizes), layout)
 
@@ -146,8 +163,11 @@ class Blocks(Wanted):
         return [block.astype(dtype) for block, dtype in zip(self._split(read, layout), layout.dtypes, strict=True)]
 
     def shifted(self, read: Array, shift: Array, layout: Layout) -> Array:
-        own = np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
-        return read.at[jnp.arange(layout.n), own].add(shift)
+        return read.at[jnp.arange(layout.n), self._own(layout)].add(shift)
+
+    def _own(self, layout: Layout) -> np.ndarray:
+        """[n], the number of each row in its block."""
+        return np.concatenate([np.arange(total) % size for total, size in zip(layout.sizes, self.sizes, strict=True)])
 
     def join(self, blocks: Sequence[Array], layout: Layout) -> Array:
         """For each leaf [size // k, k, k] -> [n, width], as read from rows."""

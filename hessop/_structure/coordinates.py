@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -174,7 +174,7 @@ def coordinates(terms: StructuredHessian, shift: Array | None = None) -> Coordin
         block, across = own.block, opened.get((j, i), own).block
         if (i == j or (j, i) in opened) and across != block[::-1]:
             block = 1, 1  # blocks are transposed as wholes
-        groups.append(Group((i, j), block, tuple(_cells(algebra, t, own, block, arrays) for t in own.terms)))
+        groups.append(Group((i, j), block, _cells(algebra, own, block, arrays)))
     return Coordinates(tuple(a for _, a in sorted(arrays.values(), key=lambda pair: pair[0])), tuple(groups))
 
 
@@ -208,25 +208,64 @@ def _has_blocks(term: Term, n_rows: int) -> bool:
     )
 
 
-def _cells(algebra: Algebra, term: Term, opened: _Opened, block: tuple[int, int], arrays: dict[int, tuple[int, Any]]) -> Cells:
-    """The entries of an opened term."""
+def _cells(algebra: Algebra, opened: _Opened, block: tuple[int, int], arrays: dict[int, tuple[int, Any]]) -> tuple[Cells, ...]:
+    """The entries of opened terms. Terms whose blocks are at the same places are added up."""
+    together: dict[Any, list[_Placed]] = {}
+    for term in opened.terms:
+        placed = _placed(algebra, term, opened, block)
+        together.setdefault(algebra.numbered(placed.at).form, []).append(placed)
+    return tuple(_cells_of(algebra, group, block, arrays) for group in together.values())
+
+
+class _Placed(NamedTuple):
+    """The blocks of a term.
+
+    Attributes:
+        at: the block row and the block column.
+        inside: the (row, column) of each entry within a block.
+        values: [*ids, entries of a block], for the ids of `at` in order of appearance.
+        term: the term.
+    """
+
+    at: tuple[Expr, Expr]
+    inside: tuple[tuple[int, int], ...]
+    values: Array
+    term: Term
+
+
+def _placed(algebra: Algebra, term: Term, opened: _Opened, block: tuple[int, int]) -> _Placed:
     rows, columns = opened.rows, opened.columns
     row, column = term.axes[: len(rows)], term.axes[len(rows) :]
     inner: list[Expr] = [Expr(), Expr()]
     if block != (1, 1):
         (*row, inner[0]), (*column, inner[1]) = row, column
         rows, columns = rows[:-1], columns[:-1]
-    outer = flattened(row, rows), flattened(column, columns)
-    outer_ids, inner_ids = union(e.ids for e in outer), union(e.ids for e in inner)
+    at = flattened(row, rows), flattened(column, columns)
+    outer_ids, inner_ids = algebra.numbered(at).ids, union(e.ids for e in inner)
     products = [spread(p, (*outer_ids, *inner_ids), term.dtype) for p in values(algebra, term)]
     value = functools.reduce(operator.add, products)
     runs = itertools.product(*(range(i.size) for i in inner_ids))
     ats = [dict(zip(inner_ids, digits, strict=True)) for digits in runs]
-    inside = [(_position(inner[0], at), _position(inner[1], at)) for at in ats]
+    inside = tuple((_position(inner[0], each), _position(inner[1], each)) for each in ats)
+    return _Placed(at, inside, value.reshape(*(i.size for i in outer_ids), extent(inner_ids)), term)
+
+
+def _cells_of(algebra: Algebra, group: Sequence[_Placed], block: tuple[int, int], arrays: dict[int, tuple[int, Any]]) -> Cells:
+    """The sum of blocks at the same places."""
+    first = group[0]
+    inside = tuple(sorted({entry for placed in group for entry in placed.inside}))
+    parts: dict[tuple[int, int], list[Array]] = {entry: [] for entry in inside}
+    for placed in group:
+        for k, entry in enumerate(placed.inside):
+            parts[entry].append(placed.values[..., k])
+    if len(group) == 1 and inside == first.inside:
+        value = first.values
+    else:
+        value = jnp.stack([functools.reduce(operator.add, found) for found in parts.values()], axis=-1)
     entry = Id(len(inside))
-    factor = Factor(value.reshape(*(i.size for i in outer_ids), extent(inner_ids)), (*outer_ids, entry))
-    placed = Term(outer, (Product(1.0, (factor,)),), term.leaf, term.dtype)
-    return Cells(pack(placed, arrays), tuple(inside))
+    factor = Factor(value, (*algebra.numbered(first.at).ids, entry))
+    placed = Term(first.at, (Product(1.0, (factor,)),), first.term.leaf, first.term.dtype)
+    return Cells(pack(placed, arrays), inside)
 
 
 def _position(e: Expr, at: dict[Id, int]) -> int:

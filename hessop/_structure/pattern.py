@@ -60,6 +60,7 @@ class Pattern:
     groups: tuple[Group, ...]
     blocks: dict[tuple[int, int], _Blocks]
     numbers: dict[tuple[int, int], np.ndarray]
+    _found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def slots(self) -> tuple[np.ndarray, ...]:
@@ -105,6 +106,14 @@ class Pattern:
 
     def find(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The number of the nonzero at each place; the number of nonzeros where there is none."""
+        known = self._found[-1:]  # solvers ask for the same places at each point
+        if known and np.array_equal(known[0][0], rows) and np.array_equal(known[0][1], columns):
+            return known[0][2]
+        found = self._search(rows, columns)
+        self._found[:] = [(np.array(rows), np.array(columns), found)]
+        return found
+
+    def _search(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         wanted = np.asarray(rows, np.int64) * self.shape[1] + columns
         found = np.searchsorted(self._keys, wanted)
         if not len(self._keys):
@@ -140,6 +149,17 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
         column = (offsets[j] + own.columns[:, None, None] * q + np.arange(q)).astype(index)
         columns[numbers[i, j][own.nonzero]] = np.broadcast_to(column, own.filled.shape)[own.nonzero]
     return Pattern((n, n), _read_only(starts.astype(index)), _read_only(columns), where.groups, blocks, numbers)
+
+
+def pattern_of_places(rows: np.ndarray, columns: np.ndarray, n: int) -> Pattern:
+    """The pattern of given places, in any order, which are symmetric; duplicates count once."""
+    keys, _ = _unique(np.asarray(rows, np.int64) * n + columns)
+    rows, columns = np.divmod(keys, max(1, n))
+    index = np.int32 if max(len(keys), n) < 2**31 - 1 else np.int64
+    starts = np.searchsorted(rows, np.arange(n + 1)).astype(index)
+    blocks = _Blocks(rows, columns, np.ones((len(keys), 1, 1), bool), ())
+    numbers = np.arange(len(keys), dtype=index)[:, None, None]
+    return Pattern((n, n), _read_only(starts), _read_only(columns.astype(index)), (), {(0, 0): blocks}, {(0, 0): numbers})
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -254,11 +274,17 @@ def _with_transposes(own: _Blocks | None, other: _Blocks | None) -> _Blocks:
 
 def _within_rows(blocks: _Blocks, lengths: np.ndarray) -> np.ndarray:
     """Where in its row each entry of each block is, [blocks, p, q]; adds to the `lengths` of the rows."""
-    p = blocks.filled.shape[1]
+    p, q = blocks.filled.shape[1:]
     rows = lengths.reshape(-1, p)
+    starts = np.searchsorted(blocks.rows, np.arange(len(rows) + 1))  # where each block row starts
+    if blocks.nonzero is ...:
+        rank = np.arange(len(blocks.rows)) - starts[blocks.rows]  # of a block in its row
+        first = rows[blocks.rows] + q * rank[:, None]
+        rows += q * np.diff(starts)[:, None]
+        return first[:, :, None] + np.arange(q)
     counts = blocks.filled.sum(2)  # nonzeros of each row of each block
     total = np.concatenate([np.zeros((1, p), counts.dtype), np.cumsum(counts, axis=0)])
-    own = total[np.searchsorted(blocks.rows, np.arange(len(rows) + 1))]  # where each block row starts
+    own = total[starts]
     first = total[:-1] + (rows - own[:-1])[blocks.rows]
     rows += np.diff(own, axis=0)
     return first[:, :, None] + (np.cumsum(blocks.filled, axis=2, dtype=np.int32) - blocks.filled)

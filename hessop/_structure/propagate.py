@@ -17,7 +17,7 @@ from hessop._equations.flat import Equations, bind, flatten_jaxpr
 from hessop._equations.interpret import interpret
 from hessop._structure import tuning
 from hessop._structure.algebra.collapse import collapse
-from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.factors import Algebra, Joins
 from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.moves import join
 from hessop._structure.algebra.restack import restack
@@ -38,6 +38,7 @@ def propagate(
     limit_results: int | None = None,
     lazy: bool = False,
     few_entries: bool = False,
+    joins: Joins | None = None,
 ) -> StructuredHessian:
     """The terms of the Hessian whose products `linear` computes.
 
@@ -51,6 +52,7 @@ def propagate(
         lazy: leave matrix products unevaluated, as products with vectors want them. Otherwise they are evaluated up to about
             the size of the matrix.
         few_entries: leave them unevaluated because only few entries are wanted, those of the diagonal or of blocks on it.
+        joins: what is known about index arrays; None for nothing.
 
     Returns:
         The Hessian as a sum of terms.
@@ -63,7 +65,7 @@ def propagate(
     n = sum(v.aval.size for v in linear.invars[count:])
     values = [jnp.asarray(r) for r in residuals]
     eager = 0 if lazy or few_entries else eager_elements(n, sum(v.size for v in values))
-    algebra = Algebra(eager, limit_elements, limit_results, few_entries=few_entries)
+    algebra = Algebra(eager, limit_elements, limit_results, few_entries=few_entries, joins=joins)
     run = _Run(algebra, leaves, limit_bytes)
     outputs = run(linear, [*values, *(start(leaf, k) for k, leaf in enumerate(leaves))])
     # The axes of each leaf of the gradient become one flat row axis. A leaf that does not depend on x has no terms.

@@ -69,7 +69,9 @@ class Settings(NamedTuple):
     curvature_fn: Callable[..., lx.AbstractLinearOperator] | None
 
     @classmethod
-    def checked(cls, *, rtol: Any, max_cg_steps: Any, damping: Any, preconditioner: Any, curvature_fn: Any) -> "Settings":
+    def checked(
+        cls, *, rtol: Any, max_cg_steps: Any, damping: Any, preconditioner: Any, solver: Any, curvature_fn: Any
+    ) -> "Settings":
         """The settings.
 
         Raises:
@@ -79,6 +81,10 @@ class Settings(NamedTuple):
         expected = "'block_jacobi' or a function of the operator, such as lambda H: hessop.block_jacobi(H, block=1)"
         # A step from a point at which the blocks are not finite must not raise: it falls back to the gradient.
         make = _function(quiet_block_jacobi if named else preconditioner, "preconditioner", expected)
+        if solver is not None:
+            # With the inverse as the preconditioner, conjugate gradients take one step; at curvature that is not positive, they
+            # still find it and go downhill.
+            make = _positive_inverse(solver, preconditioner)
         expected = "a function of the parameters and of the objective's other arguments that returns a lineax operator"
         curvature_fn = _function(curvature_fn, "curvature_fn", expected)
         undamped = isinstance(damping, int | float) and damping == 0
@@ -170,6 +176,19 @@ def _objective_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) ->
     """The extra arguments for which the objective has parameters, as optax's line searches select them."""
     names = inspect.signature(value_fn).parameters
     return {name: value for name, value in extra.items() if name in names}
+
+
+def _positive_inverse(solver: Any, preconditioner: Any) -> Callable[[Any], lx.AbstractLinearOperator]:
+    """Operator -> its inverse by a direct solver.
+
+    Raises:
+        TypeError, ValueError: the solver is of the wrong kind, or there is a preconditioner besides.
+    """
+    if not hasattr(solver, "positive_inverse"):
+        raise TypeError(f"solver: got {type(solver).__name__}, expected a direct solver, such as hessop.scipy.SparseLU()")
+    if preconditioner is not None:
+        raise ValueError("preconditioner: got one besides a solver, whose inverse is the preconditioner; pass one of them")
+    return solver.positive_inverse
 
 
 def _function(value: Any, name: str, expected: str) -> Any:

@@ -58,6 +58,7 @@ def scale_by_newton_cg(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
+    solver: Any = None,
     curvature_fn: Function | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by the inverse of the Hessian: the Newton direction, where there is one.
@@ -84,6 +85,9 @@ def scale_by_newton_cg(
         damping: number added to the Hessian's diagonal.
         preconditioner: None; "block_jacobi"; or a function of the operator that returns an approximate inverse as a lineax
             operator, such as `hessop.block_jacobi` itself.
+        solver: None; or, if the Hessian is sparse, `hessop.scipy.SparseLU()` or `SparseCholesky()` for Newton steps by
+            factorization. Where it is not positive definite, a multiple of the identity is added for the factors; each
+            direction takes a product or two.
         curvature_fn: function of params and of the objective's other arguments that returns a symmetric lineax operator to
             use instead of the Hessian: a Gauss-Newton matrix, or a `hessop.HessianOperator` with other options.
 
@@ -111,7 +115,12 @@ def scale_by_newton_cg(
         Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method (1996), doi:10.1137/0917003.
     """
     settings = Settings.checked(
-        rtol=rtol, max_cg_steps=max_cg_steps, damping=damping, preconditioner=preconditioner, curvature_fn=curvature_fn
+        rtol=rtol,
+        max_cg_steps=max_cg_steps,
+        damping=damping,
+        preconditioner=preconditioner,
+        solver=solver,
+        curvature_fn=curvature_fn,
     )
     return _directions(settings)
 
@@ -158,6 +167,7 @@ def newton_cg(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
+    solver: Any = None,
     curvature_fn: Function | None = None,
     linesearch: Any = _ZOOM,
 ) -> optax.GradientTransformationExtraArgs:
@@ -178,6 +188,7 @@ def newton_cg(
         max_cg_steps: as for `scale_by_newton_cg`.
         damping: as for `scale_by_newton_cg`.
         preconditioner: as for `scale_by_newton_cg`.
+        solver: as for `scale_by_newton_cg`.
         curvature_fn: as for `scale_by_newton_cg`.
         linesearch: an optax line search, or None to take the step unchanged.
 
@@ -204,7 +215,12 @@ def newton_cg(
         [1. 1.]
     """
     settings = Settings.checked(
-        rtol=rtol, max_cg_steps=max_cg_steps, damping=damping, preconditioner=preconditioner, curvature_fn=curvature_fn
+        rtol=rtol,
+        max_cg_steps=max_cg_steps,
+        damping=damping,
+        preconditioner=preconditioner,
+        solver=solver,
+        curvature_fn=curvature_fn,
     )
     # Bounded steps only if the line search alone decides on their length: a learning rate would make them ever shorter.
     direction = _directions(settings, None if linesearch is None or learning_rate is not None else tuning.LEAP)

@@ -79,6 +79,7 @@ def newton_trust_region(
     max_cg_steps: Any = None,
     damping: Scalar = 0.0,
     preconditioner: Any = None,
+    solver: Any = None,
     curvature_fn: Function | None = None,
     subproblem: Any = "truncated",
 ) -> optax.GradientTransformationExtraArgs:
@@ -104,6 +105,7 @@ def newton_trust_region(
         max_cg_steps: as for `scale_by_newton_cg`; with subproblem="exact" an int, 100 by default.
         damping: as for `scale_by_newton_cg`.
         preconditioner: as for `scale_by_newton_cg`.
+        solver: as for `scale_by_newton_cg`.
         curvature_fn: as for `scale_by_newton_cg`.
         subproblem: "truncated"; or "exact" for the global minimum of the model in the region, which leaves a saddle point even
             if it starts exactly there. See `hessop.TruncatedCG`.
@@ -134,7 +136,12 @@ def newton_trust_region(
         Conn, Gould and Toint, Trust-Region Methods (2000), sections 6.1 and 17.4.2, doi:10.1137/1.9780898719857.
     """
     settings = Settings.checked(
-        rtol=rtol, max_cg_steps=max_cg_steps, damping=damping, preconditioner=preconditioner, curvature_fn=curvature_fn
+        rtol=rtol,
+        max_cg_steps=max_cg_steps,
+        damping=damping,
+        preconditioner=preconditioner,
+        solver=solver,
+        curvature_fn=curvature_fn,
     )
     start = None if initial_radius is None else positive(initial_radius, "initial_radius")
     # Checks these two now, and not in the first update.

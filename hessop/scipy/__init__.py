@@ -4,7 +4,7 @@ Imports scipy, a dependency of JAX; the rest of hessop imports it only where it 
 """
 
 from hessop._operator.scipy import linear_operator as linear_operator
+from hessop.scipy._direct import SparseCholesky as SparseCholesky, SparseLU as SparseLU, incomplete_lu as incomplete_lu
 from hessop.scipy._minimize import minimize as minimize
-from hessop.scipy._sparse_lu import SparseLU as SparseLU
 
-__all__ = ["SparseLU", "linear_operator", "minimize"]
+__all__ = ["SparseCholesky", "SparseLU", "incomplete_lu", "linear_operator", "minimize"]

@@ -11,3 +11,12 @@ PIVOT_THRESHOLD = 0.01
 # Ratio. Largest residual of a solution, relative to |A| |x| + |b|, after one refinement; beyond it, the matrix is factorized
 # with partial pivoting, and then called singular. Chosen: half of the digits of float64.
 LARGEST_RESIDUAL = 1e-8
+
+# Ratio. First shift that is tried for a matrix that is not positive definite, relative to its largest entry, and the factor by
+# which it grows. Nocedal and Wright (2006) propose 1e-3 and at least 2; a larger factor saves factorizations.
+FIRST_SHIFT = 1e-3
+SHIFT_GROWTH = 4.0
+
+# Defaults of incomplete factors: scipy's.
+DROP_TOLERANCE = 1e-4
+FILL = 10.0

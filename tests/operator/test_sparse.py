@@ -287,3 +287,30 @@ def test_places_that_are_none(rows, columns, error, message):
     H, _ = of_bonds()
     with pytest.raises(error, match=message):
         H.entries(rows, columns)
+
+
+@pytest.mark.parametrize("which", [[3, 0, 3], [], [20]])
+def test_some_rows_as_a_sparse_matrix(which):
+    H, expected = of_bonds()
+    found = H.rows(which, as_bcoo=True)
+    assert found.shape == (len(which), 21)
+    assert np.array_equal(found.todense().shape, (len(which), 21))
+    if which:
+        assert_close(found.todense(), expected[np.asarray(which, int)])
+    assert found.nse == np.isin(H.pattern()[0], which).sum() + (np.asarray(H.pattern()[0]) == 3).sum() * (which.count(3) > 1)
+    with pytest.raises(ValueError, match="which: must not be traced"):
+        jax.jit(lambda which: H.rows(which, as_bcoo=True))(jnp.asarray([1]))
+
+
+def test_a_matrix_that_does_not_fit_names_the_sparse_form_that_does():
+    n = 2000
+    x = jnp.linspace(0.0, 1.0, n, dtype=DTYPE)
+    H = hessop.HessianOperator(chain, x, memory=n * n)  # an eighth of the matrix
+    with pytest.raises(hessop.MemoryBudgetError, match=r"to_bcoo, to_csr") as error:
+        H.materialize()
+    assert error.value.needed >= n * n * x.dtype.itemsize
+    assert H.to_csr().nnz == 3 * n - 2
+    dense = hessop.HessianOperator(lambda x: jnp.sum(jnp.cos(x[:, None] * x[None, :])), x, memory=n * n)
+    with pytest.raises(hessop.MemoryBudgetError) as error:
+        dense.materialize()
+    assert "to_csr" not in str(error.value)

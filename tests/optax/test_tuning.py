@@ -13,7 +13,7 @@ BIT = 1e-6
 
 
 def test_forcing_terms():
-    settings = Settings.checked(rtol=None, max_cg_steps=None, damping=0.0, preconditioner=None, curvature_fn=None)
+    settings = Settings.checked(rtol=None, max_cg_steps=None, damping=0.0, preconditioner=None, solver=None, curvature_fn=None)
     after = lambda ratio: float(settings.tolerance(jnp.asarray(ratio), jnp.asarray(1.0)))
     assert float(settings.tolerance(jnp.asarray(5.0), jnp.asarray(np.inf))) == tuning.LOOSEST_RTOL
     assert after(0.9) == tuning.LOOSEST_RTOL

@@ -37,6 +37,28 @@ class Numbered(NamedTuple):
     arrays: list[Any]
 
 
+class Joins:
+    """How often a position occurs in the index arrays that are compared with others, as far as that is known.
+
+    Where the positions of one list are compared with those of another, few pairs agree, and a bound on how many makes room for
+    these alone. The number depends on the values of the index arrays, which the caller may know.
+
+    Attributes:
+        compared: the index arrays, in the order in which they were first asked for.
+    """
+
+    def __init__(self, bounds: Sequence[int]):
+        self._bounds = bounds
+        self.compared: list[Any] = []
+
+    def bound(self, array: Any) -> int | None:
+        """The most that a number may occur in the array; None if that is unknown."""
+        number = next((k for k, a in enumerate(self.compared) if a is array), len(self.compared))
+        if number == len(self.compared):
+            self.compared.append(array)
+        return self._bounds[number] if number < len(self._bounds) else None
+
+
 class Algebra:
     """The arithmetic of one propagation, with a memory of its results.
 
@@ -46,6 +68,7 @@ class Algebra:
         limit_results: results that may be made in total; None for no limit.
         few_entries: whether only a few entries are wanted, so that matrix products wait until those have been picked.
         by_tiles: whether the result is evaluated by tiles, which split the axes of a matrix product themselves.
+        joins: what is known about index arrays; None if all pairs of two lists may be compared.
     """
 
     def __init__(
@@ -56,12 +79,14 @@ class Algebra:
         *,
         few_entries: bool = False,
         by_tiles: bool = False,
+        joins: Joins | None = None,
     ):
         self.eager_elements = eager_elements
         self.few_entries = few_entries
         self.limit_elements = limit_elements
         self.limit_results = limit_results
         self.by_tiles = by_tiles
+        self.joins = joins
         self._made = 0
         self._serials: dict[int, int] = {}
         self._kept: list[Any] = []

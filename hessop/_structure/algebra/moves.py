@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra, aligned
@@ -207,6 +207,8 @@ def restrict(algebra: Algebra, term: Term, axis: int, value: Expr) -> Term:
     run = lattice(e)
     solved = None if run is None else _solve(algebra, run, value)
     if solved is None:
+        if (joined := _joined(algebra, rest, e, value)) is not None:
+            return joined
         ids = union((e.ids, value.ids))
         mask = algebra.positions(e, ids) == algebra.positions(value, ids)
         return mask_term(algebra, rest, Factor(jnp.broadcast_to(mask, [i.size for i in ids]), ids))
@@ -221,6 +223,47 @@ def restrict(algebra: Algebra, term: Term, axis: int, value: Expr) -> Term:
         solutions = [(i, n) for (i, _), n in zip(solutions, riding.axes[len(rest.axes) :], strict=True)]
         rest = riding.with_axes(riding.axes[: len(rest.axes)])
     return rest if inside is None else mask_term(algebra, rest, inside)
+
+
+def _joined(algebra: Algebra, term: Term, e: Expr, value: Expr) -> Term | None:
+    """`restrict` on a list of positions, of which few are equal: the entries of the list at `value`, one after the other.
+
+    Args:
+        algebra: the arithmetic.
+        term: the term without the axis.
+        e: the expression on the axis.
+        value: as for `restrict`.
+
+    Returns:
+        The term with a new id over the entries that are at `value`, masked where there are fewer; None if `e` is no list, or
+        if it is unknown how often a position occurs in it.
+    """
+    ((atom, stride), *more) = e.parts or ((None, 0),)
+    if algebra.joins is None or more or e.start or stride != 1 or not isinstance(atom, Lookup):
+        return None
+    if set(atom.ids) & set(value.ids):
+        return None
+    most, size = algebra.joins.bound(atom.array), extent(atom.ids)
+    if most is None or tuning.LIST_ENTRIES_PER_MATCH * most > size:
+        return None
+    positions = algebra.positions(value, value.ids)
+    ids = (*value.ids, Id(most)) if most > 1 else value.ids
+    shape = [i.size for i in ids]
+
+    def make() -> tuple[Array, Array]:
+        listed = atom.array.reshape(-1)
+        order = jnp.argsort(listed).astype(jnp.int32)
+        at = jnp.broadcast_to(positions, [i.size for i in value.ids]).astype(listed.dtype)
+        first, last = (jnp.searchsorted(listed[order], at, side=side).astype(jnp.int32) for side in ("left", "right"))
+        number = first[..., None] + lax.broadcasted_iota(jnp.int32, (*(1,) * first.ndim, most), first.ndim)
+        return order[jnp.minimum(number, size - 1)].reshape(shape), (number < last[..., None]).reshape(shape)
+
+    entries, there = algebra.once(("joined", most), [atom.array, positions], make)
+    number = along(Lookup(entries, ids, size))
+    for i in atom.ids[::-1]:
+        number, digit = divided(algebra, number, i.size)
+        term = substitute(algebra, term, i, digit)
+    return mask_term(algebra, term, Factor(there, ids))
 
 
 def _solve(algebra: Algebra, run: Lattice, value: Expr) -> tuple[list[tuple[Id, Expr]], Factor | None] | None:

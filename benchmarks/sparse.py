@@ -1,0 +1,270 @@
+"""Sparse Hessians: hessop on unmodified functions, compared with colouring, analytic Hessians and a symbolic framework.
+
+  python benchmarks/sparse.py                        all cases, about ten minutes
+  python benchmarks/sparse.py --cases chain --sizes 10000
+  python benchmarks/sparse.py --quick                small sizes, under a minute
+
+Each case and size runs in a fresh process. A cold time is everything from the function to the first matrix: pattern, colouring,
+compilation, values. A warm time is a matrix at a new point, median of interleaved calls. Values agree with those of the
+first rival that has them, and with a product. asdex finds the pattern by itself; sparsejac gets it; matscipy has analytic
+Hessians of pair potentials; for CasADi the chain is written in its own language. Rows are added to --out as JSON.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+from measuring import in_child, say, short
+
+SIZES = {
+    "chain": (1_000, 10_000, 100_000, 1_000_000),
+    "surface": (32, 100, 1_000),
+    "lennard_jones": (1_000, 10_000, 100_000),
+}
+QUICK = {"chain": (1_000,), "surface": (32,), "lennard_jones": (500,)}
+# A rival is left out above these numbers of unknowns: it would take minutes or more memory than the machine has.
+LARGEST = {"jax.hessian": 3_000, "asdex": 100_000, "sparsejac": 10_000}
+AGREE = 1e-8  # relative to the largest entry
+
+
+def chain(n):
+    import jax.numpy as jnp
+
+    def fn(x):
+        return jnp.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
+
+    return fn, jnp.linspace(0.5, 1.5, n), ()
+
+
+def surface(side):
+    import jax.numpy as jnp
+
+    def fn(u):
+        u = u.reshape(side, side)
+        right, down = u[1:, :-1] - u[:-1, :-1], u[:-1, 1:] - u[:-1, :-1]
+        return jnp.sum(jnp.sqrt(1.0 + right**2 + down**2))
+
+    return fn, jnp.asarray(np.random.RandomState(0).rand(side * side)), ()
+
+
+CUTOFF, SPACING = 2.5, 1.1
+
+
+def atoms(count):
+    """Particles near the sites of a cubic lattice, and all pairs within the cutoff."""
+    from scipy.spatial import cKDTree
+
+    side = round(count ** (1 / 3))
+    sites = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    x = SPACING * sites + 0.05 * np.random.RandomState(0).randn(*sites.shape)
+    return x, cKDTree(x).query_pairs(CUTOFF, output_type="ndarray").astype(np.int32)
+
+
+def lennard_jones(count):
+    import jax.numpy as jnp
+
+    def energy(x, i, j):
+        sixth = 1.0 / jnp.sum((x[i] - x[j]) ** 2, axis=-1) ** 3
+        return jnp.sum(4.0 * (sixth**2 - sixth))
+
+    x, pairs = atoms(count)
+    return energy, jnp.asarray(x), (jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1]))
+
+
+# --- routes: each returns a function of the flat point that computes a scipy matrix ---
+
+
+def by_hessop(case, size):
+    import hessop
+
+    fn, x, args = CASES[case](size)
+    return lambda flat: hessop.HessianOperator(fn, flat.reshape(x.shape), args).to_csr()
+
+
+def by_jax(case, size):
+    import jax
+    from scipy.sparse import csr_array
+
+    fn, x, args = CASES[case](size)
+    hessian = jax.jit(jax.hessian(lambda flat: fn(flat.reshape(x.shape), *args)))
+    return lambda flat: csr_array(np.asarray(hessian(flat)))
+
+
+def by_asdex(case, size):
+    import asdex
+    import jax
+
+    fn, x, args = CASES[case](size)
+    flat_fn = lambda flat: fn(flat.reshape(x.shape), *args)
+    hessian = jax.jit(asdex.hessian(flat_fn, x.reshape(-1)))
+    return lambda flat: _of_bcoo(hessian(flat))
+
+
+def by_sparsejac(case, size):
+    import jax
+    import jax.numpy as jnp
+    import sparsejac
+    from jax.experimental.sparse import BCOO
+
+    import hessop
+
+    fn, x, args = CASES[case](size)
+    rows, columns = hessop.HessianOperator(fn, x, args).pattern()
+    places = jnp.stack([jnp.asarray(rows), jnp.asarray(columns)], axis=1)
+    pattern = BCOO((jnp.ones(len(rows)), places), shape=(x.size, x.size))
+    gradient = jax.grad(lambda flat: fn(flat.reshape(x.shape), *args))
+    hessian = jax.jit(sparsejac.jacfwd(gradient, pattern))
+    return lambda flat: _of_bcoo(hessian(flat))
+
+
+def by_matscipy(case, size):
+    from ase import Atoms
+    from matscipy.calculators.pair_potential import LennardJonesCut, PairPotential
+
+    if case != "lennard_jones":
+        raise NotImplementedError("pair potentials only")
+    x, _ = atoms(size)
+    system = Atoms("H" * len(x), positions=x, cell=np.ptp(x, axis=0) + 10 * CUTOFF, pbc=False)
+    calculator = PairPotential({(1, 1): LennardJonesCut(1.0, 1.0, CUTOFF)})
+
+    def hessian(flat):
+        system.set_positions(np.asarray(flat).reshape(-1, 3))
+        return calculator.get_hessian(system, "sparse").tocsr()
+
+    return hessian
+
+
+def by_casadi(case, size):
+    import casadi
+    from scipy.sparse import csc_array
+
+    if case != "chain":
+        raise NotImplementedError("only the chain is written in its language")
+    x = casadi.MX.sym("x", size)
+    head, tail = x[:-1], x[1:]
+    energy = casadi.sum1(100 * (tail - head**2) ** 2 + (1 - head) ** 2)
+    hessian, _ = casadi.hessian(energy, x)
+    function = casadi.Function("hessian", [x], [hessian])
+
+    def call(flat):
+        found = function(np.asarray(flat))
+        columns, rows = found.sparsity().get_ccs()
+        return csc_array((np.asarray(found.nonzeros()), rows, columns), shape=found.shape).tocsr()
+
+    return call
+
+
+def _of_bcoo(matrix):
+    from scipy.sparse import coo_array
+
+    places = np.asarray(matrix.indices)
+    return coo_array((np.asarray(matrix.data), (places[:, 0], places[:, 1])), shape=matrix.shape).tocsr()
+
+
+CASES = {"chain": chain, "surface": surface, "lennard_jones": lennard_jones}
+ROUTES = {
+    "hessop": by_hessop,
+    "jax.hessian": by_jax,
+    "asdex": by_asdex,
+    "sparsejac": by_sparsejac,
+    "matscipy": by_matscipy,
+    "casadi": by_casadi,
+}
+
+
+# --- the child process ---
+
+
+def measure(task):
+    """One route of one case: cold and warm seconds, nonzeros, peak memory, and a checksum that all routes must agree on."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    case, size, route = task["case"], task["size"], task["route"]
+    row = {"case": case, "size": size, "route": route}
+    x = np.asarray(CASES[case](size)[1]).reshape(-1)
+    probe = np.sin(np.arange(x.size))
+    jax.block_until_ready(jax.numpy.zeros(1))
+    try:
+        start = time.perf_counter()
+        hessian = ROUTES[route](case, size)
+        matrix = hessian(x)
+        row["cold"] = time.perf_counter() - start
+        product = matrix @ probe
+        row |= {
+            "n": x.size,
+            "nonzeros": int(matrix.nnz),
+            "product": float(probe @ product),
+            "norm": float(np.abs(product).max()),
+        }
+        warm = []
+        for k in range(1, task["rounds"] + 1):
+            start = time.perf_counter()
+            hessian(x * (1 + 1e-6 * k))
+            warm.append(time.perf_counter() - start)
+        row["warm"] = float(np.median(warm))
+        row["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except Exception as error:
+        row["skipped"] = short(error)
+    say(row)
+
+
+# --- the parent ---
+
+
+def rows_of(case, size, options):
+    found = []
+    n = size if case == "chain" else size**2 if case == "surface" else 3 * round(size ** (1 / 3)) ** 3
+    for route in options.routes:
+        if n > LARGEST.get(route, np.inf):
+            found.append({"case": case, "size": size, "route": route, "skipped": "too large"})
+            continue
+        task = {"case": case, "size": size, "route": route, "rounds": options.rounds}
+        rows, why = in_child(__file__, task, options.timeout)
+        found += rows or [{"case": case, "size": size, "route": route, "skipped": why}]
+    return found
+
+
+def table(rows):
+    print("\n| case | n | route | nonzeros | cold | warm | peak | agrees |\n|---|---|---|---|---|---|---|---|")
+    ours = next((r for r in rows if r["route"] == "hessop" and "cold" in r), None)
+    for r in rows:
+        if "cold" not in r:
+            print(f"| {r['case']} | {r['size']} | {r['route']} | {r['skipped'][:60]} | | | | |")
+            continue
+        error = abs(r["product"] - ours["product"]) / (ours["norm"] * r["n"] ** 0.5) if ours else float("nan")
+        figures = f"{r['nonzeros']} | {r['cold']:.3g} s | {1e3 * r['warm']:.3g} ms | {r['peak'] / 1e6:.0f} MB"
+        print(
+            f"| {r['case']} | {r['n']} | {r['route']} | {figures} | {'yes' if error < AGREE else f'{error:.1e}'} |", flush=True
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--sizes", nargs="+", type=int)
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
+    parser.add_argument("--rounds", type=int, default=5, help="warm calls")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds per child process")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--out", help="JSON file to which the rows are written")
+    options = parser.parse_args()
+    found = []
+    for case in options.cases:
+        for size in options.sizes or (QUICK if options.quick else SIZES)[case]:
+            rows = rows_of(case, size, options)
+            table(rows)
+            found += rows
+    if options.out:
+        with open(options.out, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        measure(json.loads(sys.argv[2]))
+    else:
+        main()
