@@ -57,10 +57,11 @@ class Cells:
         ((_, ((number, _),)),) = self.at.products
         return number
 
-    def positions(self, arrays: Mapping[int, Any] | Sequence[Any], xp: Any) -> tuple[Any, Any]:
-        """The block row and the block column of each block, [blocks], in the order of the values.
+    def position(self, axis: int, arrays: Mapping[int, Any] | Sequence[Any], xp: Any) -> Any:
+        """The block row (axis 0) or the block column (axis 1) of each block, [blocks], in the order of the values.
 
         Args:
+            axis: which of the two.
             arrays: the lookups, by number.
             xp: the module to compute with, numpy or jax.numpy.
         """
@@ -78,12 +79,9 @@ class Cells:
             number, own, _ = atom
             return spread_out(xp.asarray(arrays[number], xp.arange(0).dtype), own)
 
-        def position(start: int, parts: Sequence[tuple[PackedAtom, int]]) -> Any:
-            place = start + sum(stride * value(atom) for atom, stride in parts)
-            return xp.broadcast_to(xp.asarray(place, xp.arange(0).dtype), shape).reshape(-1)
-
-        row, column = self.at.axes
-        return position(*row), position(*column)
+        start, parts = self.at.axes[axis]
+        place = start + sum(stride * value(atom) for atom, stride in parts)
+        return xp.broadcast_to(xp.asarray(place, xp.arange(0).dtype), shape).reshape(-1)
 
     @property
     def offset(self) -> int | None:
@@ -144,7 +142,8 @@ class Coordinates(eqx.Module):
         found = []
         for group in self.groups:
             for cells in group.cells:
-                at, inside = cells.positions(self.arrays, jnp), zip(*cells.inside, strict=True)
+                at = [cells.position(axis, self.arrays, jnp) for axis in (0, 1)]
+                inside = zip(*cells.inside, strict=True)
                 each = zip(group.leaves, at, group.block, inside, strict=True)
                 row, column = (
                     offsets[k] + at.astype(dtype)[:, None] * size + jnp.asarray([own], dtype) for k, at, size, own in each

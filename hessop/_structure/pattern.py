@@ -1,20 +1,20 @@
 """The sparsity pattern of a Hessian: its structural nonzeros in row-major order, and where each entry of its terms goes.
 
-Runs on the host, in numpy: the number of nonzeros is a shape of what is compiled later. Coordinates of particles make small
-dense blocks, so whole blocks are sorted rather than single entries, which are up to sixteen times as many.
+Runs on the host, in numpy and scipy: the number of nonzeros is a shape of what is compiled later. Coordinates of particles
+make small dense blocks, so whole blocks are sorted rather than single entries, which are up to sixteen times as many.
 
 Depends on coordinates. Must never know values, programs or devices.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hessop._structure.coordinates import Coordinates, Group
-from hessop._structure.tuning import MAX_DIAGONALS
+from hessop._structure.coordinates import Cells, Coordinates, Group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,21 +22,74 @@ class _Blocks:
     """The blocks of a pair of leaves, row by row, without duplicates.
 
     Attributes:
-        rows: block row of each block.
-        columns: block column of each.
+        grid: number of block rows and of block columns.
+        keys: block row * number of block columns + block column of each block, ascending.
         filled: [blocks, p, q], which entries are nonzero.
-        number: for each of the cells, the number of the block of each of its blocks.
+        whole: whether all are.
     """
 
-    rows: np.ndarray
-    columns: np.ndarray
+    grid: tuple[int, int]
+    keys: np.ndarray
     filled: np.ndarray
-    number: tuple[np.ndarray, ...]
+    whole: bool
 
     @functools.cached_property
-    def nonzero(self) -> Any:
-        """Index of the nonzero entries: all of [blocks, p, q], or a mask."""
-        return ... if self.filled.all() else self.filled
+    def starts(self) -> np.ndarray:
+        """[block rows + 1], where the blocks of each block row start."""
+        return np.searchsorted(self.keys, np.arange(self.grid[0] + 1) * self.grid[1])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The block row of each block."""
+        return np.repeat(np.arange(self.grid[0]), np.diff(self.starts))
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The block column of each block."""
+        return self.keys - self.rows * self.grid[1]
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """[rows], the number of nonzeros of each row."""
+        p, q = self.filled.shape[1:]
+        if self.whole:
+            return np.repeat(q * np.diff(self.starts), p)
+        return np.diff(self._before[self.starts], axis=0).reshape(-1)
+
+    @property
+    def _before(self) -> np.ndarray:
+        """[blocks + 1, p], the number of nonzeros of each row of all blocks before each."""
+        counts = self.filled.sum(2)
+        return np.concatenate([np.zeros((1, counts.shape[1]), counts.dtype), np.cumsum(counts, axis=0)])
+
+    def first(self, starts: np.ndarray) -> np.ndarray:
+        """The number of the first nonzero of each row of each block, [blocks, p].
+
+        Args:
+            starts: where the nonzeros of each row start.
+        """
+        p, q = self.filled.shape[1:]
+        rows, starts = self.rows, starts.reshape(-1, p)
+        if self.whole:
+            rank = np.arange(len(rows)) - self.starts[rows]  # of a block in its row
+            return starts[rows] + (q * rank).astype(starts.dtype)[:, None]
+        before = self._before
+        return (before[:-1] + (starts - before[self.starts[:-1]])[rows]).astype(starts.dtype)
+
+    def compressed(self) -> Any:
+        """A sparse matrix of scipy with these nonzeros."""
+        from scipy.sparse import bsr_array, csr_array
+
+        p, q = self.filled.shape[1:]
+        shape = self.grid[0] * p, self.grid[1] * q
+        index = _index_dtype(max(self.filled.size, *shape))
+        columns, starts = self.columns.astype(index), self.starts.astype(index)
+        if (p, q) == (1, 1):
+            return csr_array((self.filled.reshape(-1), columns, starts), shape=shape)
+        found = bsr_array((self.filled, columns, starts), shape=shape).tocsr()
+        if not self.whole:
+            found.eliminate_zeros()
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,39 +102,39 @@ class Pattern:
         shape: (n, n).
         starts: [n + 1], where the nonzeros of each row start.
         columns: [nonzeros], the column of each, ascending in each row.
-        groups: the cells of each pair of leaves.
-        blocks: the blocks of each pair of leaves.
-        numbers: the number of the nonzero for each entry of these blocks, [blocks, p, q].
     """
 
     shape: tuple[int, int]
     starts: np.ndarray
     columns: np.ndarray
-    groups: tuple[Group, ...]
-    blocks: dict[tuple[int, int], _Blocks]
-    numbers: dict[tuple[int, int], np.ndarray]
+    _places: tuple["_Places", ...] = ()
+    _offsets: tuple[int, ...] = ()
+    _blocks: Mapping[tuple[int, int], _Blocks] = dataclasses.field(default_factory=dict)
     _found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
-    def slots(self) -> tuple[np.ndarray, ...]:
-        """For each of the cells, the nonzero that each of its entries adds to, [blocks, entries of a block]."""
-        found = []
-        for group in self.groups:
-            for cells, number in zip(group.cells, self.blocks[group.leaves].number, strict=True):
-                inside = np.ravel_multi_index(np.array(cells.inside).T, group.block)
-                flat = self.numbers[group.leaves].reshape(-1, group.block[0] * group.block[1])
-                whole = np.array_equal(inside, np.arange(flat.shape[1]))
-                found.append(flat[number] if whole else flat[number[:, None], inside])
-        return tuple(found)
+    def runs(self) -> tuple[np.ndarray, ...]:
+        """For each of the cells, the nonzeros that its entries add to: the first of each run of adjacent ones, [blocks, runs].
 
-    @functools.cached_property
-    def transposed(self) -> np.ndarray:
-        """[nonzeros], the number of the transpose of each."""
-        found = np.empty_like(self.columns)
-        for (i, j), own in self.blocks.items():
-            across = self.numbers[j, i][_inverse(_order(own.columns, own.rows))].transpose(0, 2, 1)
-            found[self.numbers[i, j][own.nonzero]] = across[own.nonzero]
-        return found
+        A row of a whole block is one run; otherwise each entry is.
+        """
+        found = []
+        first = {}
+        for (i, j), own in sorted(self._blocks.items()):
+            earlier = sum(self._blocks[i, k].row_lengths for k in range(j) if (i, k) in self._blocks)
+            starts = self.starts[self._offsets[i] : self._offsets[i + 1]] + earlier
+            first[i, j] = own.first(starts.astype(self.columns.dtype))
+        for places in self._places:
+            own, at = self._blocks[places.group.leaves], first[places.group.leaves]
+            p, q = places.group.block
+            for cells, number in zip(places.group.cells, places.numbers(own.keys), strict=True):
+                if own.whole and cells.inside == tuple(itertools.product(range(p), range(q))):
+                    found.append(at[number])
+                    continue
+                row, column = np.array(cells.inside).T
+                rank = (np.cumsum(own.filled, axis=2, dtype=np.int32) - own.filled)[:, row, column]
+                found.append(at[number][:, row] + rank[number])
+        return tuple(found)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -90,8 +143,12 @@ class Pattern:
 
     @functools.cached_property
     def lower(self) -> np.ndarray:
-        """[nonzeros], for each nonzero above the diagonal its transpose, for any other itself."""
-        return np.minimum(self.transposed, np.arange(len(self.transposed), dtype=self.transposed.dtype))
+        """[nonzeros], for each nonzero above the diagonal the number of its transpose, for any other its own."""
+        from scipy.sparse import csr_array
+
+        own = np.arange(len(self.columns), dtype=self.columns.dtype)
+        transposed = csr_array((own, self.columns, self.starts), shape=self.shape).tocsc().data
+        return np.minimum(transposed, own, out=transposed)
 
     @functools.cached_property
     def lower_places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -129,37 +186,36 @@ def pattern_of(where: Coordinates, lookups: Sequence[Any], sizes: Sequence[int])
         lookups: the arrays `where.lookups`, concrete.
         sizes: number of elements of each leaf of x.
     """
+    from scipy.sparse import block_array, csr_array
+
     arrays = dict(zip(where.lookups, map(np.asarray, lookups), strict=True))
-    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    n = int(offsets[-1])
-    blocks = _symmetric({g.leaves: _sorted_blocks(g, sizes, arrays) for g in where.groups})
-    lengths = np.zeros(n, np.int64)  # nonzeros of each row, in the leaves so far
-    within = {}
-    for i, j in sorted(blocks):
-        within[i, j] = _within_rows(blocks[i, j], lengths[offsets[i] : offsets[i + 1]])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    nonzeros = int(starts[-1])
-    index = np.int32 if max(nonzeros, n) < 2**31 - 1 else np.int64
-    columns = np.empty(nonzeros, index)
-    numbers = {}
-    for (i, j), own in blocks.items():
-        p, q = own.filled.shape[1:]
-        row = starts[offsets[i] : offsets[i + 1]].reshape(-1, p)
-        numbers[i, j] = (within[i, j] + row[own.rows][:, :, None]).astype(index)
-        column = (offsets[j] + own.columns[:, None, None] * q + np.arange(q)).astype(index)
-        columns[numbers[i, j][own.nonzero]] = np.broadcast_to(column, own.filled.shape)[own.nonzero]
-    return Pattern((n, n), _read_only(starts.astype(index)), _read_only(columns), where.groups, blocks, numbers)
+    places = tuple(_Places(g, (sizes[g.leaves[0]], sizes[g.leaves[1]]), arrays) for g in where.groups)
+    blocks = _symmetric({each.group.leaves: each.blocks() for each in places}, {p.group.leaves for p in places if p.symmetric})
+    compressed = {pair: own.compressed() for pair, own in blocks.items()}
+    leaves = range(len(sizes))
+    total: Any
+    if len(sizes) == 1 and compressed:
+        (total,) = compressed.values()
+    else:
+        part = lambda i, j: compressed.get((i, j), csr_array((sizes[i], sizes[j]), dtype=bool))
+        total = block_array([[part(i, j) for j in leaves] for i in leaves], format="csr")
+    index = _index_dtype(max(total.nnz, *total.shape))
+    offsets = tuple(itertools.accumulate(sizes, initial=0))
+    starts, columns = (_read_only(a.astype(index, copy=False)) for a in (total.indptr, total.indices))
+    return Pattern(total.shape, starts, columns, places, offsets, blocks)
 
 
 def pattern_of_places(rows: np.ndarray, columns: np.ndarray, n: int) -> Pattern:
     """The pattern of given places, in any order, which are symmetric; duplicates count once."""
-    keys, _ = _unique(np.asarray(rows, np.int64) * n + columns)
+    keys = _ascending(np.asarray(rows, np.int64) * n + columns)
     rows, columns = np.divmod(keys, max(1, n))
-    index = np.int32 if max(len(keys), n) < 2**31 - 1 else np.int64
+    index = _index_dtype(max(len(keys), n))
     starts = np.searchsorted(rows, np.arange(n + 1)).astype(index)
-    blocks = _Blocks(rows, columns, np.ones((len(keys), 1, 1), bool), ())
-    numbers = np.arange(len(keys), dtype=index)[:, None, None]
-    return Pattern((n, n), _read_only(starts), _read_only(columns.astype(index)), (), {(0, 0): blocks}, {(0, 0): numbers})
+    return Pattern((n, n), _read_only(starts), _read_only(columns.astype(index)))
+
+
+def _index_dtype(largest: int) -> Any:
+    return np.int32 if largest < 2**31 - 1 else np.int64
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -168,123 +224,143 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _order(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The order that sorts the places row by row."""
-    return _sorting(rows * (columns.max(initial=0) + 1) + columns)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Places:
+    """Where the blocks of a group are.
+
+    Attributes:
+        group: its cells.
+        sizes: number of elements of the two leaves.
+        arrays: the index arrays, by number.
+    """
+
+    group: Group
+    sizes: tuple[int, int]
+    arrays: Mapping[int, np.ndarray]
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        (height, width), (p, q) = self.sizes, self.group.block
+        return height // p, width // q
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the places are symmetric whatever the index arrays hold: each of the cells has its mirror image."""
+        form = lambda cells, axes: (axes, cells.at.sizes, cells.at.products[0][1][0][1])
+        forms = {form(cells, cells.at.axes) for cells in self.group.cells}
+        row, column = self.group.leaves
+        return row == column and all(form(cells, cells.at.axes[::-1]) in forms for cells in self.group.cells)
+
+    def _positions(self) -> list[tuple[Any, Any]]:
+        """The block row and the block column of each block of each of the cells."""
+        known: dict[Any, Any] = {}
+
+        def position(cells: Cells, axis: int) -> Any:
+            key = cells.at.axes[axis], cells.at.sizes, cells.at.products[0][1][0][1]
+            if key not in known:
+                known[key] = cells.position(axis, self.arrays, np)
+            return known[key]
+
+        return [(position(cells, 0), position(cells, 1)) for cells in self.group.cells]
+
+    def blocks(self) -> _Blocks:
+        """The blocks without duplicates."""
+        height, width = self._grid
+        diagonals: dict[int, list[np.ndarray]] = {}
+        others = []
+        for cells, (row, column) in zip(self.group.cells, self._positions(), strict=True):
+            if cells.offset is None:
+                others.append(row * width + column)
+            else:
+                diagonals.setdefault(cells.offset, []).append(row)
+        if len(diagonals) * height > sum(len(row) for rows in diagonals.values() for row in rows):
+            others += [row * (width + 1) + d for d, rows in diagonals.items() for row in rows]
+            diagonals = {}
+        keys = _on_diagonals(diagonals, height, width)
+        return self._filled(_ascending(np.concatenate([keys, *others])) if others else keys)
+
+    def _filled(self, keys: np.ndarray) -> _Blocks:
+        p, q = self.group.block
+        if all(len(cells.inside) == p * q for cells in self.group.cells):
+            return _Blocks(self._grid, keys, np.broadcast_to(True, (len(keys), p, q)), True)
+        filled = np.zeros((len(keys), p, q), bool)
+        for cells, number in zip(self.group.cells, self.numbers(keys), strict=True):
+            for c, d in cells.inside:
+                filled[number, c, d] = True
+        return _Blocks(self._grid, keys, filled, bool(filled.all()))
+
+    def numbers(self, keys: np.ndarray) -> list[np.ndarray]:
+        """For each of the cells, the number of the block of each of its blocks, given the keys of all."""
+        height, width = self._grid
+        found = []
+        for cells, (row, column) in zip(self.group.cells, self._positions(), strict=True):
+            if cells.offset is not None and len(row) > height:
+                found.append(np.searchsorted(keys, np.arange(height) * (width + 1) + cells.offset)[row])
+            else:
+                found.append(_ranks(keys, row * width + column))
+        return found
 
 
-def _inverse(order: np.ndarray) -> np.ndarray:
-    """The rank of each place, given the order that sorts them."""
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank
+def _on_diagonals(diagonals: Mapping[int, Sequence[np.ndarray]], height: int, width: int) -> np.ndarray:
+    """Ascending keys of the places in the given rows of each diagonal, without sorting."""
+    occupied = {d: np.zeros(height, bool) for d in sorted(diagonals)}
+    for d, mask in occupied.items():
+        for rows in diagonals[d]:
+            mask[rows] = True
+    ends = np.cumsum(sum(occupied.values(), np.zeros(height, np.int64)))
+    free = np.concatenate([[0], ends[:-1]])  # the number of the next place of each row
+    keys = np.empty(ends[-1], np.int64)
+    for d, mask in occupied.items():
+        (rows,) = np.nonzero(mask)
+        keys[free[rows]] = rows * (width + 1) + d
+        free += mask
+    return keys
 
 
-def _sorting(keys: np.ndarray) -> np.ndarray:
-    """The order that sorts keys >= 0, equal ones in the order in which they are."""
-    bits = len(keys).bit_length()
-    if not len(keys) or int(keys.max()).bit_length() + bits > 63:
-        return np.argsort(keys, kind="stable")
-    # Each key with its number in the low bits: numpy sorts integers several times as fast as it finds their order.
-    return np.sort(keys << bits | np.arange(len(keys))) & ((1 << bits) - 1)
+def _ascending(keys: np.ndarray) -> np.ndarray:
+    """The keys in ascending order, without duplicates."""
+    found = np.sort(keys)
+    return found[np.concatenate([np.ones(len(found[:1]), bool), found[1:] != found[:-1]])]
 
 
-def _sorted_blocks(group: Group, sizes: Sequence[int], arrays: dict[int, np.ndarray]) -> _Blocks:
-    """The blocks of a group from the positions of its terms."""
-    p, q = group.block
-    height, width = sizes[group.leaves[0]] // p, sizes[group.leaves[1]] // q
-    places = [cells.positions(arrays, np) for cells in group.cells]
-    filled = [_mask(cells.inside, p, q) for cells in group.cells]
-    offsets = [cells.offset for cells in group.cells]
-    distinct = sorted({d for d in offsets if d is not None})
-    if None in offsets or len(distinct) > MAX_DIAGONALS:
-        unique, number = _unique(np.concatenate([row * width + column for row, column in places]))
-        numbers = np.split(number, np.cumsum([len(row) for row, _ in places])[:-1])
-        return _Blocks(*np.divmod(unique, width), _union(len(unique), filled, numbers), tuple(numbers))
-    # On a few diagonals, nothing needs to be sorted.
-    place = [distinct.index(d) for d in offsets if d is not None]
-    occupied = np.zeros((height, len(distinct)), bool)
-    for k, (row, _) in zip(place, places, strict=True):
-        occupied[row, k] = True
-    rows, diagonals = np.nonzero(occupied)
-    rank = np.cumsum(occupied).reshape(occupied.shape) - 1
-    numbers = [rank[row, k] for k, (row, _) in zip(place, places, strict=True)]
-    columns = rows + np.array(distinct)[diagonals]
-    return _Blocks(rows, columns, _union(len(rows), filled, numbers), tuple(numbers))
-
-
-def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the keys in ascending order, without duplicates; the number of each key among them)."""
-    order = _sorting(keys)
-    ascending = keys[order]
-    new = np.concatenate([[True], ascending[1:] != ascending[:-1]])
-    number = np.empty(len(keys), np.int64)
-    number[order] = np.cumsum(new) - 1
-    return ascending[new], number
-
-
-def _union(count: int, filled: Sequence[np.ndarray], numbers: Sequence[np.ndarray]) -> np.ndarray:
-    """Which entries of each block any of the terms fills."""
-    total = np.zeros((count, *filled[0].shape), bool)
-    for mask, number in zip(filled, numbers, strict=True):
-        if mask.all():
-            total[number] = True
-        else:
-            for c, d in zip(*np.nonzero(mask), strict=True):
-                total[number, c, d] = True
-    return total
-
-
-def _mask(inside: Sequence[tuple[int, int]], p: int, q: int) -> np.ndarray:
-    mask = np.zeros((p, q), bool)
-    mask[tuple(np.array(inside).T)] = True
-    return mask
-
-
-def _symmetric(blocks: dict[tuple[int, int], _Blocks]) -> dict[tuple[int, int], _Blocks]:
-    """The same blocks with the transpose of each, which has no entries of its own if no term has it."""
-    found = {}
-    for pair in {*blocks, *(pair[::-1] for pair in blocks)}:
-        found[pair] = _with_transposes(blocks.get(pair), blocks.get(pair[::-1]))
+def _ranks(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The number of each wanted key among ascending keys, which it is one of."""
+    bits = len(wanted).bit_length()
+    if np.all(wanted[1:] >= wanted[:-1]) or int(keys[-1]).bit_length() + bits > 63:
+        return np.searchsorted(keys, wanted)
+    # Sorted with their numbers in the low bits, the keys are searched for one after the other, which the cache likes.
+    packed = np.sort(wanted << bits | np.arange(len(wanted)))
+    found = np.empty(len(wanted), np.int64)
+    found[packed & ((1 << bits) - 1)] = np.searchsorted(keys, packed >> bits)
     return found
 
 
-def _with_transposes(own: _Blocks | None, other: _Blocks | None) -> _Blocks:
+def _symmetric(blocks: Mapping[tuple[int, int], _Blocks], known: Container[tuple[int, int]]) -> dict[tuple[int, int], _Blocks]:
+    """The same blocks with the transpose of each, which has no entries of its own if no term has it.
+
+    Args:
+        blocks: for each pair of leaves.
+        known: pairs whose places are symmetric.
+    """
+    found = {}
+    for pair in {*blocks, *(pair[::-1] for pair in blocks)}:
+        own, other = blocks.get(pair), blocks.get(pair[::-1])
+        if own is not None and (other is None or (own.whole and pair in known)):
+            found[pair] = own
+        elif other is not None:
+            found[pair] = _with_transposes(own, other)
+    return found
+
+
+def _with_transposes(own: _Blocks | None, other: _Blocks) -> _Blocks:
     """The blocks of a pair of leaves, with the transposes of those of the opposite pair."""
-    if other is None:
-        assert own is not None
+    mirrored = other.columns * other.grid[0] + other.rows
+    keys = _ascending(np.concatenate([mirrored] if own is None else [mirrored, own.keys]))
+    if own is not None and own.whole and other.whole and len(keys) == len(own.keys):
         return own
-    order = _order(other.columns, other.rows)
-    across = _Blocks(other.columns[order], other.rows[order], other.filled[order].transpose(0, 2, 1), ())
-    if own is None:
-        return across
-    if own.filled.shape == across.filled.shape and all(
-        np.array_equal(getattr(own, name), getattr(across, name)) for name in ("rows", "columns", "filled")
-    ):
-        return own
-    width = 1 + max(own.columns.max(initial=0), across.columns.max(initial=0))
-    keys = [b.rows * width + b.columns for b in (own, across)]
-    unique, number = _unique(np.concatenate(keys))
-    first, second = np.split(number, [len(keys[0])])
-    filled = np.zeros((len(unique), *own.filled.shape[1:]), bool)
-    filled[first] |= own.filled
-    filled[second] |= across.filled
-    return _Blocks(*np.divmod(unique, width), filled, tuple(first[k] for k in own.number))
-
-
-def _within_rows(blocks: _Blocks, lengths: np.ndarray) -> np.ndarray:
-    """Where in its row each entry of each block is, [blocks, p, q]; adds to the `lengths` of the rows."""
-    p, q = blocks.filled.shape[1:]
-    rows = lengths.reshape(-1, p)
-    starts = np.searchsorted(blocks.rows, np.arange(len(rows) + 1))  # where each block row starts
-    if blocks.nonzero is ...:
-        rank = np.arange(len(blocks.rows)) - starts[blocks.rows]  # of a block in its row
-        first = rows[blocks.rows] + q * rank[:, None]
-        rows += q * np.diff(starts)[:, None]
-        return first[:, :, None] + np.arange(q)
-    counts = blocks.filled.sum(2)  # nonzeros of each row of each block
-    total = np.concatenate([np.zeros((1, p), counts.dtype), np.cumsum(counts, axis=0)])
-    own = total[starts]
-    first = total[:-1] + (rows - own[:-1])[blocks.rows]
-    rows += np.diff(own, axis=0)
-    return first[:, :, None] + (np.cumsum(blocks.filled, axis=2, dtype=np.int32) - blocks.filled)
+    filled = np.zeros((len(keys), *other.filled.shape[:0:-1]), bool)
+    filled[_ranks(keys, mirrored)] = other.filled.transpose(0, 2, 1)
+    if own is not None:
+        filled[_ranks(keys, own.keys)] |= own.filled
+    height, width = other.grid
+    return _Blocks((width, height), keys, filled, bool(filled.all()))
