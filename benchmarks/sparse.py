@@ -23,8 +23,9 @@ SIZES = {
     "chain": (1_000, 10_000, 100_000, 1_000_000),
     "surface": (32, 100, 1_000),
     "lennard_jones": (1_000, 10_000, 100_000),
+    "embedded_atoms": (1_000, 10_000, 50_000),
 }
-QUICK = {"chain": (1_000,), "surface": (32,), "lennard_jones": (500,)}
+QUICK = {"chain": (1_000,), "surface": (32,), "lennard_jones": (500,), "embedded_atoms": (200,)}
 # A rival is left out above these numbers of unknowns: it would take minutes or more memory than the machine has.
 LARGEST = {"jax.hessian": 3_000, "asdex": 100_000, "sparsejac": 10_000}
 AGREE = 1e-8  # relative to the largest entry
@@ -71,6 +72,68 @@ def lennard_jones(count):
         return jnp.sum(4.0 * (sixth**2 - sixth))
 
     x, pairs = atoms(count)
+    return energy, jnp.asarray(x), (jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1]))
+
+
+# Gold, roughly: in units of angstroms and electron volts.
+LATTICE, METAL_CUTOFF, KNOTS = 4.08, 5.5, 1_000
+
+
+def metal_atoms(count):
+    """The `count` sites of a face-centred cubic lattice next to a point, moved at random, and all pairs within the cutoff."""
+    from scipy.spatial import cKDTree
+
+    side = int(np.ceil((count / 4) ** (1 / 3) * 1.3)) + 1
+    corners = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    sites = (corners + 0.5 * np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])).reshape(-1, 3)
+    order = np.argsort(np.sum((sites - (side / 2 - 0.01 * np.arange(3))) ** 2, axis=1), kind="stable")
+    x = LATTICE * sites[np.sort(order[:count])] + 0.05 * np.random.RandomState(0).randn(count, 3)
+    return x, cKDTree(x).query_pairs(METAL_CUTOFF, output_type="ndarray").astype(np.int32)
+
+
+def metal_splines():
+    """Cubic splines: embedding energy of a density, density and pair energy at a distance r, the latter times r."""
+    from scipy.interpolate import InterpolatedUnivariateSpline
+
+    r, density = np.linspace(0, METAL_CUTOFF, KNOTS), np.linspace(0, 40, KNOTS)
+    cut = np.where(r < METAL_CUTOFF, (1 - (r / METAL_CUTOFF) ** 4) ** 3, 0.0)
+    tables = (
+        (density, -np.sqrt(density + 0.01)),
+        (r, np.exp(-2 * (r - 2.88)) * cut),
+        (r, r * 0.2 * np.exp(-4 * (r - 2.88)) * cut),
+    )
+    return [InterpolatedUnivariateSpline(*table) for table in tables]
+
+
+def on_a_grid(spline, length):
+    """The spline as a function of JAX: a cubic in each interval between two knots."""
+    import jax.numpy as jnp
+
+    step = length / (KNOTS - 1)
+    at = step * np.arange(KNOTS - 1)
+    third = spline.derivative(3)(at + step / 2) / 6  # constant between knots
+    table = jnp.asarray(np.stack([spline(at), spline.derivative(1)(at), spline.derivative(2)(at) / 2, third], axis=1))
+
+    def evaluate(r):
+        k = jnp.clip((r / step).astype(jnp.int32), 0, KNOTS - 2)
+        c, t = table[k], r - step * k
+        return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
+
+    return evaluate
+
+
+def embedded_atoms(count):
+    import jax
+    import jax.numpy as jnp
+
+    embedding, density, pair = (on_a_grid(s, k) for s, k in zip(metal_splines(), (40, METAL_CUTOFF, METAL_CUTOFF), strict=True))
+
+    def energy(x, i, j):
+        r = jnp.sqrt(jnp.sum((x[i] - x[j]) ** 2, axis=-1))
+        around = jax.ops.segment_sum(density(r), i, len(x)) + jax.ops.segment_sum(density(r), j, len(x))
+        return jnp.sum(embedding(around)) + jnp.sum(pair(r) / r)
+
+    x, pairs = metal_atoms(count)
     return energy, jnp.asarray(x), (jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1]))
 
 
@@ -122,13 +185,19 @@ def by_sparsejac(case, size):
 
 def by_matscipy(case, size):
     from ase import Atoms
+    from matscipy.calculators.eam import EAM
     from matscipy.calculators.pair_potential import LennardJonesCut, PairPotential
 
-    if case != "lennard_jones":
-        raise NotImplementedError("pair potentials only")
-    x, _ = atoms(size)
-    system = Atoms("H" * len(x), positions=x, cell=np.ptp(x, axis=0) + 10 * CUTOFF, pbc=False)
-    calculator = PairPotential({(1, 1): LennardJonesCut(1.0, 1.0, CUTOFF)})
+    if case == "lennard_jones":
+        x, _ = atoms(size)
+        calculator = PairPotential({(1, 1): LennardJonesCut(1.0, 1.0, CUTOFF)})
+    elif case == "embedded_atoms":
+        x, _ = metal_atoms(size)
+        embedding, density, pair = metal_splines()
+        calculator = EAM(atomic_numbers=[1], F=[embedding], f=[density], rep=[[pair]], cutoff=METAL_CUTOFF)
+    else:
+        raise NotImplementedError("potentials of atoms only")
+    system = Atoms("H" * len(x), positions=x, cell=np.ptp(x, axis=0) + 50.0, pbc=False)
 
     def hessian(flat):
         system.set_positions(np.asarray(flat).reshape(-1, 3))
@@ -164,7 +233,7 @@ def _of_bcoo(matrix):
     return coo_array((np.asarray(matrix.data), (places[:, 0], places[:, 1])), shape=matrix.shape).tocsr()
 
 
-CASES = {"chain": chain, "surface": surface, "lennard_jones": lennard_jones}
+CASES = {"chain": chain, "surface": surface, "lennard_jones": lennard_jones, "embedded_atoms": embedded_atoms}
 ROUTES = {
     "hessop": by_hessop,
     "jax.hessian": by_jax,
@@ -217,7 +286,7 @@ def measure(task):
 
 def rows_of(case, size, options):
     found = []
-    n = size if case == "chain" else size**2 if case == "surface" else 3 * round(size ** (1 / 3)) ** 3
+    n = {"chain": size, "surface": size**2, "embedded_atoms": 3 * size}.get(case, 3 * round(size ** (1 / 3)) ** 3)
     for route in options.routes:
         if n > LARGEST.get(route, np.inf):
             found.append({"case": case, "size": size, "route": route, "skipped": "too large"})

@@ -21,8 +21,9 @@ from hessop._program.point import Point, placed_shapes, placement, shifted, shif
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
-from hessop._routes.sparse import bounds_of, coordinates_of
+from hessop._routes.sparse import coordinates_of, known_arrays
 from hessop._routes.terms import terms_of
+from hessop._structure import Known
 
 
 def some_rows(point: Point, index: Array, *, route: str, memory: int | None, calls: float) -> Array:
@@ -40,11 +41,11 @@ def some_rows(point: Point, index: Array, *, route: str, memory: int | None, cal
     """
     budget, memo = memory or free_memory(device_of(point)), point.program.memo
     limit_bytes = bytes_without_rule(point.program, budget)
-    bare, bounds = point.without_arrays, bounds_of(point, memory)
-    by_entries = _by_entries(bare, limit_bytes, bounds)
+    bare, known = point.without_arrays, known_arrays(point, memory)
+    by_entries = _by_entries(bare, limit_bytes, known)
     forms = {"terms": _by_terms(bare, limit_bytes), "entries": by_entries, "products": _by_products(bare)}
     allowed = {"auto": tuple(forms), "structure": ("terms", "entries")}.get(route, ("products",))
-    key = ("rows", len(index), point.stored, point.shift is None, bounds)
+    key = ("rows", len(index), point.stored, point.shift is None, known)
 
     def jitted(name: str) -> Any:
         return memo.once((*key, name, limit_bytes), lambda: jax.jit(forms[name]))
@@ -92,12 +93,12 @@ def _by_terms(point: Point, limit_bytes: int) -> Callable[..., Array]:
     return run
 
 
-def _by_entries(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> Callable[..., Array]:
+def _by_entries(point: Point, limit_bytes: int, known: tuple[Known, ...]) -> Callable[..., Array]:
     layout = point.layout
 
     def run(source: Sequence[Array], shift: Array | None, index: Array) -> Array:
-        found = coordinates_of(point, source, shift, limit_bytes, bounds)
-        # Which of the wanted rows each row is; rows that are not wanted fall out of bounds.
+        found = coordinates_of(point, source, shift, limit_bytes, known)
+        # Which of the wanted rows each row is; rows that are not wanted fall out of known.
         number = jnp.full(layout.n, len(index), jnp.int32).at[index].set(lax.iota(jnp.int32, len(index)))
         total = jnp.zeros((len(index), layout.n), layout.dtype)
         for (row, column), values in zip(found.places(layout.offsets, index.dtype), found.values(), strict=True):

@@ -30,7 +30,7 @@ from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
 from hessop._routes.tuning import INDEX_BYTES_PER_ENTRY, MOST_TRACES
-from hessop._structure import Joins
+from hessop._structure import Joins, Known
 from hessop._structure.coordinates import Coordinates, coordinates
 from hessop._structure.pattern import Pattern, pattern_of
 
@@ -41,20 +41,20 @@ class _Where:
 
     Attributes:
         coordinates: the entries, with abstract arrays.
-        bounds: how often a position occurs in each of the compared index arrays, at most (see `Joins`).
-        values: (constants, arrays of a point) -> the arrays of the entries, and the compared index arrays.
+        known: what is known about the index arrays that rules asked for (see `Joins`).
+        values: (constants, arrays of a point) -> the arrays of the entries, and these index arrays.
         lookups: (constants, some of the arrays of a point) -> the index arrays that places are looked up in.
-        compared: the same for the index arrays that are compared.
+        asked: the same for the index arrays that rules asked for.
         reads: numbers of the arrays of a point that these two read.
         fallbacks: the primitives without a rule, whose terms may be dense although the matrix is not.
         constants: the first inputs of all three.
     """
 
     coordinates: Coordinates
-    bounds: tuple[int, ...]
+    known: tuple[Known, ...]
     values: Equations
     lookups: Equations
-    compared: Equations
+    asked: Equations
     reads: tuple[int, ...]
     constants: tuple[Any, ...]
     fallbacks: tuple[str, ...]
@@ -90,7 +90,7 @@ def instead_of_matrix(point: Point, budget: int | None) -> str:
     key = _key(point, budget)
     where = point.program.memo.once(("where", *key, ()), lambda: _traced(point, key[-1], ()))
     limit, count = budget or free_memory(device_of(point)), where.coordinates.count
-    fits = _estimate(point, where, (*key, where.bounds)) <= limit
+    fits = _estimate(point, where, (*key, where.known)) <= limit
     return f"; a sparse matrix fits: its terms have {count} entries (to_bcoo, to_csr)" if fits else ""
 
 
@@ -152,16 +152,24 @@ def nonzeros(point: Point, where: Pattern, budget: int | None, route: str) -> Ar
         return nonzeros_by_products(point, coloring(point), budget or free_memory(device_of(point)))
     bare, how = point.without_arrays, _how(point, budget)
 
-    def run(source: Sequence[Array], shift: Array | None, slots: Sequence[Array], lower: Array) -> Array:
+    def run(source: Sequence[Array], shift: Array | None, runs: Sequence[Array], lower: Array) -> Array:
         found = coordinates_of(bare, source, shift, *how)
         total = jnp.zeros(lower.shape, bare.layout.dtype)
-        for values, slot in zip(found.values(), slots, strict=True):
-            total = total.at[slot].add(values.astype(total.dtype), mode="promise_in_bounds")
+        for values, starts in zip(found.values(), runs, strict=True):
+            total = _add_runs(total, starts, values.astype(total.dtype))
         # The two halves differ by rounding: their sums are in different orders.
         return total if bare.program.foreign_rule else total.at[lower].get(mode="promise_in_bounds")
 
     jitted = point.program.memo.once(("nonzeros", point.stored, *how), lambda: jax.jit(run))
-    return jitted(point.source, point.shift, where.slots, where.lower)
+    return jitted(point.source, point.shift, where.runs, where.lower)
+
+
+def _add_runs(total: Array, starts: Array, values: Array) -> Array:
+    """`total` plus runs of adjacent values, given where each starts; one update per run is faster than one per value."""
+    dims = lax.ScatterDimensionNumbers(
+        update_window_dims=(starts.ndim,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+    )
+    return lax.scatter_add(total, starts[..., None], values.reshape(*starts.shape, -1), dims, mode="promise_in_bounds")
 
 
 def entries_at(point: Point, rows: Any, columns: Any, budget: int | None, route: str) -> Array:
@@ -252,21 +260,21 @@ def _key(point: Point, budget: int | None) -> tuple[Any, ...]:
     return point.stored, point.shift is None, _limit_bytes(point, budget)
 
 
-def _how(point: Point, budget: int | None) -> tuple[int, tuple[int, ...]]:
+def _how(point: Point, budget: int | None) -> tuple[int, tuple[Known, ...]]:
     """How the entries are computed: the last arguments of `coordinates_of`.
 
     Raises:
         MemoryBudgetError: they do not fit the budget.
     """
-    return _limit_bytes(point, budget), _where(point, budget).bounds
+    return _limit_bytes(point, budget), _where(point, budget).known
 
 
 def coordinates_of(
-    bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int, bounds: Sequence[int] = ()
+    bare: Point, source: Sequence[Array], shift: Array | None, limit_bytes: int, known: Sequence[Known] = ()
 ) -> Coordinates:
     """The entries of the terms, inside a trace; `bare` holds no arrays."""
     residuals = source if bare.stored else bare.program.residuals(source)
-    return coordinates(terms_of(bare, residuals, limit_bytes, few=True, joins=Joins(bounds)), shift)
+    return coordinates(terms_of(bare, residuals, limit_bytes, few=True, joins=Joins(known)), shift)
 
 
 def _where(point: Point, budget: int | None) -> _Where:
@@ -278,7 +286,7 @@ def _where(point: Point, budget: int | None) -> _Where:
     where, key = _found(point, budget), _key(point, budget)
     limit = budget or (None if point.traced else free_memory(device_of(point)))
     if limit is not None:
-        _check_budget(point, where, limit, (*key, where.bounds, placement(point.source)))
+        _check_budget(point, where, limit, (*key, where.known, placement(point.source)))
     return where
 
 
@@ -286,34 +294,42 @@ def _found(point: Point, budget: int | None) -> _Where:
     """`_where`, whether the entries fit or not."""
     key = _key(point, budget)
     where = point.program.memo.once(("where", *key, ()), lambda: _traced(point, key[-1], ()))
-    return _joined(point, where, key) if where.compared.outvars else where
+    return _joined(point, where, key) if where.asked.outvars else where
 
 
-def bounds_of(point: Point, budget: int | None) -> tuple[int, ...]:
-    """What is known about index arrays that are compared: the last argument of `coordinates_of`."""
-    return _found(point, budget).bounds
+def known_arrays(point: Point, budget: int | None) -> tuple[Known, ...]:
+    """What is known about the index arrays: the last argument of `coordinates_of`."""
+    return _found(point, budget).known
 
 
 def _joined(point: Point, where: _Where, key: tuple[Any, ...]) -> _Where:
-    """Where the entries are, given how often positions occur in the index arrays; unchanged if one of these is traced.
+    """Where the entries are, given the values of index arrays; unchanged if one of these is traced.
 
-    Lists that are compared where few entries agree may show others to compare, so that it takes a few traces.
+    What is known about some arrays may make rules ask for others, so that it takes a few traces.
     """
     memo, read = point.program.memo, [point.source[k] for k in where.reads]
     if any(isinstance(a, Tracer) for a in read):
         return where
-    known = memo.get(("bounds", *key))
-    if known is not None and all(map(_same, known[0], read)):
-        return memo[("where", *key, known[1])]
-    bounds = () if known is None else known[1]
+    before = memo.get(("known", *key))
+    if before is not None and all(map(_same, before[0], read)):
+        return memo[("where", *key, before[1])]
+    known = () if before is None else before[1]
     for _ in range(MOST_TRACES):
-        found = memo.once(("where", *key, bounds), lambda bounds=bounds: _traced(point, key[-1], bounds))
-        counts = [_most_equal(a) for a in _index_arrays(point, found, "compared")]
-        if len(counts) == len(bounds) and all(c <= b <= 4 * c for c, b in zip(counts, bounds, strict=True)):
-            memo[("bounds", *key)] = tuple(read), bounds
+        found = memo.once(("where", *key, known), lambda known=known: _traced(point, key[-1], known))
+        exact = _known(_index_arrays(point, found, "asked"))
+        if len(exact) == len(known) and all(
+            e.first == k.first and e.most <= k.most <= 4 * e.most for e, k in zip(exact, known, strict=True)
+        ):
+            memo[("known", *key)] = tuple(read), known
             return found
-        bounds = tuple(map(_rounded, counts))
+        known = tuple(Known(_rounded(e.most), e.first) for e in exact)
     return where
+
+
+def _known(arrays: Sequence[np.ndarray]) -> list[Known]:
+    """What the index arrays show."""
+    first = lambda k, a: next(j for j, b in enumerate(arrays[: k + 1]) if np.array_equal(a, b))
+    return [Known(_most_equal(a), first(k, a)) for k, a in enumerate(arrays)]
 
 
 def _most_equal(array: np.ndarray) -> int:
@@ -327,33 +343,33 @@ def _rounded(count: int) -> int:
     return power * 3 // 4 if count <= power * 3 // 4 and power > 2 else power
 
 
-def _traced(point: Point, limit_bytes: int, bounds: tuple[int, ...]) -> _Where:
+def _traced(point: Point, limit_bytes: int, known: tuple[Known, ...]) -> _Where:
     shift = None if point.shift is None else jnp.zeros((), point.shift.dtype)
 
     fallbacks: list[tuple[str, ...]] = []
 
     def run(*source: Array) -> tuple[Coordinates, list[Array]]:
-        bare, joins = point.without_arrays, Joins(bounds)
+        bare, joins = point.without_arrays, Joins(known)
         residuals = source if bare.stored else bare.program.residuals(source)
         terms = terms_of(bare, residuals, limit_bytes, few=True, joins=joins)
         fallbacks.append(terms.fallbacks)
-        return coordinates(terms, shift), joins.compared
+        return coordinates(terms, shift), joins.arrays
 
-    closed, (shapes, compared) = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
+    closed, (shapes, asked) = jax.make_jaxpr(run, return_shape=True)(*shapes_of(point, point.stored))
     flat, constants = flatten_jaxpr(closed)
     lookups = [flat.outvars[k] for k in shapes.lookups]
-    compared = flat.outvars[len(flat.outvars) - len(compared) :]
-    eqns = {name: needed_equations(flat, vs) for name, vs in (("lookups", lookups), ("compared", compared))}
-    live = {*variables(v for group in eqns.values() for eqn in group for v in eqn.invars), *variables([*lookups, *compared])}
+    asked = flat.outvars[len(flat.outvars) - len(asked) :]
+    eqns = {name: needed_equations(flat, vs) for name, vs in (("lookups", lookups), ("asked", asked))}
+    live = {*variables(v for group in eqns.values() for eqn in group for v in eqn.invars), *variables([*lookups, *asked])}
     held, inputs = flat.invars[: len(constants)], flat.invars[len(constants) :]
     reads = tuple(k for k, v in enumerate(inputs) if v in live)
     own = (*held, *(inputs[k] for k in reads))
     return _Where(
         coordinates=shapes,
-        bounds=bounds,
+        known=known,
         values=flat,
         lookups=Equations(own, tuple(eqns["lookups"]), tuple(lookups)),
-        compared=Equations(own, tuple(eqns["compared"]), tuple(compared)),
+        asked=Equations(own, tuple(eqns["asked"]), tuple(asked)),
         reads=reads,
         constants=constants,
         fallbacks=fallbacks[0],

@@ -70,14 +70,14 @@ JOINED_UPDATE_ELEMENTS = 2**17
 # vectors: such a matrix is about as large as its factors. Chosen.
 MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2
 
+# --- lists ---
+
+# Places for each entry of a list. Entries are added up at their places if there are at most this many times as many places as
+# entries. Chosen: a list of torsions along a chain is a little shorter than the chain.
+PLACES_PER_ENTRY = 2
+
 # --- joins ---
 
 # Entries of a list for each entry that may be at one position, from which two lists are compared only where they agree: the
 # list is sorted for that, and masked where fewer entries agree. Chosen.
 LIST_ENTRIES_PER_MATCH = 4
-
-# --- patterns ---
-
-# Diagonals. Entries on up to this many diagonals are ordered by counting in each row rather than by sorting. The table takes a
-# byte for each row and diagonal. Chosen: the stencils of three dimensions.
-MAX_DIAGONALS = 27

@@ -27,7 +27,9 @@ def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangen
             continue
         shape = (*tangent.shape, size)
         entries = sum(extent(t.ids) for t in group)
-        if tuning.DENSE_ELEMENTS_PER_ENTRY * entries >= math.prod(shape):
+        # Where index arrays are known, a sparse matrix is wanted.
+        dense = entries * (tuning.DENSE_ELEMENTS_PER_ENTRY if algebra.joins is None else 1)
+        if dense >= math.prod(shape):
             terms.append(dense_term(assemble(algebra, group, shape, group[0].dtype), shape, leaf))
         else:
             terms.append(_listed(algebra, group, shape))

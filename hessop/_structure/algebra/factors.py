@@ -37,26 +37,48 @@ class Numbered(NamedTuple):
     arrays: list[Any]
 
 
-class Joins:
-    """How often a position occurs in the index arrays that are compared with others, as far as that is known.
-
-    Where the positions of one list are compared with those of another, few pairs agree, and a bound on how many makes room for
-    these alone. The number depends on the values of the index arrays, which the caller may know.
+class Known(NamedTuple):
+    """What is known about the values of an index array.
 
     Attributes:
-        compared: the index arrays, in the order in which they were first asked for.
+        most: the most that a number occurs in it.
+        first: the number of the first array that it is equal to, or its own.
     """
 
-    def __init__(self, bounds: Sequence[int]):
-        self._bounds = bounds
-        self.compared: list[Any] = []
+    most: int
+    first: int
+
+
+class Joins:
+    """What is known about the values of index arrays, in the order in which these were first asked for.
+
+    Where the positions of one list are compared with those of another, few pairs agree, and a bound on how many makes room
+    for these alone. Where two lists are equal, terms on them can be added: a gather wraps negative numbers and a segment sum
+    drops them, so that both make a list of their own.
+
+    Attributes:
+        arrays: the index arrays.
+    """
+
+    def __init__(self, known: Sequence[Known]):
+        self._known = known
+        self.arrays: list[Any] = []
 
     def bound(self, array: Any) -> int | None:
         """The most that a number may occur in the array; None if that is unknown."""
-        number = next((k for k, a in enumerate(self.compared) if a is array), len(self.compared))
-        if number == len(self.compared):
-            self.compared.append(array)
-        return self._bounds[number] if number < len(self._bounds) else None
+        known = self._of(array)
+        return known and known.most
+
+    def equal(self, array: Any) -> Any:
+        """The first array that is known to be equal to this one, or else the array."""
+        known = self._of(array)
+        return self.arrays[known.first] if known else array
+
+    def _of(self, array: Any) -> Known | None:
+        number = next((k for k, a in enumerate(self.arrays) if a is array), len(self.arrays))
+        if number == len(self.arrays):
+            self.arrays.append(array)
+        return self._known[number] if number < len(self._known) else None
 
 
 class Algebra:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.lists import added_up
 from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, Term, expr, extent, factor_ids
 
 
@@ -18,6 +19,7 @@ def merge(algebra: Algebra, terms: Iterable[Term]) -> tuple[Term, ...]:
     """The same sum with like terms added, and without terms that are zero."""
     groups: dict[Hashable, Term] = {}
     for term in terms:
+        term = added_up(algebra, term)
         numbered = algebra.numbered(term.axes)
         key = (numbered.form, term.leaf)
         if key in groups:

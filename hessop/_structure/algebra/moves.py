@@ -256,7 +256,9 @@ def _joined(algebra: Algebra, term: Term, e: Expr, value: Expr) -> Term | None:
         at = jnp.broadcast_to(positions, [i.size for i in value.ids]).astype(listed.dtype)
         first, last = (jnp.searchsorted(listed[order], at, side=side).astype(jnp.int32) for side in ("left", "right"))
         number = first[..., None] + lax.broadcasted_iota(jnp.int32, (*(1,) * first.ndim, most), first.ndim)
-        return order[jnp.minimum(number, size - 1)].reshape(shape), (number < last[..., None]).reshape(shape)
+        # Where there are fewer, the last one is repeated, so that no other positions get a place in the pattern.
+        entry = jnp.clip(number, 0, jnp.maximum(last - 1, 0)[..., None])
+        return order[entry].reshape(shape), (number < last[..., None]).reshape(shape)
 
     entries, there = algebra.once(("joined", most), [atom.array, positions], make)
     number = along(Lookup(entries, ids, size))

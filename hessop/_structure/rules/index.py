@@ -40,6 +40,8 @@ class Starts:
     def at(self, column: int, last: int, batch: Sequence[Expr]) -> Expr:
         """The start of the window at the batch position, clamped to [0, last], as an expression."""
         array = self.algebra.once(("start", column, last), [self.index], lambda: _clamped(self.index[..., column], last))
+        if self.algebra.joins is not None and array.size > 1:
+            array = self.algebra.joins.equal(array)
         factor = take(self.algebra, array, batch)
         return along(Lookup(factor.array, factor.ids, last + 1))
 
