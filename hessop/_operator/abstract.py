@@ -28,7 +28,7 @@ from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
 from hessop._routes.entries import device_of, entries
-from hessop._routes.sparse import instead_of_matrix
+from hessop._routes.places import instead_of_matrix
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
 _NOT_A_MATRIX = (

@@ -21,7 +21,7 @@ from hessop._program.point import Point, placed_shapes, placement, shifted, shif
 from hessop._routes.choose_entries import bytes_without_rule
 from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
-from hessop._routes.sparse import coordinates_of, known_arrays
+from hessop._routes.places import coordinates_of, known_arrays
 from hessop._routes.terms import terms_of
 from hessop._structure import Known
 
@@ -98,10 +98,10 @@ def _by_entries(point: Point, limit_bytes: int, known: tuple[Known, ...]) -> Cal
 
     def run(source: Sequence[Array], shift: Array | None, index: Array) -> Array:
         found = coordinates_of(point, source, shift, limit_bytes, known)
-        # Which of the wanted rows each row is; rows that are not wanted fall out of known.
+        # Which of the wanted rows each row is; rows that are not wanted fall out of bounds.
         number = jnp.full(layout.n, len(index), jnp.int32).at[index].set(lax.iota(jnp.int32, len(index)))
         total = jnp.zeros((len(index), layout.n), layout.dtype)
-        for (row, column), values in zip(found.places(layout.offsets, index.dtype), found.values(), strict=True):
+        for (row, column), values in zip(found.places(layout.offsets, index.dtype), found.listed(), strict=True):
             total = total.at[number[row], column].add(values.astype(total.dtype), mode="drop")
         return total[number[index]]  # a row may be wanted twice
 

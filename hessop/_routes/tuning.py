@@ -44,9 +44,13 @@ LONGEST_RECOMPUTED_SUM = 64
 # Traces of the terms of a function that compares lists of lists; beyond, all pairs are compared. Chosen: more than the rounds
 # of message passing that have been tried.
 MOST_TRACES = 6
+# Blocks of a list of matches for each entry of a list, above which they are evaluated by tiles and not stored. Chosen: blocks
+# of 3 x 3 take 75 MB in float64.
+STORED_BLOCKS = 2**20
 # In square roots of the rounding unit, relative to the largest sum of absolute values. A product with the nonzeros that a
 # coloring gives may differ by this much from one with the Hessian. Chosen: rounding gives far less, a missed nonzero far more.
 COLORING_TOLERANCE = 1.0
-# Bytes for each entry of the terms, besides its value: its place while places are sorted, its slot, and its share of the
-# pattern. Chosen: two numbers of 8 bytes for sorting, two of 4 to keep.
-INDEX_BYTES_PER_ENTRY = 24
+# Bytes for the place of each block of the terms: two numbers of 8 bytes while places are sorted, two of 4 that are kept.
+BYTES_PER_BLOCK = 24
+# Bytes for the places of each nonzero, besides two values: its row, its column, and the number of its transpose.
+BYTES_PER_NONZERO = 12

@@ -16,6 +16,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from hessop._equations.flat import bind, open_jaxpr
 from hessop._equations.interpret import interpret
@@ -32,7 +33,14 @@ NOT_FINITE: Final = _Unsigned.NOT_FINITE
 Known = np.generic | _Unsigned | None
 """A number; NOT_FINITE for some infinity or NaN; None if it is not known."""
 
-# Floats are evaluated by NumPy: dispatching a primitive in JAX takes far longer.
+def _rounded(number: Any, method: Any) -> Any:
+    if method == lax.RoundingMethod.TO_NEAREST_EVEN:
+        return np.round(number)
+    whole = np.trunc(number)
+    return whole + np.sign(number) * (abs(number - whole) >= 0.5)
+
+
+# Numbers are evaluated by NumPy: dispatching a primitive in JAX takes far longer.
 _NAMED_ALIKE = ("add", "abs", "sqrt", "square", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sign", "floor", "ceil")
 _NUMPY: Final[dict[str, Callable[..., Any]]] = {name: getattr(np, name) for name in _NAMED_ALIKE} | {
     "add_any": np.add,
@@ -55,6 +63,8 @@ _NUMPY: Final[dict[str, Callable[..., Any]]] = {name: getattr(np, name) for name
     "or": np.bitwise_or,
     "not": np.invert,
 }
+# Integers overflow as in JAX, but are divided and rounded otherwise.
+_FLOATS_ONLY = frozenset({"div", "pow", "sign", "floor", "ceil", "rsqrt", "sqrt"})
 
 
 def _is_zero(known: Known) -> bool:
@@ -149,7 +159,9 @@ def evaluate(eqn: Any, inputs: Sequence[Known], index: int) -> Known:
         if name == "integer_pow":
             exponent = np.asarray(params["y"], numbers[0].dtype)
             return scalar(np.power(numbers[0], exponent), aval.dtype)  # type: ignore[call-overload]
-        if name in _NUMPY and jnp.issubdtype(numbers[0].dtype, np.floating):
+        if name == "round":
+            return scalar(_rounded(numbers[0], params["rounding_method"]), aval.dtype)
+        if name in _NUMPY and (name not in _FLOATS_ONLY or jnp.issubdtype(numbers[0].dtype, np.floating)):
             return scalar(_NUMPY[name](*numbers), aval.dtype)
     return _evaluate_in_jax(eqn, inputs, aval)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from hessop._structure import tuning
@@ -29,7 +30,6 @@ from hessop._structure.algebra.terms import (
     Lookup,
     Product,
     Term,
-    extent,
     flattened,
     identity,
     union,
@@ -44,12 +44,14 @@ class Cells:
 
     Attributes:
         at: the block row and the block column, as expressions over the ids; one product, whose factor is the array of
-            values, [*ids, entries of a block].
+            values, [*ids, *entries of a block].
         inside: the (row, column) of each entry within a block.
+        shape: [*ids].
     """
 
     at: Packed
     inside: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
 
     @property
     def number(self) -> int:
@@ -66,12 +68,11 @@ class Cells:
             xp: the module to compute with, numpy or jax.numpy.
         """
         ((_, ((_, ids),)),) = self.at.products
-        ids = ids[:-1]  # the last one numbers the entries of a block
-        shape = [self.at.sizes[k] for k in ids]
+        ids = ids[: len(self.shape)]
 
         def spread_out(array: Any, own: Sequence[int]) -> Any:
             order = sorted(range(len(own)), key=lambda k: ids.index(own[k]))
-            return array.transpose(order).reshape([n if k in own else 1 for k, n in zip(ids, shape, strict=True)])
+            return array.transpose(order).reshape([n if k in own else 1 for k, n in zip(ids, self.shape, strict=True)])
 
         def value(atom: PackedAtom) -> Any:
             if isinstance(atom, int):
@@ -81,7 +82,7 @@ class Cells:
 
         start, parts = self.at.axes[axis]
         place = start + sum(stride * value(atom) for atom, stride in parts)
-        return xp.broadcast_to(xp.asarray(place, xp.arange(0).dtype), shape).reshape(-1)
+        return xp.broadcast_to(xp.asarray(place, xp.arange(0).dtype), self.shape).reshape(-1)
 
     @property
     def offset(self) -> int | None:
@@ -151,9 +152,13 @@ class Coordinates(eqx.Module):
                 found.append((row, column))
         return found
 
-    def values(self) -> list[Array]:
+    def values(self, cells: Cells) -> Array:
+        """The entries [*ids, *entries of a block] of one of the cells."""
+        return self.arrays[cells.number]
+
+    def listed(self) -> list[Array]:
         """For each of the cells, its entries [blocks, entries of a block]."""
-        return [self.arrays[cells.number].reshape(-1, len(cells.inside)) for cells in self.cells]
+        return [self.values(cells).reshape(-1, len(cells.inside)) for cells in self.cells]
 
 
 def coordinates(terms: StructuredHessian, shift: Array | None = None) -> Coordinates:
@@ -222,7 +227,7 @@ class _Placed(NamedTuple):
     Attributes:
         at: the block row and the block column.
         inside: the (row, column) of each entry within a block.
-        values: [*ids, entries of a block], for the ids of `at` in order of appearance.
+        values: [*ids, *entries of a block], for the ids of `at` in order of appearance.
         term: the term.
     """
 
@@ -246,25 +251,25 @@ def _placed(algebra: Algebra, term: Term, opened: _Opened, block: tuple[int, int
     runs = itertools.product(*(range(i.size) for i in inner_ids))
     ats = [dict(zip(inner_ids, digits, strict=True)) for digits in runs]
     inside = tuple((_position(inner[0], each), _position(inner[1], each)) for each in ats)
-    return _Placed(at, inside, value.reshape(*(i.size for i in outer_ids), extent(inner_ids)), term)
+    return _Placed(at, inside, value, term)
 
 
 def _cells_of(algebra: Algebra, group: Sequence[_Placed], block: tuple[int, int], arrays: dict[int, tuple[int, Any]]) -> Cells:
     """The sum of blocks at the same places."""
     first = group[0]
     inside = tuple(sorted({entry for placed in group for entry in placed.inside}))
-    parts: dict[tuple[int, int], list[Array]] = {entry: [] for entry in inside}
-    for placed in group:
-        for k, entry in enumerate(placed.inside):
-            parts[entry].append(placed.values[..., k])
+    ids = algebra.numbered(first.at).ids
     if len(group) == 1 and inside == first.inside:
         value = first.values
     else:
+        parts: dict[tuple[int, int], list[Array]] = {entry: [] for entry in inside}
+        for placed in group:
+            for entry, at in zip(placed.inside, np.ndindex(placed.values.shape[len(ids) :]), strict=True):
+                parts[entry].append(placed.values[(..., *at)])
         value = jnp.stack([functools.reduce(operator.add, found) for found in parts.values()], axis=-1)
-    entry = Id(len(inside))
-    factor = Factor(value, (*algebra.numbered(first.at).ids, entry))
+    factor = Factor(value, (*ids, *map(Id, value.shape[len(ids) :])))
     placed = Term(first.at, (Product(1.0, (factor,)),), first.term.leaf, first.term.dtype)
-    return Cells(pack(placed, arrays), inside)
+    return Cells(pack(placed, arrays), inside, tuple(i.size for i in ids))
 
 
 def _position(e: Expr, at: dict[Id, int]) -> int:

@@ -112,11 +112,14 @@ class Pattern:
     _blocks: Mapping[tuple[int, int], _Blocks] = dataclasses.field(default_factory=dict)
     _found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
-    @functools.cached_property
-    def runs(self) -> tuple[np.ndarray, ...]:
-        """For each of the cells, the nonzeros that its entries add to: the first of each run of adjacent ones, [blocks, runs].
+    def runs(self) -> tuple[tuple[np.ndarray | None, np.ndarray], ...]:
+        """For each of the cells, the nonzeros that its entries add to, in runs of adjacent ones.
 
         A row of a whole block is one run; otherwise each entry is.
+
+        Returns:
+            The first nonzero of each run [numbers, runs], and which of the numbers each block has, [*ids]. The first is None if
+            there is one run; then the numbers are those of nonzeros.
         """
         found = []
         first = {}
@@ -128,12 +131,13 @@ class Pattern:
             own, at = self._blocks[places.group.leaves], first[places.group.leaves]
             p, q = places.group.block
             for cells, number in zip(places.group.cells, places.numbers(own.keys), strict=True):
-                if own.whole and cells.inside == tuple(itertools.product(range(p), range(q))):
-                    found.append(at[number])
-                    continue
-                row, column = np.array(cells.inside).T
-                rank = (np.cumsum(own.filled, axis=2, dtype=np.int32) - own.filled)[:, row, column]
-                found.append(at[number][:, row] + rank[number])
+                table = at
+                if not own.whole or cells.inside != tuple(itertools.product(range(p), range(q))):
+                    row, column = np.array(cells.inside).T
+                    table = at[:, row] + (np.cumsum(own.filled, axis=2, dtype=np.int32) - own.filled)[:, row, column]
+                if table.shape[1] == 1:
+                    table, number = None, table[number, 0]
+                found.append((table, number.astype(self.columns.dtype, copy=False).reshape(cells.shape)))
         return tuple(found)
 
     @functools.cached_property
@@ -141,7 +145,6 @@ class Pattern:
         """[nonzeros], the row of each."""
         return _read_only(np.repeat(np.arange(self.shape[0], dtype=self.columns.dtype), np.diff(self.starts)))
 
-    @functools.cached_property
     def lower(self) -> np.ndarray:
         """[nonzeros], for each nonzero above the diagonal the number of its transpose, for any other its own."""
         from scipy.sparse import csr_array
@@ -270,7 +273,7 @@ class _Places:
         others = []
         for cells, (row, column) in zip(self.group.cells, self._positions(), strict=True):
             if cells.offset is None:
-                others.append(row * width + column)
+                others.append(_ascending(row * width + column))  # one list after the other: it may be long
             else:
                 diagonals.setdefault(cells.offset, []).append(row)
         if len(diagonals) * height > sum(len(row) for rows in diagonals.values() for row in rows):

@@ -44,13 +44,14 @@ class Accumulate(NamedTuple):
 
     Attributes:
         over: equation -> the choices of an axis to divide into parts, each as the axis that moves in each input.
-        start: (equation, number of parts) -> the state before the first part; each array has the shape of the output.
+        start: (equation, number of parts, stored) -> the state before the first part, where `stored` reads a stored input; each
+            array has the shape of the output.
         step: (tools, equation, parts of the inputs, the part, state) -> the state after this part.
         finish: state -> the output.
     """
 
     over: Callable[[Any], Sequence[Axes]]
-    start: Callable[[Any, int], State]
+    start: Callable[[Any, int, Callable[[Any], Array]], State]
     step: Callable[[Tools, Any, Sequence[Planes], Part, State], State]
     finish: Callable[[State], Array] = lambda state: state[0]
 
@@ -99,7 +100,7 @@ def _reduced(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, neutral:
 def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
     """Accumulate with an associative operation, which has a neutral element for each dtype."""
 
-    def start(eqn: Any, count: int) -> State:
+    def start(eqn: Any, count: int, stored: Any) -> State:
         aval = eqn.outvars[0].aval
         return (jnp.full(aval.shape, neutral(aval.dtype), aval.dtype),)
 
@@ -112,7 +113,7 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
 # --- sums ---
 
 
-def _sum_start(eqn: Any, count: int) -> State:
+def _sum_start(eqn: Any, count: int, stored: Any) -> State:
     """Zero; in low precision also a zero for the rounding errors."""
     aval = eqn.outvars[0].aval
     zero = jnp.zeros(aval.shape, aval.dtype)
@@ -155,7 +156,7 @@ def _dot_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: 
 def _extreme(largest: bool) -> Accumulate:
     """Argmax and argmin: the first position of the best value. NaN is better than any number, as in JAX."""
 
-    def start(eqn: Any, count: int) -> State:
+    def start(eqn: Any, count: int, stored: Any) -> State:
         dtype, aval = eqn.invars[0].aval.dtype, eqn.outvars[0].aval
         low, high = _limits(dtype)
         return jnp.full(aval.shape, low if largest else high, dtype), jnp.zeros(aval.shape, aval.dtype)
@@ -179,6 +180,27 @@ def _extreme(largest: bool) -> Accumulate:
     return Accumulate(_reduced_axes, start, step, lambda state: state[1])
 
 
+# --- sums of updates ---
+
+
+def _scatter_over(eqn: Any) -> list[Axes]:
+    """The axes of the updates that are no windows; those of the indices are in the same order."""
+    dims, rank = eqn.params["dimension_numbers"], len(eqn.invars[2].aval.shape)
+    if dims.operand_batching_dims:
+        return []
+    return [(None, k, a) for k, a in enumerate(a for a in range(rank) if a not in dims.update_window_dims)]
+
+
+def _scatter_start(eqn: Any, count: int, stored: Any) -> State:
+    return (stored(eqn.invars[0]),)
+
+
+def _scatter_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
+    _, indices, updates = ins
+    updates = only_new(tools.cells, updates, part.over[2], part.new, 0)
+    return tuple(bind(eqn, [state[0], tools.cells.join(indices), tools.cells.join(updates)]))
+
+
 ACCUMULATE: dict[str, Accumulate] = {
     "reduce_sum": Accumulate(_reduced_axes, _sum_start, _sum_step, _sum_finish),
     "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
@@ -188,5 +210,6 @@ ACCUMULATE: dict[str, Accumulate] = {
     "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
     "argmax": _extreme(largest=True),
     "argmin": _extreme(largest=False),
+    "scatter-add": Accumulate(_scatter_over, _scatter_start, _scatter_step),
     "dot_general": Accumulate(_dot_over, _sum_start, _dot_step, _sum_finish),
 }

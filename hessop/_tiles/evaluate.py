@@ -26,7 +26,7 @@ def stored_bytes(equations: Equations, options: Options) -> int:
         equations: flat equations without dead ones.
         options: how they will be evaluated.
     """
-    plan = schedule(equations, options.threshold_elements)
+    plan = schedule(equations, options.threshold_elements, options.lists)
     read = {
         v
         for eqn in plan.steps
@@ -54,7 +54,7 @@ def evaluate_tiled(equations: Equations, values: Sequence[Any], options: Options
         values: arrays or tracers for the invars.
         options: how to evaluate.
     """
-    plan = schedule(equations, options.threshold_elements)
+    plan = schedule(equations, options.threshold_elements, options.lists)
     # A virtual value is read through all those behind it, and unrolled loops make long chains.
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(before + tuning.FRAMES_PER_VALUE * len(plan.virtual))

@@ -137,9 +137,13 @@ class TileLoop:
         return [
             (jnp.zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype),)
             if place.out_axis is not None
-            else _start(eqn, self.tiles.count)
+            else _start(eqn, self.tiles.count, self.stored)
             for eqn, place in self.steps
         ]
+
+    def stored(self, v: Any) -> Array:
+        """A value that is read whole before the loop."""
+        return Reader(self.plan.virtual, frozenset(), self.env, self.options.tools()).stored(v)
 
     def body(self, k: Any, states: States) -> States:
         """The states after tile k."""
@@ -188,7 +192,7 @@ class ChunkedTileLoop(TileLoop):
 
     def start(self) -> States:
         """The states before the first chunk."""
-        return [_start(eqn, self.chunks.count) for eqn, _ in self.steps]
+        return [_start(eqn, self.chunks.count, self.stored) for eqn, _ in self.steps]
 
     def body(self, k: Any, states: States) -> States:
         """The states after tile k of one chunk. Only traced, for its cost."""
@@ -251,8 +255,8 @@ def _plane_size(shape: Sequence[int]) -> int:
     return math.prod(n for n in shape if n > tuning.SHORT_AXIS)
 
 
-def _start(eqn: Any, count: int) -> State:
-    return ACCUMULATE[eqn.primitive.name].start(eqn, count)
+def _start(eqn: Any, count: int, stored: Callable[[Any], Array]) -> State:
+    return ACCUMULATE[eqn.primitive.name].start(eqn, count, stored)
 
 
 def _step(reader: Reader, eqn: Any, windows: Sequence[Window], part: Part, state: Any) -> State:

@@ -22,6 +22,7 @@ class Options:
         plane_elements: most elements of a plane inside a tile, where `tile` is None.
         tile_bytes: most bytes that a tile takes, where `tile` is None; None for no limit.
         planes: whether to split short axes into planes, and to compute long sums as products with ones: faster on CPUs.
+        lists: whether to compute gathers and sums of updates by tiles, for lists of the neighbours of each position.
         regroup: whether to multiply products in another order, and to take factors out of sums. Results differ by rounding,
             and an infinite factor may give infinity instead of NaN.
     """
@@ -32,6 +33,7 @@ class Options:
     plane_elements: int = tuning.PLANE_ELEMENTS
     tile_bytes: int | None = None
     planes: bool = True
+    lists: bool = False
     regroup: bool = False
 
     def tools(self, *starts: Any, seed: Any = None) -> Tools:

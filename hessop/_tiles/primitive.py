@@ -56,7 +56,8 @@ class Tiled:
 
     def schedule(self) -> Schedule:
         """Which values are virtual, and which loops run."""
-        return schedule(self.final(), self.equations.options.threshold_elements)
+        options = self.equations.options
+        return schedule(self.final(), options.threshold_elements, options.lists)
 
     def stored_bytes(self) -> int:
         """An upper estimate of the bytes that a call stores; see `evaluate.stored_bytes`."""

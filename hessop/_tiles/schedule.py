@@ -77,17 +77,22 @@ class Schedule:
     shared: frozenset[Any]
 
 
-def schedule(equations: Equations, threshold_elements: int) -> Schedule:
+# On lists of neighbours, which may be only a few entries per position: XLA stores their values faster than it loops over them.
+_ON_LISTS = frozenset({"gather", "scatter-add"})
+
+
+def schedule(equations: Equations, threshold_elements: int, lists: bool = False) -> Schedule:
     """Decide what is virtual, and which loops run.
 
     Args:
         equations: flat equations without dead ones.
         threshold_elements: elements of a plane above which a value is virtual, if rules allow it.
+        lists: whether rules of gathers and scatters may be used.
     """
-    planner = _Planner(equations, threshold_elements)
+    planner = _Planner(equations, threshold_elements, lists)
     whole = [eqn for group in planner.whole.values() for eqn in group]
     if stored := worth_storing(equations, planner.virtual, whole):
-        planner = _Planner(equations, threshold_elements, stored)
+        planner = _Planner(equations, threshold_elements, lists, stored)
     return planner.finish()
 
 
@@ -108,8 +113,9 @@ class _Planner:
         refused: (equation, reason).
     """
 
-    def __init__(self, equations: Equations, threshold_elements: int, stored: frozenset[Any] = frozenset()):
+    def __init__(self, equations: Equations, threshold_elements: int, lists: bool, stored: frozenset[Any] = frozenset()):
         self.equations, self.threshold_elements, self.stored = equations, threshold_elements, stored
+        self.without_rule = frozenset() if lists else _ON_LISTS
         self.virtual: dict[Any, Any] = {}
         self.axes: dict[Any, frozenset[int]] = {}
         self.aliases: dict[Any, Any] = {}
@@ -123,7 +129,8 @@ class _Planner:
 
     def add(self, eqn: Any) -> None:
         """Decide whether an equation's output is virtual or an alias, or else whether it runs in a loop or whole."""
-        rule = RULES.get(eqn.primitive.name) if len(eqn.outvars) == 1 and not eqn.effects else None
+        name = eqn.primitive.name
+        rule = RULES.get(name) if len(eqn.outvars) == 1 and not eqn.effects and name not in self.without_rule else None
         large = self.wants_virtual(eqn)
         reads_virtual = any(v in self.virtual for v in variables(eqn.invars))
         axes = self.tileable(eqn, rule) if large or reads_virtual else frozenset()
@@ -214,7 +221,7 @@ class _Planner:
 
     def sums(self, eqn: Any) -> Iterable[tuple[Axes, int]]:
         """What a reduction can be added up along: (the axis of each input, its length)."""
-        if eqn.primitive.name not in ACCUMULATE:
+        if eqn.primitive.name not in ACCUMULATE or eqn.primitive.name in self.without_rule:
             return
         for over in ACCUMULATE[eqn.primitive.name].over(eqn):
             sizes = {v.aval.shape[k] for v, k in zip(eqn.invars, over, strict=True) if k is not None}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._routes import sparse
+from hessop._routes.places import places_of
 from tests.structure.support import DTYPE, assert_close, reference, terms_of
 
 ATOMS = 6
@@ -95,5 +95,5 @@ def test_lists_that_hold_the_same_numbers_are_found_to_be_equal(negative):
     x, i = jnp.asarray(X, DTYPE), jnp.asarray(np.where(I == 5, -1, I) if negative else I)
     H = hessop.HessianOperator(fn, x, (i, jnp.asarray(J)))
     assert_close(H.to_csr().toarray(), reference(lambda x: fn(x, i, J), x))
-    known = sparse._found(H._point(), None).known
+    known = places_of(H._point(), None).known
     assert (len({k.first for k in known}) < len(known) - 1) is not negative

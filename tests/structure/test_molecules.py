@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._routes import sparse
+from hessop._routes.places import places_of
 from tests.structure.molecules import MOLECULES, chain_of_atoms
 from tests.structure.support import DTYPE, assert_close
 
@@ -34,11 +34,11 @@ def test_all_nonzeros(name):
 @pytest.mark.parametrize("name", MOLECULES)
 def test_terms_and_entries(name):
     molecule = MOLECULES[name]
-    found = sparse._found(operator(molecule, 40)._point(), None).coordinates
+    found = places_of(operator(molecule, 40)._point(), None).coordinates
     assert len(list(found.cells)) <= molecule.terms
     # A list of atoms in a chain: the number of entries for each atom does not grow.
     if name not in ("with_exclusions", "bond_order"):
-        larger = sparse._found(operator(molecule, 80)._point(), None).coordinates
+        larger = places_of(operator(molecule, 80)._point(), None).coordinates
         assert larger.count < 2.3 * found.count
 
 

@@ -110,6 +110,28 @@ RULES["slice"] = Rule(_slice_follows, _slice, _strided)
 RULES["iota"] = Rule(lambda eqn: [], _iota)
 
 
+# --- gathers ---
+
+
+def _gather_follows(eqn: Any) -> list[Follows]:
+    """Each axis of the indices follows an axis of the output. The operand, a table, is read whole."""
+    fixed = _gather_fixed(eqn)
+    batch = [None if a in fixed else Follow(a) for a in _batch_axes(eqn)]
+    return [(None,) * len(shape_of(eqn.invars[0])), (*batch, None)]
+
+
+def _batch_axes(eqn: Any) -> list[int]:
+    return [a for a in range(len(out_shape(eqn))) if a not in eqn.params["dimension_numbers"].offset_dims]
+
+
+def _gather_fixed(eqn: Any) -> Collection[int]:
+    dims = eqn.params["dimension_numbers"]
+    return range(len(out_shape(eqn))) if dims.operand_batching_dims else dims.offset_dims
+
+
+RULES["gather"] = Rule(_gather_follows, through, _gather_fixed)
+
+
 # --- primitives that need an axis whole ---
 
 
