@@ -180,24 +180,27 @@ def _joined(point: Point, places: Places, key: tuple[Any, ...]) -> Places:
     for _ in range(MOST_TRACES):
         found = memo.once(("places", *key, known), lambda known=known: _traced(point, key[-1], known))
         exact = _known(index_arrays(point, found, "asked"))
-        if len(exact) == len(known) and all(
-            e.first == k.first and e.most <= k.most <= 4 * e.most for e, k in zip(exact, known, strict=True)
-        ):
+        if len(exact) == len(known) and all(map(_near, exact, known)):
             memo[("known", *key)] = tuple(read), known
             return found
-        known = tuple(Known(_rounded(e.most), e.first) for e in exact)
+        known = tuple(e._replace(most=_rounded(e.most)) for e in exact)
     return places
 
 
 def _known(arrays: Sequence[np.ndarray]) -> list[Known]:
-    """What the index arrays show."""
-    first = lambda k, a: next(j for j, b in enumerate(arrays[: k + 1]) if np.array_equal(a, b))
-    return [Known(_most_equal(a), first(k, a)) for k, a in enumerate(arrays)]
+    """What the index arrays and masks show."""
+    found = []
+    for k, a in enumerate(arrays):
+        first = next(j for j, b in enumerate(arrays[: k + 1]) if np.array_equal(a, b))
+        mask = a.dtype == np.bool_
+        most = 1 if mask else int(np.bincount(a.reshape(-1)).max(initial=1))
+        found.append(Known(most, first, mask and bool(a.all())))
+    return found
 
 
-def _most_equal(array: np.ndarray) -> int:
-    """How often the most frequent number of an array of positions occurs."""
-    return int(np.bincount(array.reshape(-1)).max(initial=1))
+def _near(exact: Known, known: Known) -> bool:
+    """Whether what is known is true, and bounds are not much too large."""
+    return exact.most <= known.most <= 4 * exact.most and exact[1:] == known[1:]
 
 
 def _rounded(count: int) -> int:

@@ -33,6 +33,7 @@ NOT_FINITE: Final = _Unsigned.NOT_FINITE
 Known = np.generic | _Unsigned | None
 """A number; NOT_FINITE for some infinity or NaN; None if it is not known."""
 
+
 def _rounded(number: Any, method: Any) -> Any:
     if method == lax.RoundingMethod.TO_NEAREST_EVEN:
         return np.round(number)

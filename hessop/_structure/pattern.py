@@ -9,7 +9,7 @@ Depends on coordinates. Must never know values, programs or devices.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -254,24 +254,26 @@ class _Places:
         row, column = self.group.leaves
         return row == column and all(form(cells, cells.at.axes[::-1]) in forms for cells in self.group.cells)
 
-    def _positions(self) -> list[tuple[Any, Any]]:
-        """The block row and the block column of each block of each of the cells."""
+    def _positions(self) -> Iterator[tuple[Cells, Any, Any]]:
+        """Each of the cells, with the block row and the block column of each of its blocks."""
         known: dict[Any, Any] = {}
 
         def position(cells: Cells, axis: int) -> Any:
+            if len(cells.shape) > 1:  # a list for each entry of a list: too large to keep
+                return cells.position(axis, self.arrays, np)
             key = cells.at.axes[axis], cells.at.sizes, cells.at.products[0][1][0][1]
             if key not in known:
                 known[key] = cells.position(axis, self.arrays, np)
             return known[key]
 
-        return [(position(cells, 0), position(cells, 1)) for cells in self.group.cells]
+        return ((cells, position(cells, 0), position(cells, 1)) for cells in self.group.cells)
 
     def blocks(self) -> _Blocks:
         """The blocks without duplicates."""
         height, width = self._grid
         diagonals: dict[int, list[np.ndarray]] = {}
         others = []
-        for cells, (row, column) in zip(self.group.cells, self._positions(), strict=True):
+        for cells, row, column in self._positions():
             if cells.offset is None:
                 others.append(_ascending(row * width + column))  # one list after the other: it may be long
             else:
@@ -296,11 +298,13 @@ class _Places:
         """For each of the cells, the number of the block of each of its blocks, given the keys of all."""
         height, width = self._grid
         found = []
-        for cells, (row, column) in zip(self.group.cells, self._positions(), strict=True):
+        index = _index_dtype(len(keys))
+        for cells, row, column in self._positions():
             if cells.offset is not None and len(row) > height:
-                found.append(np.searchsorted(keys, np.arange(height) * (width + 1) + cells.offset)[row])
+                at = np.searchsorted(keys, np.arange(height) * (width + 1) + cells.offset)[row]
             else:
-                found.append(_ranks(keys, row * width + column))
+                at = _ranks(keys, row * width + column)
+            found.append(at.astype(index, copy=False))
         return found
 
 
@@ -332,9 +336,13 @@ def _ranks(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if np.all(wanted[1:] >= wanted[:-1]) or int(keys[-1]).bit_length() + bits > 63:
         return np.searchsorted(keys, wanted)
     # Sorted with their numbers in the low bits, the keys are searched for one after the other, which the cache likes.
-    packed = np.sort(wanted << bits | np.arange(len(wanted)))
-    found = np.empty(len(wanted), np.int64)
-    found[packed & ((1 << bits) - 1)] = np.searchsorted(keys, packed >> bits)
+    packed = wanted << bits
+    packed |= np.arange(len(wanted))
+    packed.sort()
+    order = packed & ((1 << bits) - 1)
+    packed >>= bits
+    found = np.empty(len(wanted), _index_dtype(len(keys)))
+    found[order] = np.searchsorted(keys, packed)
     return found
 
 

@@ -44,8 +44,8 @@ class Accumulate(NamedTuple):
 
     Attributes:
         over: equation -> the choices of an axis to divide into parts, each as the axis that moves in each input.
-        start: (equation, number of parts, stored) -> the state before the first part, where `stored` reads a stored input; each
-            array has the shape of the output.
+        start: (equation, number of parts, value -> its whole array) -> the state before the first part; each array has the
+            shape of the output.
         step: (tools, equation, parts of the inputs, the part, state) -> the state after this part.
         finish: state -> the output.
     """

@@ -91,7 +91,11 @@ def schedule(equations: Equations, threshold_elements: int, lists: bool = False)
     """
     planner = _Planner(equations, threshold_elements, lists)
     whole = [eqn for group in planner.whole.values() for eqn in group]
-    if stored := worth_storing(equations, planner.virtual, whole):
+    stored = worth_storing(equations, planner.virtual, whole)
+    while more := stored | planner.tables():
+        if more == planner.stored:
+            break
+        stored = more
         planner = _Planner(equations, threshold_elements, lists, stored)
     return planner.finish()
 
@@ -160,6 +164,14 @@ class _Planner:
         for v, follows in zip(eqn.invars, RULES[eqn.primitive.name].follows(eqn), strict=False):
             if not isinstance(v, jex.Literal) and v in self.virtual:
                 yield from ((v, k, follow.axis) for k, follow in enumerate(follows) if follow is not None)
+
+    def tables(self) -> frozenset[Any]:
+        """Virtual values that are smaller than what a gather reads from them, so that it is better to store them."""
+        if self.without_rule:
+            return frozenset()
+        gathers = [eqn for group in self.whole.values() for eqn in group if eqn.primitive.name == "gather"]
+        virtual = [(eqn.invars[0], eqn.outvars[0]) for eqn in gathers if eqn.invars[0] in self.virtual]
+        return frozenset(v for v, out in virtual if v.aval.size < out.aval.size)
 
     # --- what should be virtual ---
 

@@ -1,5 +1,6 @@
 """Sparse forms: the pattern, entries at places, rows, BCOO and CSR, against the dense matrix."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from jax.flatten_util import ravel_pytree
 
 import hessop
+from hessop._routes import places, sparse
 from tests.structure import test_random as random_programs
 from tests.structure.energies import ENERGIES
 from tests.structure.support import DTYPE, assert_close, points, reference
@@ -148,9 +150,9 @@ def test_a_new_point_neither_compiles_nor_sorts(compilations):
 @pytest.mark.parametrize("lower", [False, True])
 def test_a_pattern_cannot_be_changed_for_later_calls(lower):
     H, expected = of_bonds()
-    for places in H.pattern(lower=lower):
+    for numbers in H.pattern(lower=lower):
         with pytest.raises(ValueError, match="read-only"):
-            places += 1  # to number from one, as Fortran does
+            numbers += 1  # to number from one, as Fortran does
     sparse = H.to_csr()
     sparse.indices[:], sparse.data[:] = 0, 0.0  # a copy
     assert_close(H.to_csr().toarray(), expected)
@@ -314,3 +316,31 @@ def test_a_matrix_that_does_not_fit_names_the_sparse_form_that_does():
     with pytest.raises(hessop.MemoryBudgetError) as error:
         dense.materialize()
     assert "to_csr" not in str(error.value)
+
+
+def test_entries_of_lists_that_are_joined_are_not_stored():
+    """Embedded atoms with 40 neighbours: blocks [pairs, 64, 3, 3] would take a multiple of the matrix."""
+    n, near = 300, 20
+    i, k = np.divmod(np.arange(n * near), near)
+    pairs = jnp.asarray(np.stack([i, (i + k + 1) % n], axis=1))
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((n, 3)), DTYPE)
+
+    def embedded(x, pairs):
+        e = jnp.exp(-jnp.sum((x[pairs[:, 0]] - x[pairs[:, 1]]) ** 2, axis=-1))
+        density = jax.ops.segment_sum(e, pairs[:, 0], n) + jax.ops.segment_sum(e, pairs[:, 1], n)
+        return -jnp.sum(jnp.sqrt(1.0 + density))
+
+    H = hessop.HessianOperator(embedded, x, (pairs,))
+    whole = H.to_csr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "STORED_BLOCKS", 2**12)
+        patch.setattr(sparse, "BY_TILES", dataclasses.replace(places.BY_TILES, threshold_elements=2**12, plane_elements=2**12))
+        H = hessop.HessianOperator(lambda *a: embedded(*a), x, (pairs,))
+        assert_close(H.to_csr().toarray(), whole.toarray())
+        point, found = H._point(), H.nonzeros()[0]
+        where = places.places_of(point, None)
+        (jitted,) = [f for key, f in point.program.memo.items() if key[0] == "nonzeros"]
+        temporary = jitted.lower(point.source, None, found.runs(), found.lower()).compile().memory_analysis().temp_size_in_bytes
+        assert where.has_long_lists
+    assert temporary < where.coordinates.count * x.dtype.itemsize / 4
+    assert_close(whole @ np.ones(3 * n), H.mv(jnp.ones_like(x)).reshape(-1), scale=abs(whole).max())

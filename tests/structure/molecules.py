@@ -185,7 +185,7 @@ MOLECULES = {
         Molecule(lennard_jones, lambda x: (cell_list(x),), 3),
         Molecule(lennard_jones_of_neighbours, padded, 3),
         Molecule(stillinger_weber, triples, 9),
-        Molecule(bond_order, bonds_of_an_atom, 1),
+        Molecule(bond_order, bonds_of_an_atom, 19),
         Molecule(embedded_atoms, lambda x: (cell_list(x),), 11),
         Molecule(message_passing, lambda x: (both_ways(x),), 15),
     )

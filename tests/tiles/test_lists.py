@@ -49,7 +49,9 @@ def test_equal_to_jax(name, tile):
 
 def test_derivatives():
     y = jnp.asarray(Y)
-    tiled = trace_tiled(lambda *a: [forces(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, planes=False, lists=True))
+    tiled = trace_tiled(
+        lambda *a: [forces(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, planes=False, lists=True)
+    )
     value = lambda fn: lambda y: jnp.sum(jnp.sin(fn(y, NEIGHBOURS)))
     found = jax.grad(value(lambda *a: tiled(*a)[0]))(y)
     assert jnp.allclose(found, jax.grad(value(forces))(y), rtol=1e-5, atol=1e-6)
@@ -67,7 +69,9 @@ def test_an_infinite_update_is_added_once_only_at_its_place():
 def test_nothing_of_a_list_is_stored_if_that_is_asked_for(lists):
     options = Options(threshold_elements=1, lists=lists)
     plan = trace_tiled(lambda *a: [forces(*a)], [jnp.asarray(Y), NEIGHBOURS], options).schedule()
-    loops = [eqn.primitive.name for step in plan.steps if isinstance(step, Choice) for loop in step.ways[0] for eqn in loop.eqns]
+    loops = [
+        eqn.primitive.name for step in plan.steps if isinstance(step, Choice) for loop in step.ways[0] for eqn in loop.eqns
+    ]
     whole = {eqn.primitive.name for step in plan.steps if not isinstance(step, Choice) for eqn in [step]}
     assert ("scatter-add" in loops) is lists
     assert ("gather" in whole) is not lists

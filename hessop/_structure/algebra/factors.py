@@ -38,15 +38,17 @@ class Numbered(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known about the values of an index array.
+    """What is known about the values of an index array, or of a mask of indices.
 
     Attributes:
         most: the most that a number occurs in it.
         first: the number of the first array that it is equal to, or its own.
+        holds: of a mask, whether it holds everywhere.
     """
 
     most: int
     first: int
+    holds: bool = False
 
 
 class Joins:
@@ -74,11 +76,29 @@ class Joins:
         known = self._of(array)
         return self.arrays[known.first] if known else array
 
+    def holds(self, mask: Any) -> bool:
+        """Whether the mask is known to hold everywhere."""
+        known = self._of(mask)
+        return known is not None and known.holds
+
     def _of(self, array: Any) -> Known | None:
         number = next((k for k, a in enumerate(self.arrays) if a is array), len(self.arrays))
         if number == len(self.arrays):
             self.arrays.append(array)
         return self._known[number] if number < len(self._known) else None
+
+
+class Reading(NamedTuple):
+    """How an array was read from another one.
+
+    Attributes:
+        base: the other array.
+        axes: for each of its axes, the axis of the array that runs along it; or an index array with the axes of the array that
+            are its ids.
+    """
+
+    base: Any
+    axes: tuple[int | tuple[Any, tuple[int, ...]], ...]
 
 
 class Algebra:
@@ -116,6 +136,7 @@ class Algebra:
         # By the serial of a masked array:
         self._masked: dict[int, frozenset[Any]] = {}  # its masks, each as (serial, axes of the array that it lies on)
         self._bare: dict[int, tuple[Any, Any]] = {}  # the array before the last of them, and that mask
+        self.readings: dict[int, Reading] = {}  # how it was read from another array, if one id of each axis, or a list, tells
 
     def serial(self, array: Any) -> int:
         """A number for an array object that is the same in each trace, which its address is not."""

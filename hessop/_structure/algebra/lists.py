@@ -21,48 +21,67 @@ from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, T
 def added_up(algebra: Algebra, term: Term) -> Term:
     """The term with an id over places instead of each list that only says where the entries of several axes are."""
     for lookup in dict.fromkeys(atom for e in term.axes for atom, _ in e.parts if isinstance(atom, Lookup)):
-        if _only_places(term, lookup) and all(_is_small(algebra, p, lookup) for p in term.products):
-            term = _at_places(algebra, term, lookup)
+        if lookup.size <= tuning.PLACES_PER_ENTRY * extent(lookup.ids):
+            term = _at_places(algebra, term, lookup) or term
     return term
 
 
-def _only_places(term: Term, lookup: Lookup) -> bool:
-    """Whether several axes read the list, and nothing else in them contains its ids."""
-    readers = [e for e in term.axes if any(atom == lookup for atom, _ in e.parts)]
-    others = [atom for e in term.axes for atom, _ in e.parts if atom != lookup]
-    alone = not any(set(lookup.ids) & set(atom.ids) for atom in others)
-    return len(readers) > 1 and alone and lookup.size <= tuning.PLACES_PER_ENTRY * extent(lookup.ids)
+def _at_places(algebra: Algebra, term: Term, lookup: Lookup) -> Term | None:
+    """The term with a new id over the places of a list; None if it depends on the list in other ways, or would grow."""
+    place = Id(lookup.size)
+    depend = [bool(set(e.ids) & set(lookup.ids)) for e in term.axes]
+    axes = [_expr_at(algebra, e, lookup, place) if own else e for e, own in zip(term.axes, depend, strict=True)]
+    if sum(depend) < 2 or None in axes:
+        return None
+    products = []
+    for product in term.products:
+        factors = [_factor_at(algebra, f, lookup, place) if set(f.ids) & set(lookup.ids) else f for f in product.factors]
+        own = [f for f, at in zip(product.factors, factors, strict=True) if at is None]
+        if not _is_small(algebra, own, lookup):
+            return None
+        summed = _sum_at_places(algebra, own, lookup, place, term.dtype)
+        products.append(Product(product.coef, (*(f for f in factors if f is not None), summed)))
+    return term.with_axes([e for e in axes if e is not None]).with_products(products)
 
 
-def _is_small(algebra: Algebra, product: Product, lookup: Lookup) -> bool:
-    """Whether the factors on the list can be multiplied, as `merge` would multiply them."""
-    own, _ = _parted(product, lookup)
-    ids, largest = factor_ids(own), max([extent(lookup.ids), *(extent(f.ids) for f in own)])
+def _expr_at(algebra: Algebra, e: Expr, lookup: Lookup, place: Id) -> Expr | None:
+    """An expression that depends on the list only through its places, at `place`; else None."""
+    parts: list[tuple[Id | Lookup, int]] = []
+    for atom, stride in e.parts:
+        if atom == lookup:
+            parts.append((place, stride))
+        elif not set(atom.ids) & set(lookup.ids):
+            parts.append((atom, stride))
+        elif isinstance(atom, Lookup) and (found := _factor_at(algebra, Factor(atom.array, atom.ids), lookup, place)):
+            parts.append((Lookup(found.array, found.ids, atom.size), stride))
+        else:
+            return None
+    return expr(e.start, parts)
+
+
+def _factor_at(algebra: Algebra, factor: Factor, lookup: Lookup, place: Id) -> Factor | None:
+    """The array that a factor was read from at the places of the list; None if it depends on the list in other ways."""
+    reading = algebra.readings.get(algebra.serial(factor.array))
+    if reading is None:
+        return None
+    ids = []
+    for axis in reading.axes:
+        if isinstance(axis, int):
+            ids.append(factor.ids[axis])
+        elif axis[0] is lookup.array and tuple(factor.ids[k] for k in axis[1]) == lookup.ids:
+            ids.append(place)
+        else:
+            return None
+    return None if set(ids) & set(lookup.ids) else Factor(reading.base, tuple(ids))
+
+
+def _is_small(algebra: Algebra, factors: Sequence[Factor], lookup: Lookup) -> bool:
+    """Whether factors on the list can be multiplied, as `merge` would multiply them."""
+    ids, largest = factor_ids(factors), max([extent(lookup.ids), *(extent(f.ids) for f in factors)])
     if extent(ids) <= max(largest, algebra.eager_elements):
         return True
     # Blocks are made only where all their entries are wanted: in a sparse matrix, but not in a diagonal.
     return algebra.is_list(ids, largest) and (algebra.joins is not None or not algebra.few_entries)
-
-
-def _parted(product: Product, lookup: Lookup) -> tuple[list[Factor], list[Factor]]:
-    """(the factors with ids of the list, the others)."""
-    on_list = [bool(set(f.ids) & set(lookup.ids)) for f in product.factors]
-    return [f for f, own in zip(product.factors, on_list, strict=True) if own], [
-        f for f, own in zip(product.factors, on_list, strict=True) if not own
-    ]
-
-
-def _at_places(algebra: Algebra, term: Term, lookup: Lookup) -> Term:
-    place = Id(lookup.size)
-
-    def in_expr(e: Expr) -> Expr:
-        return expr(e.start, [(place if atom == lookup else atom, stride) for atom, stride in e.parts])
-
-    products = []
-    for product in term.products:
-        own, others = _parted(product, lookup)
-        products.append(Product(product.coef, (*others, _sum_at_places(algebra, own, lookup, place, term.dtype))))
-    return term.with_axes([in_expr(e) for e in term.axes]).with_products(products)
 
 
 def _sum_at_places(algebra: Algebra, factors: Sequence[Factor], lookup: Lookup, place: Id, dtype: Any) -> Factor:

@@ -238,6 +238,11 @@ def _joined(algebra: Algebra, term: Term, e: Expr, value: Expr) -> Term | None:
         The term with a new id over the entries that are at `value`, masked where there are fewer; None if `e` is no list, or
         if it is unknown how often a position occurs in it.
     """
+    ((at, by), *others) = value.parts or ((None, 0),)
+    if isinstance(at, Lookup) and not others and not value.start and by == 1 and at.size < extent(at.ids):
+        place = Id(at.size)  # all entries at one place have the same matches
+        found = _joined(algebra, term, e, along(place))
+        return None if found is None else substitute(algebra, found, place, value)
     ((atom, stride), *more) = e.parts or ((None, 0),)
     if algebra.joins is None or more or e.start or stride != 1 or not isinstance(atom, Lookup):
         return None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.factors import Algebra, Reading
 from hessop._structure.algebra.terms import Expr, Factor, Id, Lattice, Lookup, expr, lattice, union
 
 
@@ -39,7 +39,27 @@ def take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
         return factor.array, tuple(ids.index(i) for i in factor.ids)
 
     made, order = algebra.once(("take", form), [array, *looked_up], make)
-    return Factor(made, tuple(ids[k] for k in order))
+    found = Factor(made, tuple(ids[k] for k in order))
+    if looked_up:
+        _remember(algebra, found, array, exprs)
+    return found
+
+
+def _remember(algebra: Algebra, found: Factor, array: Array, exprs: Sequence[Expr]) -> None:
+    """Note how an array was read, if each axis at one id or at a list of positions."""
+    axes: list[int | tuple[Array, tuple[int, ...]]] = []
+    for e, size in zip(exprs, array.shape, strict=True):
+        atom, stride = e.parts[0] if len(e.parts) == 1 else (None, 0)
+        if atom is None or e.start or stride != 1:
+            return
+        at = tuple(map(found.ids.index, atom.ids))
+        if isinstance(atom, Lookup):
+            axes.append((atom.array, at))
+        elif atom.size == size:
+            axes.append(at[0])
+        else:
+            return
+    algebra.readings[algebra.serial(found.array)] = Reading(array, tuple(axes))
 
 
 def _take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:

@@ -58,6 +58,8 @@ class Starts:
             return inside
 
         array = self.algebra.once(("valid", tuple(lasts)), [self.index], make)
+        if self.algebra.joins is not None and self.algebra.joins.holds(array):
+            return term
         return mask_term(self.algebra, term, take(self.algebra, array, batch))
 
 
