@@ -51,7 +51,7 @@ Mode = Literal["fwd_over_rev", "rev_over_rev"]
 
 # Masks, broadcasts and index ramps: they cost nothing inside a fusion, and their results may be larger than their operands.
 # The linear part recomputes such residuals, because reading a stored one would cost more.
-_FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg"}
+_FREE = VIEWS | COMPARISONS | LOGIC | {"broadcast_in_dim", "iota", "convert_element_type", "neg", "concatenate", "stack"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

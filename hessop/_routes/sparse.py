@@ -21,6 +21,7 @@ from hessop._base.errors import MemoryBudgetError
 from hessop._program.point import Point
 from hessop._routes.coloring import choose_chunk, coloring, nonzeros as nonzeros_by_products
 from hessop._routes.entries import device_of
+from hessop._routes.fits import too_little
 from hessop._routes.places import (
     BY_TILES,
     coordinates_of,
@@ -31,6 +32,7 @@ from hessop._routes.places import (
     places_within,
     same,
 )
+from hessop._routes.tuning import BYTES_PER_BLOCK
 from hessop._structure.pattern import Pattern, pattern_of
 from hessop._tiles import trace_tiled
 
@@ -73,6 +75,10 @@ def pattern(point: Point, budget: int | None, route: str) -> Pattern:
     memo, key = point.program.memo, ("pattern", *key_of(point, budget))
     known = memo.get(key)
     if known is None or not all(map(same, known[0], read)):
+        # In a trace, nothing was compared with a budget.
+        free, needed = free_memory(jax.local_devices(backend="cpu")[0]), BYTES_PER_BLOCK * where.blocks
+        if needed > free:
+            raise too_little(free, f"the pattern of {where.coordinates.count} entries of terms, which needs", needed, "")
         lookups = index_arrays(point, where, "lookups")
         known = memo[key] = (tuple(read), pattern_of(where.coordinates, lookups, point.layout.sizes))
     return known[1]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from hessop._equations.flat import Equations, bind, flatten_jaxpr
@@ -98,7 +99,8 @@ class _Run:
     def step(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
         """The outputs of one equation: arrays if no input depends on x."""
         if not any(isinstance(v, Tangent) for v in ins):
-            return bind(eqn, ins)
+            known = _in_numbers(eqn, ins)
+            return bind(eqn, ins) if known is None else [known]
         if not eqn.effects and all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
             empty = not any(v.aval.size for v in eqn.outvars)
             if empty or not any(v.terms for v in ins if isinstance(v, Tangent)):
@@ -125,6 +127,26 @@ class _Run:
                 if isinstance(value, Tangent):
                     terms += [mask_term(algebra, t, Factor(taken, ())) for t in value.terms]
         return [output(algebra, eqn, terms, k) for k, terms in enumerate(found)]
+
+
+def _in_numbers(eqn: Any, ins: Sequence[Any]) -> np.ndarray | None:
+    """The result of an equation that puts together an index of literals, such as the corner of x.at[1:-1].set(y)."""
+    if not ins or any(isinstance(v, Array) for v in ins) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer):
+        return None
+    aval, params = eqn.outvars[0].aval, eqn.params
+    arrays = [np.asarray(v, u.aval.dtype) for v, u in zip(ins, eqn.invars, strict=True)]
+    if aval.size > tuning.KNOWN_ELEMENTS:
+        return None
+    match eqn.primitive.name:
+        case "broadcast_in_dim" if not arrays[0].shape:
+            return np.full(aval.shape, arrays[0])
+        case "reshape" if params["dimensions"] is None:
+            return arrays[0].reshape(aval.shape)
+        case "concatenate":
+            return np.concatenate(arrays, axis=params["dimension"])
+        case "stack":
+            return np.stack(arrays, axis=params["axis"])
+    return None
 
 
 def _compact(algebra: Algebra, value: Tangent, leaves: Sequence[Leaf]) -> Tangent:

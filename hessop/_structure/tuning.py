@@ -70,6 +70,11 @@ JOINED_UPDATE_ELEMENTS = 2**17
 # vectors: such a matrix is about as large as its factors. Chosen.
 MATRIX_ELEMENTS_PER_FACTOR_ELEMENT = SHORT_AXIS**2
 
+# --- indices ---
+
+# Elements of an index that is known while a function is traced. Chosen: a corner has one for each axis.
+KNOWN_ELEMENTS = 16
+
 # --- lists ---
 
 # Places for each entry of a list. Entries are added up at their places if there are at most this many times as many places as

@@ -344,3 +344,12 @@ def test_entries_of_lists_that_are_joined_are_not_stored():
         assert_close(H.to_csr().toarray(), 2.0 * whole.toarray())
         assert temporary(H) < of_whole / 4
     assert_close(whole @ np.arange(3.0 * n), H.mv(jnp.arange(3.0 * n, dtype=DTYPE).reshape(n, 3)).reshape(-1) / 2.0)
+
+
+def test_a_pattern_that_does_not_fit_the_host_is_said_inside_of_jit(monkeypatch):
+    n = 400
+    fn = lambda x: jnp.sum(jnp.cos(x[:, None, None] * x[None, :, None] * x[None, None, :40]))
+    monkeypatch.setattr(sparse, "free_memory", lambda device=None: 10**6)
+    with pytest.raises(hessop.MemoryBudgetError, match="the pattern of") as raised:
+        jax.jit(lambda x: hessop.HessianOperator(fn, x).to_bcoo().data)(jnp.ones(n, DTYPE))
+    assert raised.value.needed > 10**6

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from hessop._structure.algebra.factors import Algebra
@@ -36,9 +37,13 @@ class Starts:
         self.index = algebra.once("array", [index], lambda: jnp.asarray(index))
         self.mode = mode
         self.shape = self.index.shape[:-1]
+        # One window whose place the function says in numbers, as in x.at[1:-1].set(y).
+        self.known = index.reshape(-1) if isinstance(index, np.ndarray) and math.prod(self.shape) == 1 else None
 
     def at(self, column: int, last: int, batch: Sequence[Expr]) -> Expr:
         """The start of the window at the batch position, clamped to [0, last], as an expression."""
+        if self.known is not None:
+            return Expr(int(np.clip(self.known[column], 0, last)))
         array = self.algebra.once(("start", column, last), [self.index], lambda: _clamped(self.index[..., column], last))
         if self.algebra.joins is not None and array.size > 1:
             array = self.algebra.joins.equal(array)
@@ -49,6 +54,8 @@ class Starts:
         """The term without the windows that are not entirely within bounds."""
         if not lasts:  # no axis is indexed
             return term
+        if self.known is not None:
+            return term if all(0 <= k <= last for k, last in zip(self.known, lasts, strict=True)) else term.with_products(())
 
         def make() -> Array:
             inside = jnp.full(self.shape, all(last >= 0 for last in lasts))
@@ -217,5 +224,7 @@ def _dynamic_update_slice(algebra: Algebra, eqn: Any, ins: Sequence[Any]) -> lis
 
 def _start(algebra: Algebra, value: Any, last: int) -> Expr:
     """A start of a dynamic slice, clamped to [0, last] as the primitives do."""
+    if isinstance(value, int | np.generic | np.ndarray):
+        return Expr(int(np.clip(value, 0, last)))
     array = algebra.once(("clamped", last), [value], lambda: _clamped(jnp.asarray(value), last))
     return along(Lookup(array, (), last + 1))
