@@ -15,6 +15,7 @@ SMALL = {
     "lennard_jones_cluster.py": (["--particles", "13", "--noise", "0.02"], ["converged", "a minimum"]),
     "lowest_modes.py": (["--particles", "13", "--modes", "2"], ["relaxed: energy -44.326801", "a minimum", "LOBPCG"]),
     "optimal_control_ipopt.py": (["--steps", "60", "--dense"], ["hessop, sparse", "largest difference"]),
+    "sparse_crystal.py": (["--atoms", "108"], ["nonzeros", "a Newton step", "products"]),
     "newton_small_net.py": (["--width", "4", "--points", "32", "--steps", "5"], ["newton_cg", "after the same time"]),
 }
 # Libraries that an example needs besides hessop's dependencies; without them, it is skipped.
