@@ -63,6 +63,29 @@ def test_equal_to_jax_hessian(fn):
     assert_close(H.block_diagonal(), blocks)
 
 
+@pytest.mark.x64
+@pytest.mark.parametrize("both", [False, True])
+def test_atoms_that_are_on_no_list_read_nothing_infinite(both):
+    """The embedding of an atom without neighbours has infinite derivatives, which no pair reads."""
+    n = 9  # atoms, of which the last has no neighbours
+    i = np.repeat(np.arange(n - 1), 3)
+    j = (i + np.tile([1, 2, 3], n - 1)) % (n - 1)
+
+    def fn(x):
+        e = energies(x[i] - x[j])
+        density = jax.ops.segment_sum(e, i, n)
+        return -jnp.sum(jnp.sqrt(density + jax.ops.segment_sum(e, j, n) if both else density))
+
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((n, 3)), DTYPE)
+    inside = np.asarray(jax.jit(jax.hessian(lambda y: fn(jnp.concatenate([y, x[-1:]]))))(x[:-1])).reshape(3 * n - 3, -1)
+    expected = np.pad(inside, (0, 3))
+    H = hessop.HessianOperator(fn, x, route="structure")
+    assert_close(H.materialize(), expected)
+    assert_close(H.block_diagonal()[-1], np.zeros((3, 3)))
+    assert_close(H.to_csr().toarray(), expected)
+    assert_close(H.rows([0, 3 * n - 1]), expected[[0, 3 * n - 1]])
+
+
 def test_blocks_on_the_diagonal_have_a_place_for_each_atom_only():
     terms = jax.eval_shape(terms_of(pairs, X), X)
     assert sum(terms.term_sizes()) == 2 * (len(I) * 9 + len(I) * 3) + ATOMS * 9 + ATOMS * 3

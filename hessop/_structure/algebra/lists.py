@@ -15,6 +15,7 @@ from jax import Array
 
 from hessop._structure import tuning
 from hessop._structure.algebra.factors import Algebra
+from hessop._structure.algebra.masks import mask_term
 from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, Term, expr, extent, factor_ids
 
 
@@ -33,7 +34,7 @@ def _at_places(algebra: Algebra, term: Term, lookup: Lookup) -> Term | None:
     axes = [_expr_at(algebra, e, lookup, place) if own else e for e, own in zip(term.axes, depend, strict=True)]
     if sum(depend) < 2 or None in axes:
         return None
-    products = []
+    products, read = [], False
     for product in term.products:
         factors = [_factor_at(algebra, f, lookup, place) if set(f.ids) & set(lookup.ids) else f for f in product.factors]
         own = [f for f, at in zip(product.factors, factors, strict=True) if at is None]
@@ -41,7 +42,19 @@ def _at_places(algebra: Algebra, term: Term, lookup: Lookup) -> Term | None:
             return None
         summed = _sum_at_places(algebra, own, lookup, place, term.dtype)
         products.append(Product(product.coef, (*(f for f in factors if f is not None), summed)))
-    return term.with_axes([e for e in axes if e is not None]).with_products(products)
+        read = read or any(f is not None and place in f.ids for f in factors)
+    term = term.with_axes([e for e in axes if e is not None]).with_products(products)
+    # Where the list has no entry, what it would be multiplied by was never read, and may be infinite.
+    return mask_term(algebra, term, _occupied(algebra, lookup, place)) if read else term
+
+
+def _occupied(algebra: Algebra, lookup: Lookup, place: Id) -> Factor:
+    """Which places the list has entries at."""
+
+    def make() -> Array:
+        return jnp.zeros(lookup.size, bool).at[lookup.array.reshape(-1)].set(True, mode="promise_in_bounds")
+
+    return Factor(algebra.once(("occupied", lookup.size), [lookup.array], make), (place,))
 
 
 def _expr_at(algebra: Algebra, e: Expr, lookup: Lookup, place: Id) -> Expr | None:
