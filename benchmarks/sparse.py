@@ -99,12 +99,12 @@ CUTOFF, SPACING = 2.5, 1.1
 
 def atoms(count):
     """Particles near the sites of a cubic lattice, and all pairs within the cutoff."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     side = round(count ** (1 / 3))
     sites = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     x = SPACING * sites + 0.05 * np.random.RandomState(0).randn(*sites.shape)
-    return x, cKDTree(x).query_pairs(CUTOFF, output_type="ndarray").astype(np.int32)
+    return x, KDTree(x).query_pairs(CUTOFF, output_type="ndarray").astype(np.int32)
 
 
 def lennard_jones(count):
@@ -124,14 +124,14 @@ LATTICE, METAL_CUTOFF, KNOTS = 4.08, 5.5, 1_000
 
 def metal_atoms(count):
     """The `count` sites of a face-centred cubic lattice next to a point, moved at random, and all pairs within the cutoff."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     side = int(np.ceil((count / 4) ** (1 / 3) * 1.3)) + 1
     corners = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
     sites = (corners + 0.5 * np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])).reshape(-1, 3)
     order = np.argsort(np.sum((sites - (side / 2 - 0.01 * np.arange(3))) ** 2, axis=1), kind="stable")
     x = LATTICE * sites[np.sort(order[:count])] + 0.05 * np.random.RandomState(0).randn(count, 3)
-    return x, cKDTree(x).query_pairs(METAL_CUTOFF, output_type="ndarray").astype(np.int32)
+    return x, KDTree(x).query_pairs(METAL_CUTOFF, output_type="ndarray").astype(np.int32)
 
 
 def metal_splines():

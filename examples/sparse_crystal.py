@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 import hessop
 
@@ -33,7 +33,7 @@ def crystal(atoms):
     corners = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
     cell = 0.5 * np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
     x = 1.55 * (corners + cell).reshape(-1, 3) + 0.01 * np.random.default_rng(0).standard_normal((4 * side**3, 3))
-    return x, cKDTree(x).query_pairs(CUTOFF, output_type="ndarray").astype(np.int32)
+    return x, KDTree(x).query_pairs(CUTOFF, output_type="ndarray").astype(np.int32)
 
 
 def timed(what, function):
@@ -74,7 +74,7 @@ def picture(rows, columns, n, path, cells=600):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--atoms", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=50, help="most products of the Newton step")
     parser.add_argument("--plot", metavar="FILE.png")

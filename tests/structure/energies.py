@@ -116,7 +116,7 @@ def unpacked(x):
 # --- neighbor lists, chains, torsions ---
 
 
-@energy(terms=6)
+@energy(terms=8)
 def neighbor_list(x):
     i, j = pairs(x)
     return jnp.sum(jnp.exp(-jnp.sum((x[i] - x[j]) ** 2, axis=-1)))

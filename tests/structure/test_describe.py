@@ -19,7 +19,7 @@ def test_a_pair_potential_has_four_lines():
 
 def test_lookups_show_their_array():
     text = jax.eval_shape(terms_of(neighbor_list, points(5)), points(5)).describe()
-    assert any(line.startswith("H[@A[i],j; @B[i],k]") for line in text)
+    assert any(line.startswith("H[@A[i],j; @A[i],k]") for line in text)
 
 
 def test_summed_ids_and_leaves_are_named():

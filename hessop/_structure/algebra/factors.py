@@ -136,7 +136,7 @@ class Algebra:
         # By the serial of a masked array:
         self._masked: dict[int, frozenset[Any]] = {}  # its masks, each as (serial, axes of the array that it lies on)
         self._bare: dict[int, tuple[Any, Any]] = {}  # the array before the last of them, and that mask
-        self.readings: dict[int, Reading] = {}  # how it was read from another array, if one id of each axis, or a list, tells
+        self.readings: dict[int, Reading] = {}  # by serial: how an array was read from another one, for a sparse matrix
 
     def serial(self, array: Any) -> int:
         """A number for an array object that is the same in each trace, which its address is not."""

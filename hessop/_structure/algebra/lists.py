@@ -20,7 +20,12 @@ from hessop._structure.algebra.terms import Expr, Factor, Id, Lookup, Product, T
 
 
 def added_up(algebra: Algebra, term: Term) -> Term:
-    """The term with an id over places instead of each list that only says where the entries of several axes are."""
+    """The term with an id over places instead of each list that only says where the entries of several axes are.
+
+    Only for a sparse matrix, which takes an index for each entry. A dense one is scattered to in a single pass.
+    """
+    if algebra.joins is None:
+        return term
     for lookup in dict.fromkeys(atom for e in term.axes for atom, _ in e.parts if isinstance(atom, Lookup)):
         if lookup.size <= tuning.PLACES_PER_ENTRY * extent(lookup.ids):
             term = _at_places(algebra, term, lookup) or term
@@ -91,10 +96,7 @@ def _factor_at(algebra: Algebra, factor: Factor, lookup: Lookup, place: Id) -> F
 def _is_small(algebra: Algebra, factors: Sequence[Factor], lookup: Lookup) -> bool:
     """Whether factors on the list can be multiplied, as `merge` would multiply them."""
     ids, largest = factor_ids(factors), max([extent(lookup.ids), *(extent(f.ids) for f in factors)])
-    if extent(ids) <= max(largest, algebra.eager_elements):
-        return True
-    # Blocks are made only where all their entries are wanted: in a sparse matrix, but not in a diagonal.
-    return algebra.is_list(ids, largest) and (algebra.joins is not None or not algebra.few_entries)
+    return extent(ids) <= max(largest, algebra.eager_elements) or algebra.is_list(ids, largest)
 
 
 def _sum_at_places(algebra: Algebra, factors: Sequence[Factor], lookup: Lookup, place: Id, dtype: Any) -> Factor:

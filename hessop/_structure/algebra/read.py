@@ -40,7 +40,7 @@ def take(algebra: Algebra, array: Array, exprs: Sequence[Expr]) -> Factor:
 
     made, order = algebra.once(("take", form), [array, *looked_up], make)
     found = Factor(made, tuple(ids[k] for k in order))
-    if looked_up:
+    if looked_up and algebra.joins is not None:
         _remember(algebra, found, array, exprs)
     return found
 
