@@ -56,6 +56,7 @@ def test_the_sparse_matrix_equals_the_dense_one(energy):
     assert H.program.foreign_rule or (sparse - sparse.T).nnz == 0
 
 
+@pytest.mark.long
 @given(random_programs.FUNCTIONS)
 @settings(max_examples=15)
 def test_no_nonzero_of_a_random_program_is_missed(program):
@@ -318,6 +319,7 @@ def test_a_matrix_that_does_not_fit_names_the_sparse_form_that_does():
     assert "to_csr" not in str(error.value)
 
 
+@pytest.mark.long
 def test_entries_of_lists_that_are_joined_are_not_stored():
     """Embedded atoms with 40 neighbours: blocks [pairs, 64, 3, 3] would take a multiple of the matrix."""
     n, near = 300, 20

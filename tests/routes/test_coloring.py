@@ -49,7 +49,7 @@ def dense(fn, x):
 POINTS = {path: some(), arrow: some(), tree: {"a": some(6).reshape(2, 3), "b": some(5)}}
 
 
-@pytest.fixture(params=list(POINTS), ids=lambda fn: fn.__name__)
+@pytest.fixture(params=[path, arrow, pytest.param(tree, marks=pytest.mark.long)], ids=lambda fn: fn.__name__)
 def case(request):
     fn = request.param
     return hessop.HessianOperator(fn, POINTS[fn], route="coloring"), dense(fn, POINTS[fn])

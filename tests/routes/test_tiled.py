@@ -155,7 +155,7 @@ def along_ones(fn):
     "transform",
     [
         pytest.param(jax.jit, id="jit"),
-        pytest.param(jax.hessian, id="hessian"),
+        pytest.param(jax.hessian, id="hessian", marks=pytest.mark.long),
         pytest.param(lambda f: jax.jacrev(jax.jacrev(f)), id="reverse of reverse", marks=pytest.mark.slow),
         pytest.param(lambda f: jax.jacrev(jax.jacfwd(f)), id="reverse of forward", marks=pytest.mark.slow),
         pytest.param(lambda f: jax.jacfwd(jax.jacfwd(f)), id="forward of forward", marks=pytest.mark.slow),
@@ -420,7 +420,7 @@ def test_many_tiles_lose_no_digits(tile):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("n", [600, 4000])
+@pytest.mark.parametrize("n", [600, pytest.param(4000, marks=pytest.mark.long)])
 def test_float32_row_sums_are_as_accurate_as_those_of_xla(n):
     """Sums along rows are products with ones. Unchunked, their error grows with the row: 2.3 times that of XLA at 2483."""
     x = jnp.asarray(np.random.RandomState(0).rand(n, 3), jnp.float32)

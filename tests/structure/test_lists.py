@@ -48,10 +48,11 @@ def of_two_lists(x):
     return jnp.sum(jnp.sin(x[I, 0]) * x[J, 1]) + jnp.sum(x[J] ** 4) + jnp.sum(x[I[::-1], 2] * x[I, 2])
 
 
-FUNCTIONS = [pairs, neighbours, triples, weighted_places, densities, of_two_lists]
+FUNCTIONS = [pairs, neighbours, weighted_places]
+LONG = [triples, densities, of_two_lists]
 
 
-@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fn", [*FUNCTIONS, *(pytest.param(f, marks=pytest.mark.long) for f in LONG)], ids=lambda f: f.__name__)
 def test_equal_to_jax_hessian(fn):
     x = jnp.asarray(X, DTYPE)
     expected = reference(fn, x)
@@ -64,7 +65,7 @@ def test_equal_to_jax_hessian(fn):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_atoms_that_are_on_no_list_read_nothing_infinite(both):
     """The embedding of an atom without neighbours has infinite derivatives, which no pair reads."""
     n = 9  # atoms, of which the last has no neighbours

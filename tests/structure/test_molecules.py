@@ -12,7 +12,13 @@ from tests.structure.support import DTYPE, assert_close
 
 pytestmark = pytest.mark.x64
 
-QUICK = ("bonds", "embedded_atoms")
+QUICK = ("bonds",)
+LONG = ("embedded_atoms",)
+INTRICATE = ("torsions", "bond_order", "message_passing")  # which take seconds to trace
+
+
+def marks(name):
+    return [] if name in QUICK else [pytest.mark.long] if name in LONG else [pytest.mark.slow]
 
 
 def operator(molecule, n=10, seed=0):
@@ -20,7 +26,7 @@ def operator(molecule, n=10, seed=0):
     return hessop.HessianOperator(molecule.fn, jnp.asarray(x, DTYPE), tuple(map(jnp.asarray, molecule.lists(x))))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in MOLECULES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in MOLECULES])
 def test_all_nonzeros(name):
     molecule = MOLECULES[name]
     H = operator(molecule)
@@ -31,7 +37,7 @@ def test_all_nonzeros(name):
     assert_close(H.rows([3, n - 1]), expected[[3, n - 1]])
 
 
-@pytest.mark.parametrize("name", MOLECULES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in INTRICATE else []) for n in MOLECULES])
 def test_terms_and_entries(name):
     molecule = MOLECULES[name]
     found = places_of(operator(molecule, 40)._point(), None).coordinates
@@ -42,6 +48,7 @@ def test_terms_and_entries(name):
         assert larger.count < 2.3 * found.count
 
 
+@pytest.mark.long
 def test_another_list_with_more_neighbours_is_traced_again():
     molecule = MOLECULES["embedded_atoms"]
     chain, star = np.array([[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]), np.array([[0, k] for k in range(1, 6)])
