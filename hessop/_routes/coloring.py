@@ -68,7 +68,7 @@ def _colored(point: Point) -> Coloring:
     try:
         import asdex
     except ImportError as error:
-        raise ImportError("route='coloring' needs asdex: pip install 'hessop[coloring]'") from error
+        raise ImportError(f"route='coloring' needs asdex: pip install 'hessop[coloring]' ({error})") from error
     program, layout = point.program, point.layout
     fixed = [a if jnp.issubdtype(a.dtype, jnp.integer) else None for a in point.source]
 

@@ -6,7 +6,6 @@ Depends on the structure engine, the program and points. Must never know operato
 """
 
 import contextlib
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,9 +49,10 @@ def chosen(point: Point, budget: int | None, route: str) -> str:
     try:
         places_within(point, budget)
     except MemoryBudgetError:
-        if not places_of(point, budget).fallbacks or importlib.util.find_spec("asdex") is None:
+        if not places_of(point, budget).fallbacks:
             raise
-        with contextlib.suppress(MemoryBudgetError, NotImplementedError):
+        # An ImportError comes without asdex, and with an asdex that is older than JAX.
+        with contextlib.suppress(MemoryBudgetError, NotImplementedError, ImportError):
             choose_chunk(point, coloring(point), budget or free_memory(device_of(point)), 0)
             return "coloring"
         raise
