@@ -36,7 +36,7 @@ class AbstractSparse(SymmetricOperator):
         """The places of the structural nonzeros: those that are nonzero for some values of x and of the numbers in args.
 
         It depends on shapes and index arrays alone. Nothing is differentiated at x, and the pattern is computed once for the
-        same index arrays, which must not be traced.
+        same index arrays, which must not be traced. Indices that are computed from x, as by argsort, are those at x.
 
         Args:
             lower: only the places on and below the diagonal.

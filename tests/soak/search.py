@@ -212,16 +212,23 @@ def found_by(operator, read, x):
 
 
 def missed_by_pattern(program, seeds=range(3)):
-    """The largest entry of jax.hessian outside of the pattern, at several points: not zero if a nonzero is missed."""
-    rows, columns = hessop.HessianOperator(program, point_of(program), route="structure").pattern()
-    flat, unravel = ravel_pytree(point_of(program))
-    outside = np.ones((flat.size, flat.size), bool)
-    outside[rows, columns] = False
-    if len(set(zip(rows.tolist(), columns.tolist(), strict=True))) < len(rows):
-        return np.inf  # a duplicate
+    """The largest entry of jax.hessian outside of the pattern, at several points: not zero if a nonzero is missed.
+
+    Each point has its own pattern: it differs where indices are computed from x.
+    """
+    _, unravel = ravel_pytree(point_of(program))
     hessian = jax.jit(jax.hessian(lambda v: program(unravel(v))))
-    points = [ravel_pytree(point_of(program, seed=seed))[0] for seed in seeds]
-    return max(np.abs(np.nan_to_num(np.asarray(hessian(x))[outside])).max(initial=0.0) for x in points)
+    missed = []
+    for seed in seeds:
+        x = point_of(program, seed=seed)
+        rows, columns = hessop.HessianOperator(program, x, route="structure").pattern()
+        flat = ravel_pytree(x)[0]
+        outside = np.ones((flat.size, flat.size), bool)
+        outside[rows, columns] = False
+        if len(set(zip(rows.tolist(), columns.tolist(), strict=True))) < len(rows):
+            return np.inf  # a duplicate
+        missed.append(np.abs(np.nan_to_num(np.asarray(hessian(flat))[outside])).max(initial=0.0))
+    return max(missed)
 
 
 def compare(program, counts, routes=ROUTES, dtypes=DTYPES, longest=_LONGEST):
