@@ -28,7 +28,7 @@ def energy(x, pairs):
 
 
 def crystal(atoms):
-    """About so many atoms on the sites of a face-centred cubic lattice, and all pairs within the cutoff."""
+    """A face-centred cubic crystal with roughly the given number of atoms, and all pairs within the cutoff."""
     side = max(2, round((atoms / 4) ** (1 / 3)))
     corners = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
     cell = 0.5 * np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
@@ -45,7 +45,7 @@ def timed(what, function):
 
 
 def newton_step(H, steps):
-    """The step, from conjugate gradients on the sparse matrix with at most so many products."""
+    """A Newton step by conjugate gradients on the sparse matrix, with at most `steps` products."""
     matrix = H.to_bcoo()
     product = lambda v: (matrix @ v.reshape(-1)).reshape(v.shape)
     operator = lx.FunctionLinearOperator(product, H.in_structure(), lx.positive_semidefinite_tag)

@@ -65,7 +65,7 @@ class Places:
 
     @property
     def has_long_lists(self) -> bool:
-        """Whether some blocks are those of a list for each entry of another, and so many that they should not be stored."""
+        """Whether two lists are joined, and have too many blocks to store."""
         cells = self.coordinates.cells
         return any(len(each.shape) > 1 and math.prod(each.shape) > STORED_BLOCKS for each in cells)
 

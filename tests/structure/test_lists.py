@@ -92,6 +92,17 @@ def test_blocks_on_the_diagonal_have_a_place_for_each_atom_only():
     assert sorted(cells.shape for cells in found.coordinates.cells) == [(ATOMS,), (len(I),), (len(I),)]
 
 
+@pytest.mark.parametrize("large", [4, 14])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_one_list_of_two_leaves_of_different_sizes(large, swapped):
+    """Equal positions, but not the same number of places."""
+    i = np.array([0, 1, 2, 1, 0, 2, 2, 1])
+    fn = lambda x: jnp.sum(x["a"][i] ** 2 * x["b"][i]) + jnp.sum(jnp.sin(x["a"][i]))
+    sizes = (3, large) if swapped else (large, 3)
+    x = {name: jnp.asarray(np.random.RandomState(n).rand(n), DTYPE) for name, n in zip("ab", sizes, strict=True)}
+    assert_close(hessop.HessianOperator(fn, x).to_csr().toarray(), reference(fn, x))
+
+
 def test_a_short_list_in_a_large_array_stays_a_list():
     H = hessop.HessianOperator(lambda x: jnp.sum(x[I] ** 3), jnp.zeros(1000, DTYPE))
     found = places_of(H._point(), None)

@@ -28,8 +28,8 @@ def collapse(algebra: Algebra, tangent: Tangent, sizes: Sequence[int]) -> Tangen
         shape = (*tangent.shape, size)
         entries = sum(extent(t.ids) for t in group)
         # Where index arrays are known, a sparse matrix is wanted.
-        dense = entries * (tuning.DENSE_ELEMENTS_PER_ENTRY if algebra.joins is None else 1)
-        if dense >= math.prod(shape):
+        elements_per_entry = tuning.DENSE_ELEMENTS_PER_ENTRY if algebra.joins is None else 1
+        if elements_per_entry * entries >= math.prod(shape):
             terms.append(dense_term(assemble(algebra, group, shape, group[0].dtype), shape, leaf))
         else:
             terms.append(_listed(algebra, group, shape))

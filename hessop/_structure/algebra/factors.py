@@ -64,6 +64,7 @@ class Joins:
 
     def __init__(self, known: Sequence[Known]):
         self._known = known
+        self._equal: dict[tuple[int, int], Any] = {}
         self.arrays: list[Any] = []
 
     def bound(self, array: Any) -> int | None:
@@ -71,10 +72,13 @@ class Joins:
         known = self._of(array)
         return known and known.most
 
-    def equal(self, array: Any) -> Any:
-        """The first array that is known to be equal to this one, or else the array."""
+    def equal(self, array: Any, size: int) -> Any:
+        """The first array of positions on an axis of that size that is known to be equal to this one, or else the array.
+
+        Equal positions on axes of different sizes are kept apart: a list has one number of places.
+        """
         known = self._of(array)
-        return self.arrays[known.first] if known else array
+        return self._equal.setdefault((known.first, size), array) if known else array
 
     def holds(self, mask: Any) -> bool:
         """Whether the mask is known to hold everywhere."""

@@ -83,10 +83,10 @@ def _factor_at(algebra: Algebra, factor: Factor, lookup: Lookup, place: Id) -> F
     if reading is None:
         return None
     ids = []
-    for axis in reading.axes:
+    for axis, n in zip(reading.axes, reading.base.shape, strict=True):
         if isinstance(axis, int):
             ids.append(factor.ids[axis])
-        elif axis[0] is lookup.array and tuple(factor.ids[k] for k in axis[1]) == lookup.ids:
+        elif axis[0] is lookup.array and n == lookup.size and tuple(factor.ids[k] for k in axis[1]) == lookup.ids:
             ids.append(place)
         else:
             return None

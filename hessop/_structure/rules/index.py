@@ -46,7 +46,7 @@ class Starts:
             return Expr(int(np.clip(self.known[column], 0, last)))
         array = self.algebra.once(("start", column, last), [self.index], lambda: _clamped(self.index[..., column], last))
         if self.algebra.joins is not None and array.size > 1:
-            array = self.algebra.joins.equal(array)
+            array = self.algebra.joins.equal(array, last + 1)
         factor = take(self.algebra, array, batch)
         return along(Lookup(factor.array, factor.ids, last + 1))
 
