@@ -5,9 +5,9 @@
   python benchmarks/sparse.py --quick                small sizes, under a minute
 
 Each case and size runs in a fresh process. A cold time is everything from the function to the first matrix: pattern, colouring,
-compilation, values. A warm time is a matrix at a new point, median of interleaved calls. Values agree with those of the
-first rival that has them, and with a product. asdex finds the pattern by itself; sparsejac gets it; matscipy has analytic
-Hessians of pair potentials; for CasADi the chain is written in its own language. Rows are added to --out as JSON.
+compilation, values. A warm time is a matrix at a new point, median of several calls; outside of jit, hessop traces the function
+anew for it. Values agree with those of hessop, by a product. asdex finds the pattern by itself; sparsejac gets it; matscipy has
+analytic Hessians of pair potentials; for CasADi the chain is written in its own language. Rows are added to --out as JSON.
 """
 
 import argparse
@@ -200,6 +200,17 @@ def by_hessop(case, size):
     return lambda flat: hessop.HessianOperator(fn, flat.reshape(x.shape), args).to_csr()
 
 
+def by_hessop_in_jit(case, size):
+    """As a rival is called: the function is traced once, and later changes of what it captures are not seen."""
+    import jax
+
+    import hessop
+
+    fn, x, args = CASES[case](size)
+    hessian = jax.jit(lambda flat: hessop.HessianOperator(fn, flat.reshape(x.shape), args).to_bcoo())
+    return lambda flat: _of_bcoo(hessian(flat))
+
+
 def by_jax(case, size):
     import jax
     from scipy.sparse import csr_array
@@ -295,6 +306,7 @@ CASES = {
 }
 ROUTES = {
     "hessop": by_hessop,
+    "hessop in jit": by_hessop_in_jit,
     "jax.hessian": by_jax,
     "asdex": by_asdex,
     "sparsejac": by_sparsejac,
