@@ -22,6 +22,7 @@ PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if markdown.program(markdown.read(DOCS / page))])
 @pytest.mark.usefixtures("restored_settings")
 def test_code_runs(page: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

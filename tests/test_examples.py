@@ -28,6 +28,7 @@ def test_all_examples_are_listed():
     assert sorted(SMALL) == sorted(path.name for path in FOLDER.glob("*.py"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.usefixtures("default_settings")  # optax's Adam does not run under strict promotion
 def test_example_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

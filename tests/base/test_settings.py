@@ -53,6 +53,7 @@ def agree(found, expected):
         close(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("fn", [energy, looped])
 @pytest.mark.parametrize("route", ROUTES)

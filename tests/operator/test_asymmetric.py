@@ -74,6 +74,7 @@ def _quiet():
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=10 * TOLERANCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", [pytest.param(r, marks=[] if r == "auto" else pytest.mark.once) for r in ROUTES])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_route_to_an_entry_matches_jax(name, route):

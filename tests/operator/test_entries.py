@@ -40,7 +40,8 @@ def compiled_reference(objective: Objective):
 
 def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
     """All objectives with all kinds of x; those not named here for a kind are slow."""
-    marks = lambda o, kind: [] if kind == "array" and o.name in AGAIN else [pytest.mark.once]
+    long = lambda o: [pytest.mark.long] if o.name in ("neighbor_list", "ode_scan") else []
+    marks = lambda o, kind: [*long(o), *([] if kind == "array" and o.name in AGAIN else [pytest.mark.once])]
     slow = [pytest.mark.slow]
     cases = [(o, kind, marks(o, kind) if o.name in quick.get(kind, ()) else slow) for o in OBJECTIVES for kind in KINDS]
     return pytest.mark.parametrize(("objective", "kind"), [pytest.param(o, k, id=f"{o}-{k}", marks=m) for o, k, m in cases])

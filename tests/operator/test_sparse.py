@@ -121,6 +121,7 @@ def test_entries_at_any_places(traced):
     assert H.entries([], []).shape == (0,)
 
 
+@pytest.mark.long
 def test_entries_are_differentiable():
     H, _ = of_bonds()
     rows, columns = H.pattern()

@@ -310,6 +310,7 @@ def test_a_new_function_that_computes_the_same_does_not_recompile(name, compilat
     np.testing.assert_allclose(found[0], reverse(fn)(X), rtol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_a_thousand_lambdas():
     def memory():

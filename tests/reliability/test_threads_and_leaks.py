@@ -37,6 +37,7 @@ def work(k):
     return H.value, H.gradient, H.mv(x), H.materialize(), H.materialize(chunk=5), H.diagonal(), hessop.hessian(fn)(x, 1.0 + k)
 
 
+@pytest.mark.long
 def test_eight_threads_with_operators_of_their_own():
     expected = [jax.device_get(work(k)) for k in range(12)]
     hessop._program.program._PROGRAMS.clear()  # the threads start without programs

@@ -129,6 +129,7 @@ def test_damping_and_dtypes():
     np.testing.assert_allclose(linearized.materialize(), H.materialize(), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_rows_in_chunks_from_terms():
     x = points(30)

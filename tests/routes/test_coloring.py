@@ -55,6 +55,7 @@ def case(request):
     return hessop.HessianOperator(fn, POINTS[fn], route="coloring"), dense(fn, POINTS[fn])
 
 
+@pytest.mark.long
 def test_every_form_equals_jax(case):
     H, expected = case
     assert_close(H.as_matrix(), expected)
@@ -89,6 +90,7 @@ def test_few_products(case):
     assert len(H.pattern()[0]) < n * n / 3
 
 
+@pytest.mark.long
 def test_new_points_do_not_compile_and_entries_are_differentiable():
     traces = []
 

@@ -20,6 +20,7 @@ def operator(fn=net):
     return hessop.HessianOperator(fn, x, route="columns")
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_a_smaller_budget_gives_smaller_chunks_and_the_same_matrix():
     H = operator()

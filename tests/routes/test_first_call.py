@@ -278,6 +278,7 @@ def test_the_diagonal_of_a_neighbor_list_makes_no_blocks():
 # --- one kernel for updates of the same axes ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("atoms", "joined"), [(40, True), (1100, False)])
 def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
     """Each scatter is a loop of its own, so small ones are joined."""

@@ -26,6 +26,7 @@ def operator(molecule, n=10, seed=0):
     return hessop.HessianOperator(molecule.fn, jnp.asarray(x, DTYPE), tuple(map(jnp.asarray, molecule.lists(x))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in MOLECULES])
 def test_all_nonzeros(name):
     molecule = MOLECULES[name]

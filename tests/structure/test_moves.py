@@ -200,6 +200,7 @@ def test_mask_covers_infinite_factors(algebra):
         np.testing.assert_array_equal(found, np.where(mask, scale, 0.0))
 
 
+@pytest.mark.long
 def test_take_reads_what_numpy_reads(algebra):
     p = array(12, 5, 12, seed=1)
     cases = on_twelve()

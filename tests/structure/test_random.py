@@ -162,6 +162,7 @@ def check(shape, steps, falls_back=False):
 
 
 # Each example compiles: a few here, more with `make slow`, as many as the profile says with `make soak`.
+@pytest.mark.long
 @pytest.mark.once
 @settings(max_examples=4)
 @given(FUNCTIONS)

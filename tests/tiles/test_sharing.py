@@ -81,6 +81,7 @@ def test_a_value_from_which_a_much_larger_one_is_computed_is_stored():
         np.testing.assert_allclose(hessop.tiled(fn)(X), fn(X), rtol=1e-12 if X.dtype == jnp.float64 else 1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("tile", [7, N])
 def test_hessian_of_a_long_polynomial(tile):
