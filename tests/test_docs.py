@@ -73,6 +73,7 @@ def test_the_design_names_every_module():
 # --- the built site ---
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))), reason="needs the group `docs`"
 )

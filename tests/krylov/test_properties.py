@@ -101,6 +101,7 @@ def check_properties(problem):
         assert np.linalg.norm(A @ x - b) <= 1.5 * rtol * np.linalg.norm(b) + drift
 
 
+@pytest.mark.long
 @hypothesis.given(problems())
 @hypothesis.settings(max_examples=100)
 def test_properties(problem):

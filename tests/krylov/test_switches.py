@@ -114,6 +114,7 @@ FINITE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "y0"), [(n, y0) for n in FINITE for y0 in (False, True) if not y0 or n not in REGIONS])
 def test_zero_is_no_solution_of_an_operator_that_is_not_finite(name, y0):
     solver = FINITE[name]()
@@ -141,6 +142,7 @@ def test_zero_is_no_solution_of_an_operator_that_is_not_finite(name, y0):
         jax.block_until_ready(lx.linear_solve(symmetric(A[1]), b[1], solver, options=options).value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in FINITE if name != "least squares"])
 def test_zero_is_no_solution_with_a_preconditioner_that_is_not_finite(name):
     solver = FINITE[name]()

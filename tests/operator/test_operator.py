@@ -116,6 +116,7 @@ def test_caches_hold_neither_the_function_nor_its_captured_arrays():
     assert held() is None
 
 
+@pytest.mark.long
 def test_an_operator_made_outside_the_jit_that_uses_it():
     x = point()
     fn = lambda x: jnp.sum(x[1:] ** 2 * x[:-1])

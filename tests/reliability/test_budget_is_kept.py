@@ -147,6 +147,7 @@ def test_first_calls_near_the_budget(name, part, budget):
     assert first <= budget * 1e6 + 250e6
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("route", ["auto", "structure", "columns", "tiles"])
 def test_an_impossible_budget_is_refused_without_compiling(route, compilations):

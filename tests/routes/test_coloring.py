@@ -120,6 +120,7 @@ def test_linearised():
     assert_close(H.as_matrix(), dense(arrow, some()))
 
 
+@pytest.mark.long
 def test_index_arrays_in_args_may_change():
     def bonds(x, ends):
         def step(total, end):

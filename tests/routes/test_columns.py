@@ -37,6 +37,7 @@ def test_a_smaller_budget_gives_smaller_chunks_and_the_same_matrix():
     assert chunks[-1] == 60
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_an_insufficient_budget_raises_before_computing_and_names_a_sufficient_one(monkeypatch):
     H = operator()
@@ -141,6 +142,7 @@ def test_the_buffer_is_written_in_place():
     assert after.unsafe_buffer_pointer() == before
 
 
+@pytest.mark.long
 def test_host_outputs(tmp_path):
     H = operator()
     whole = np.asarray(H.materialize())

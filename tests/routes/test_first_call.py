@@ -134,6 +134,7 @@ def test_a_plan_evaluates_the_function_only_for_its_problem(compilations):
     assert H.plan() == plan
 
 
+@pytest.mark.long
 def test_blocks_copied_by_numpy_equal_those_of_jax():
     points = {
         "a": jnp.linspace(0.5, 1.0, 6, dtype=FLOAT).reshape(2, 3),

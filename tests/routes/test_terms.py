@@ -67,6 +67,7 @@ def theirs(fn, x, args):
 CASES = [pair, pytest.param(many_body, marks=pytest.mark.slow), pytest.param(fallback, marks=pytest.mark.slow)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fn", CASES)
 def test_derivatives_with_respect_to_x_and_args(fn):
     def weighed(numbers):

@@ -176,6 +176,7 @@ def test_third_derivatives():
     same(third(small(fn))(A), third(fn)(A))
 
 
+@pytest.mark.long
 def test_integers_in_and_out():
     def fn(a, k):
         values = pair(a) * k[:, None].astype(a.dtype)

@@ -31,6 +31,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 def test_solves_at_several_points_with_one_order(transform):
     run = transform(solve)
@@ -44,6 +45,7 @@ def test_vmap(batched):
     assert_close(jax.vmap(solve, batched)(*args), jax.vmap(dense, batched)(*args))
 
 
+@pytest.mark.long
 def test_derivatives():
     of = lambda solver: lambda x, b: jnp.sum(jnp.sin(solver(x, b)))
     for ours, theirs in zip(jax.grad(of(solve), (0, 1))(X, B), jax.grad(of(dense), (0, 1))(X, B), strict=True):

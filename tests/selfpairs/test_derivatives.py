@@ -29,6 +29,7 @@ from tests.selfpairs.energies import (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PAIRS)
 def test_derivatives_are_those_of_the_other_pairs(name: str) -> None:
     energy, phi = PAIRS[name]

@@ -182,6 +182,7 @@ def check_interrupted(shape, before, name, after):
     check(shape, [("square", 0), *before, (name, 1), *after], falls_back=True)
 
 
+@pytest.mark.long
 @pytest.mark.once
 @settings(max_examples=2)
 @given(INTERRUPTED)

@@ -120,6 +120,7 @@ def test_many_tiles_give_what_jax_gives(n, tile, steps, ends, bad, chunk):
     check(n, tile if tile in (1, 7) else n + tile, steps, ends, bad, chunk)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", range(len(PAIRS)))
 def test_each_kind_of_n_x_n_value(step):
     check(11, 4, [(PAIRS[step], False)], SUMS[:2] if step % 2 else SUMS[8:10], None)
