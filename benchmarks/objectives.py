@@ -171,14 +171,14 @@ def cutest(name):
 def _cutest_class(name):
     """One problem's class, imported from its own module: importing sif2jax builds all problems, which takes 90 s."""
     root = _sif2jax()
-    for kind in ("_bounded_minimisation", "_quadratic_problems"):
-        # Families of problems share a module.
-        for path in (root / "cutest" / kind).glob("*.py"):
-            if re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):
-                for package in ("sif2jax", "sif2jax.cutest", f"sif2jax.cutest.{kind}"):
-                    empty = sys.modules.setdefault(package, types.ModuleType(package))
-                    empty.__path__ = [str(root.joinpath(*package.split(".")[1:]))]
-                return getattr(importlib.import_module(f"sif2jax.cutest.{kind}.{path.stem}"), name)
+    kinds = ("_bounded_minimisation", "_quadratic_problems")
+    for path in (path for kind in kinds for path in (root / "cutest" / kind).glob("*.py")):
+        if re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):  # families of problems share a module
+            folder = f"sif2jax.cutest.{path.parent.name}"
+            for package in ("sif2jax", "sif2jax.cutest", folder):
+                empty = sys.modules.setdefault(package, types.ModuleType(package))
+                empty.__path__ = [str(root.joinpath(*package.split(".")[1:]))]
+            return getattr(importlib.import_module(f"{folder}.{path.stem}"), name)
     raise ValueError(f"name: got {name!r}, for which sif2jax has no module")
 
 

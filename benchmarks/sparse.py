@@ -5,9 +5,9 @@
   python benchmarks/sparse.py --quick                small sizes, under a minute
 
 Each case and size runs in a fresh process. A cold time is everything from the function to the first matrix: pattern, colouring,
-compilation, values. A warm time is a matrix at a new point, median of several calls; outside of jit, hessop traces the function
-anew for it. Values agree with those of hessop, by a product. asdex finds the pattern by itself; sparsejac gets it; matscipy has
-analytic Hessians of pair potentials; for CasADi the chain is written in its own language. Rows are added to --out as JSON.
+compilation, values. A warm time is the median of several calls, each at a new point; outside of jit, hessop traces the function
+again each time. Results are compared with those of hessop, by a product. asdex finds the pattern itself; sparsejac is given it;
+matscipy has analytic Hessians of pair potentials; for CasADi, the chain is written in its own language. --out stores JSON.
 """
 
 import argparse
