@@ -13,7 +13,15 @@ hessop.TruncatedCG, hessop.MINRES         solvers for lineax.linear_solve; a Sto
 hessop.is_minimum(H)                      a Certificate, whose Verdict says whether x is a minimum
 hessop.inertia_shift(H)                   the smallest shift for which H.damped(shift) is positive definite
 hessop.check_hessian(fn, x)               raises VerificationError if the Hessian is inconsistent
+
+hessop.eigsh(H, k), hessop.eigvalsh(H)    some Eigenpairs, and whether the set is complete; all eigenvalues
+hessop.rigid_motions(x)                   translations and rotations, to project out
+hessop.stationary_point(H)                a StationaryPoint of some PointKind: its index, and whether that is certain
+hessop.spectral_density(H)                a SpectralDensity with error bars
+hessop.trace(H), hessop.logdet(H)         an Estimate, exact where that is affordable; also hessop.inverse_diagonal(H)
+
 hessop.optax, hessop.scipy                Newton's method for optax; minimizers and sparse solvers of scipy
+hessop.modes, hessop.plot                 normal modes and phonons; pictures. import hessop.ase for a calculator of ASE
 
 Errors derive from HessopError; a computation that does not fit raises MemoryBudgetError. Long loops report Progress.
 """
@@ -34,37 +42,57 @@ from hessop._operator.drop_in import hessian
 from hessop._operator.hessian import HessianOperator
 from hessop._routes.tiled import tiled
 from hessop._selfpairs.rewrite import without_self_pairs
+from hessop._spectra.density import SpectralDensity, spectral_density
+from hessop._spectra.eigen import Eigenpairs, eigsh, eigvalsh
+from hessop._spectra.functions import Estimate, inverse_diagonal, logdet, trace
+from hessop._spectra.rigid import rigid_motions
+from hessop._spectra.stationary import PointKind, StationaryPoint, stationary_point
 
 if _TYPE_CHECKING:
-    from hessop import optax as optax, scipy as scipy
+    from hessop import modes as modes, optax as optax, plot as plot, scipy as scipy
 
 __all__ = [
     "MINRES",
     "Certificate",
+    "Eigenpairs",
+    "Estimate",
     "HessianOperator",
     "HessopError",
     "MemoryBudgetError",
+    "PointKind",
     "Progress",
+    "SpectralDensity",
+    "StationaryPoint",
     "StopReason",
     "TruncatedCG",
     "Verdict",
     "VerificationError",
     "block_jacobi",
     "check_hessian",
+    "eigsh",
+    "eigvalsh",
     "hessian",
     "inertia_shift",
+    "inverse_diagonal",
     "is_minimum",
+    "logdet",
+    "modes",
     "optax",
+    "plot",
+    "rigid_motions",
     "scipy",
+    "spectral_density",
+    "stationary_point",
     "tiled",
+    "trace",
     "without_self_pairs",
 ]
 __version__ = _version("hessop")
 
 
 def __getattr__(name: str) -> _Any:
-    """Load a module that needs an optional library."""
-    if name in ("optax", "scipy"):
+    """Load a module that is imported only where it is used."""
+    if name in ("modes", "optax", "plot", "scipy"):
         return _importlib.import_module(f"hessop.{name}")
     raise AttributeError(f"module 'hessop' has no attribute {name!r}")
 

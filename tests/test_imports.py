@@ -23,13 +23,15 @@ LAYERS = (
     ("_program",),
     ("_routes",),
     ("_operator",),
-    ("_certify", "optax", "scipy"),
+    ("_spectra",),
+    ("_certify", "modes", "optax", "scipy"),
+    ("ase", "plot"),
     ("__init__",),
 )
 
 
 def test_loads_no_optional_library():
-    optional = {"matplotlib", "optax", "scipy.sparse", "tqdm", "zarr"}
+    optional = {"ase", "matplotlib", "optax", "scipy.sparse", "tqdm", "zarr"}
     code = f"import hessop, sys; print(sorted({optional!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

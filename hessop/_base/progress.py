@@ -12,9 +12,9 @@ class Progress(NamedTuple):
     """The progress of a computation.
 
     Attributes:
-        done: number of finished rows.
-        total: total number of rows.
-        chunk: number of rows computed at a time.
+        done: number of finished rows, or of converged eigenpairs.
+        total: total number of these.
+        chunk: number of rows, or of vectors, computed at a time.
     """
 
     done: int
@@ -29,8 +29,17 @@ else:
 
 
 @contextlib.contextmanager
-def progress_bar(progress: ProgressOption, total: int, dtype: Any) -> Iterator[Callable[[Progress], None]]:
-    """A function that reports progress; the bar, if any, is closed on exit."""
+def progress_bar(
+    progress: ProgressOption, total: int, what: str, unit: str = "row"
+) -> Iterator[Callable[[Progress], None]]:
+    """A function that reports progress; the bar, if any, is closed on exit.
+
+    Args:
+        progress: the caller's option.
+        total: number of units.
+        what: name of the bar.
+        unit: what it counts.
+    """
     if callable(progress):
         yield progress
         return
@@ -43,7 +52,7 @@ def progress_bar(progress: ProgressOption, total: int, dtype: Any) -> Iterator[C
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("progress=True needs tqdm: pip install 'hessop[progress]', or pass a function") from error
-    bar = tqdm(total=total, unit="row", desc=f"Hessian {total}x{total} {dtype}")
+    bar = tqdm(total=total, unit=unit, desc=what)
 
     def report(state: Progress) -> None:
         bar.set_postfix(chunk=state.chunk, refresh=False)

@@ -1,4 +1,4 @@
-"""The lowest eigenpair of a symmetric operator, by Lanczos from a random start, with a bound on what it missed.
+"""Lanczos from a random start: the lowest eigenpair of a symmetric operator, with a bound on what it missed; Gauss rules.
 
 A Ritz value is never below the lowest eigenvalue. Because the start is random, there is a bound on how far above it may be,
 which holds for any spectrum except with a probability that the caller chooses. Depends on `dense.py`. Must never know Hessians.
@@ -63,16 +63,43 @@ def lowest_eigenpair(
         start (1992), doi:10.1137/0613066, theorem 4.2: after m steps, an error above e, relative to the spread of the
         spectrum, has a probability of at most 1.648 sqrt(n) exp(-sqrt(e) (2 m - 1)).
     """
+    return _lowest(_chain(product, start, null, min(max_products, start.shape[0])), failure)
+
+
+def gauss_rule(
+    product: Callable[[Array], Array], start: Array, null: Array | None, *, steps: int
+) -> tuple[Array, Array]:
+    """Nodes and weights [steps] of the Gauss rule for start . f(A) start / |start|^2, on the complement of `null`.
+
+    The weights are nonnegative and have the sum 1. If the subspace becomes invariant earlier, the rule is exact, and the weights
+    of the other nodes are zero.
+
+    Args:
+        product: v [n] -> A v.
+        start: a vector [n].
+        null: orthonormal rows [k, n] to project out, or None.
+        steps: number of products, at most n.
+
+    References:
+        Golub and Meurant, Matrices, Moments and Quadrature with Applications (2010), section 6.2, doi:10.1515/9781400833887.
+    """
+    chain = _chain(product, start, null, steps)
+    used = jnp.arange(steps, dtype=chain.step.dtype) < chain.step
+    nodes, vectors = spectrum(symmetric(chain.T[:steps, :steps]), used)
+    weights = jnp.where(used, vectors[0] ** 2, 0)  # sorted, the Ritz values come first
+    return jnp.where(used, nodes, nodes[0]), vec.quotient(weights, jnp.sum(weights))
+
+
+def _chain(product: Callable[[Array], Array], start: Array, null: Array | None, m: int) -> _Chain:
+    """Lanczos vectors until there are m, or their span is invariant."""
     n, dtype = start.shape[0], start.dtype
-    m = min(max_products, n)
     complement = lambda v: v if null is None else project_out(v, null)[0]
     start = complement(start)
     basis = jnp.zeros((m + 1, n), dtype).at[0].set(vec.quotient(start, jnp.linalg.norm(start)))
     zero = jnp.zeros((), dtype)
     chain = _Chain(basis, jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((), jnp.int32), zero, jnp.zeros((), bool))
     advance = lambda chain: _advance(chain, product(chain.basis[chain.step]), complement)
-    chain = lax.while_loop(lambda chain: (chain.step < m) & ~chain.ended, advance, chain)
-    return _lowest(chain, failure)
+    return lax.while_loop(lambda chain: (chain.step < m) & ~chain.ended, advance, chain)
 
 
 def _advance(chain: _Chain, q: Array, complement: Callable[[Array], Array]) -> _Chain:

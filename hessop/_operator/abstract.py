@@ -27,7 +27,7 @@ from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
-from hessop._routes.entries import device_of, entries
+from hessop._routes.entries import decide, device_of, entries
 from hessop._routes.places import instead_of_matrix
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
@@ -261,6 +261,12 @@ class AbstractHessian(AbstractSparse):
         # `Diagonal(1)` reads below the diagonal if the matrix may be asymmetric, because then it reads columns.
         above = self._entries(Diagonal(-1), "vector")[1:] if self.program.foreign_rule else beside
         return self.lineax_diagonal(), beside, above
+
+    def chosen_route(self, wanted: Wanted) -> str:
+        """The route that entries would take."""
+        options = self._options
+        request = Request(wanted, options.route, memory=options.memory, calls=options.calls)
+        return decide(self._point(), request).route
 
     # --- internal ---
 

@@ -174,6 +174,11 @@ class AbstractSparse(SymmetricOperator):
         return made
 
     @method
+    def most_nonzeros(self) -> int:
+        """An upper bound of the number of structural nonzeros, for which nothing is computed."""
+        return sparse.most_nonzeros(self._point(), self._options.memory)
+
+    @method
     def nonzeros(self) -> tuple[Pattern, Array]:
         """The pattern, and the values of its nonzeros."""
         point, memory, route = self._point(), self._options.memory, self._options.route

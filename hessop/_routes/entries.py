@@ -101,7 +101,7 @@ def entries(
     if out is None and progress is False:
         taken = _computed(point, wanted, decision, form)
     else:
-        with opened as output, progress_bar(progress, layout.n, layout.dtype) as report:
+        with opened as output, progress_bar(progress, layout.n, f"Hessian {layout.n}x{layout.n} {layout.dtype}") as report:
             taken = _computed(point, wanted, decision, "rows", output, report)
     rows = taken.rows if problem is None else _checked(point, wanted, taken, decision, problem)
     if output is not None:

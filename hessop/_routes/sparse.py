@@ -59,6 +59,11 @@ def chosen(point: Point, budget: int | None, route: str) -> str:
     return "structure"
 
 
+def most_nonzeros(point: Point, budget: int | None) -> int:
+    """An upper bound of the number of nonzeros, from shapes alone: the entries of the terms, several of which may be one."""
+    return places_of(point, budget).coordinates.count
+
+
 def pattern(point: Point, budget: int | None, route: str) -> Pattern:
     """The pattern of the Hessian at a point.
 

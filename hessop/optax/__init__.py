@@ -17,3 +17,6 @@ from hessop.optax._trust_region import (
     TrustRegionInfo as TrustRegionInfo,
     newton_trust_region as newton_trust_region,
 )
+
+# Saddle points.
+from hessop.optax._saddle import SaddleSearch as SaddleSearch, Side as Side, saddle_search as saddle_search

@@ -44,3 +44,35 @@ EXACT, AT_BOUNDARY, EXACT_GROW = 0.1, 0.99, 2
 # NOISE_ULPS, the gradients at both ends measure the decrease instead of the values. Chosen.
 BLURRED_ULPS = 1000
 NOISE_ULPS = 10
+
+# --- saddle_search ---
+
+# Root mean squares of x: the first trust radius, and the displacement from a saddle point down to a minimum. Chosen.
+SADDLE_RADIUS = 0.1
+DISPLACEMENT = 0.02
+
+# Part of the gradient, or of its predicted change if that is larger: how wrong the predicted gradient may be for the radius to
+# grow, from where it shrinks, and from where a step is refused. Chosen.
+GOOD_PREDICTION, POOR_PREDICTION, WORST_PREDICTION = 0.3, 0.8, 1.5
+
+# Factor of the length of a step that the model predicted well: the next radius. Chosen.
+SADDLE_GROW = 2.0
+
+# Ulps of the root mean square of x: a trust radius below which no step moves anything. Chosen.
+LEAST_RADIUS = 10
+
+# How often the curvature of the mode may become positive again, and by what factor the gradient may exceed the first one (or the
+# largest curvature times the first radius), before the search starts again near the minimum; the number of such starts, and how
+# far away from the minimum they are, in first radii. Chosen: on Müller and Brown's surface, a search of three from random points
+# runs up an outer slope.
+MOST_CROSSINGS, RUNAWAY, MOST_ATTEMPTS, DISPLACED = 6, 10.0, 12, 3.0
+
+# Attempts that the largest number of steps is enough for. Chosen.
+LEAST_ATTEMPTS = 3
+
+# Halvings of an interval of the size of the gradient, down to rounding.
+BISECTIONS = 100
+
+# The lowest mode by products: most products, vectors that are kept, and the residual relative to the largest |eigenvalue| at
+# which it is good enough to go up along; and most products for a step. Chosen.
+MIN_MODE_PRODUCTS, MIN_MODE_BASIS, MIN_MODE_RTOL, MIN_MODE_CG = 30, 30, 1e-3, 100

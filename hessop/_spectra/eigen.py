@@ -1,0 +1,453 @@
+"""`eigsh` and `eigvalsh`: some or all eigenpairs of a Hessian, and whether the set is complete.
+
+Small matrices are decomposed. Larger ones go to block Davidson on products, or, if they are sparse and factorize cheaply or
+products do not converge, to shift-invert on the host. Depends on the methods next to it and on operators. Must never know a route.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from hessop._base.annotations import Count, Scalar
+from hessop._base.arguments import is_positive_int
+from hessop._base.bytes import free_memory
+from hessop._base.errors import MemoryBudgetError
+from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._krylov.options import nonnegative
+from hessop._spectra import davidson, tuning
+from hessop._spectra.factors import Matrix
+from hessop._spectra.precondition import ByOperator, Preconditioner, Unpreconditioned, cholesky
+from hessop._spectra.problem import Problem, cheap_sparse_matrix, decomposed, has_cheap_matrix, problem_of
+from hessop._spectra.shift_invert import HostPairs, closest, lowest, number_below as count_below
+
+WhichName = Literal["SA", "LA", "SM", "LM"]
+
+
+class Eigenpairs(eqx.Module):
+    """The result of `eigsh`.
+
+    Attributes:
+        eigenvalues: in ascending order [k].
+        eigenvectors: orthonormal, a pytree like x with a new leading axis of k. With masses, v.Mv = 1.
+        residuals: |H v - λ v| [k], which bounds the distance to an eigenvalue (with masses, of M^-1/2 H M^-1/2).
+        complete: whether the set is known to have no gaps: from the whole spectrum, by counting, or because a search outside of
+            what was found finds nothing that belongs to it. False if a pair has not converged, or products ran out.
+        num_products: number of products with the Hessian, 0 if it was decomposed or factorized.
+        method: "dense", "factorization" or "products".
+
+    Examples:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: jnp.sum(jnp.arange(1.0, 5.0) * x**2), jnp.zeros(4))
+        >>> pairs = hessop.eigsh(H, 2)
+        >>> pairs
+        <Eigenpairs: 2 from 2 to 4, complete, by dense>
+        >>> bool(pairs.complete)
+        True
+    """
+
+    eigenvalues: Array
+    eigenvectors: Any
+    residuals: Array
+    complete: Array
+    num_products: Array
+    method: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        values = self.eigenvalues
+        if isinstance(values, Tracer) or values.ndim != 1:
+            return f"<Eigenpairs: eigenvalues {eqx.tree_pformat(values)}>"
+        first, last = np.asarray(values[:1]), np.asarray(values[-1:])
+        state = "complete" if bool(self.complete) else "INCOMPLETE"
+        return f"<Eigenpairs: {values.size} from {first[0]:.6g} to {last[0]:.6g}, {state}, by {self.method}>"
+
+
+class Which(NamedTuple):
+    """Which eigenvalues are wanted: by name, or those closest to `sigma`."""
+
+    name: str
+    sigma: float = 0.0
+
+    def order(self, values: Array) -> Array:
+        """Numbers that are the smaller, the more an eigenvalue is wanted."""
+        if self.name == "SA":
+            return values
+        if self.name == "LA":
+            return -values
+        distance = jnp.abs(values - self.sigma)
+        return -distance if self.name == "LM" else distance
+
+
+def eigsh(
+    H: Any,  # a HessianOperator, or another symmetric lineax operator
+    k: Count = 6,
+    which: Any = "SA",
+    *,
+    null: Any = None,
+    mass: Any = None,
+    preconditioner: Any = None,
+    tol: Scalar | None = None,
+    max_products: Count | None = None,
+    progress: ProgressOption = False,
+    key: Array | None = None,
+) -> Eigenpairs:
+    """The k lowest, highest, largest, smallest or closest eigenpairs of a Hessian, and whether the set is complete.
+
+    A residual says that a pair is right, not that none is missing: scipy's `eigsh` drops copies of a multiple eigenvalue, such
+    as the zeros of rigid motions. Here, `complete` says it.
+
+    Up to 1000 rows, the dense matrix is decomposed. Beyond that, block Davidson finds the pairs from products, and searches
+    again outside of what it found. A sparse matrix that factorizes cheaply, or any matrix for which products do not converge, is
+    factorized; the factors also count the eigenvalues. Inside jit, where there is no host, only products are left.
+
+    Args:
+        H: the Hessian, or any symmetric lineax operator, such as the sum of the Hessians of minibatches.
+        k: number of eigenpairs.
+        which: "SA", the lowest (smallest algebraic); "LA", the highest; "LM", the largest in magnitude; "SM", the smallest in
+            magnitude; or a number, for those closest to it.
+        null: directions to project out, stacked along a new leading axis, such as `hessop.rigid_motions(x)`: the eigenpairs are
+            those on their complement.
+        mass: a pytree like x of positive masses M, for H v = λ M v. A leaf may have one mass for each index of its leading axis:
+            [N] for positions [N, 3].
+        preconditioner: a lineax operator that applies an approximate inverse, such as `hessop.block_jacobi(H)`, for products.
+        tol: largest residual, relative to the largest |eigenvalue| met; by default 1000 times the dtype's epsilon.
+        max_products: most products with the Hessian. If given, products are used whatever the size.
+        progress: True for a bar, or a function that is called with a `Progress`, in which `done` counts converged pairs.
+        key: key of `jax.random`, for the start.
+
+    Returns:
+        Eigenpairs in ascending order.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, or there are fewer than k eigenpairs.
+        MemoryBudgetError: the dense matrix that a small problem or a large k needs does not fit.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, hessop
+        >>> def springs(x):  # a tetrahedron
+        ...     i, j = jnp.triu_indices(4, 1)
+        ...     return jnp.sum((jnp.linalg.norm(x[i] - x[j], axis=1) - jnp.sqrt(8.0)) ** 2)
+        >>> x = jnp.array([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+        >>> H = hessop.HessianOperator(springs, x)
+        >>> pairs = hessop.eigsh(H, 3, null=hessop.rigid_motions(x))
+        >>> print([f"{value:.3f}" for value in pairs.eigenvalues])
+        ['2.000', '2.000', '4.000']
+
+    References:
+        The methods: `hessop._spectra.davidson` and `hessop._spectra.shift_invert` name their sources.
+    """
+    wanted = _which(which)
+    problem = problem_of(H, null, mass, "eigsh")
+    if not is_positive_int(k):
+        raise ValueError(f"k: got {k!r}, expected a positive int")
+    if max_products is not None and not is_positive_int(max_products):
+        raise ValueError(f"max_products: got {max_products!r}, expected a positive int or None")
+    tolerance = None if tol is None else nonnegative(tol, "tol")
+    if tol is not None and not isinstance(tol, Tracer) and not math.isfinite(float(tol)):
+        raise ValueError(f"tol: got {tol}, expected a finite number")
+    rank = problem.rank()
+    left = problem.n - (rank or 0)
+    if k > left:
+        without = f" less {rank} null directions" if rank else ""
+        raise ValueError(f"k: got {k}, expected at most the number of unknowns{without}, {left}")
+    _check_preconditioner(preconditioner, problem)
+    report = progress if progress is False else _reporter(progress)
+    inverse: Preconditioner = Unpreconditioned()
+    if preconditioner is not None:
+        inverse = ByOperator(lx.linearise(preconditioner), problem.scale)
+    elif max_products is None:
+        if problem.n <= tuning.DENSE_ROWS or k > tuning.DENSE_PART * problem.n:
+            return _by_decomposition(problem, wanted, k)
+        if not problem.traced:
+            if (found := _if_cheap(problem, wanted, k)) is not None:
+                return found
+            inverse = _from_dense(problem, wanted)
+    products = max_products or max(tuning.LEAST_PRODUCTS, tuning.PRODUCTS_PER_PAIR * k)
+    found = _by_products(problem, wanted, k, inverse, tolerance, products, key, report)
+    if max_products is None and not problem.traced and not bool(found.complete):
+        return _by_factorization(problem, wanted, k) or found
+    return found
+
+
+def eigvalsh(H: Any, *, null: Any = None, mass: Any = None) -> Array:
+    """All eigenvalues of a Hessian, from its dense matrix.
+
+    Args:
+        H: the Hessian, or any symmetric lineax operator.
+        null: directions to project out, as for `eigsh`. Inside jit, their eigenvalues are replaced by infinity.
+        mass: as for `eigsh`.
+
+    Returns:
+        Eigenvalues in ascending order [n], or, with r independent null directions, [n - r].
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind.
+        MemoryBudgetError: the dense matrix does not fit.
+
+    Examples:
+        >>> import jax.numpy as jnp, hessop
+        >>> H = hessop.HessianOperator(lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2))
+        >>> print(hessop.eigvalsh(H))
+        [-2.  2.]
+    """
+    problem = problem_of(H, null, mass, "eigvalsh")
+    values, count = _all_values(problem.matrix(), problem.null)
+    rank = problem.rank()
+    if rank is None:
+        return jnp.where(jnp.arange(problem.n, dtype=count.dtype) < count, values, jnp.inf)
+    return values[: problem.n - rank]
+
+
+def _which(which: Any) -> Which:
+    if isinstance(which, str):
+        if which not in get_args(WhichName):
+            raise ValueError(f"which: got {which!r}, expected 'SA', 'LA', 'SM', 'LM' or a number, to which they are closest")
+        return Which(which)
+    if isinstance(which, bool) or not isinstance(which, int | float | np.floating | np.integer) or not math.isfinite(which):
+        raise ValueError(f"which: got {which!r}, expected 'SA', 'LA', 'SM', 'LM' or a finite number, to which they are closest")
+    return Which("closest", float(which))
+
+
+def _check_preconditioner(preconditioner: Any, problem: Problem) -> None:
+    if preconditioner is None:
+        return
+    if not isinstance(preconditioner, lx.AbstractLinearOperator):
+        raise TypeError(
+            f"preconditioner: got {type(preconditioner).__name__}, expected a lineax operator that applies an approximate "
+            f"inverse, such as hessop.block_jacobi(H)"
+        )
+    shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), o.in_structure()) for o in (preconditioner, problem.operator)]
+    if jax.tree.structure(shapes[0]) != jax.tree.structure(shapes[1]) or shapes[0] != shapes[1]:
+        raise ValueError(f"preconditioner: got an operator on {shapes[0]}, expected that of H, {shapes[1]}")
+
+
+def _reporter(progress: ProgressOption) -> ProgressOption:
+    if progress is not True and not callable(progress):
+        raise TypeError(f"progress: got {progress!r}, expected True, False or a function that takes a hessop.Progress")
+    return progress
+
+
+# --- the dense matrix ---
+
+
+@jax.jit
+def _all_values(matrix: Array, null: Array | None) -> tuple[Array, Array]:
+    if null is None:
+        return jnp.linalg.eigvalsh(matrix), jnp.asarray(matrix.shape[0], jnp.int32)
+    w, _, count = decomposed(matrix, null)
+    return w, count
+
+
+@functools.partial(jax.jit, static_argnames=("which", "k"))
+def _from_matrix(matrix: Array, null: Array | None, which: Which, k: int) -> tuple[Array, Array, Array, Array]:
+    w, vectors, count = decomposed(matrix, null)
+    order = jnp.where(jnp.arange(w.size, dtype=count.dtype) < count, which.order(w), jnp.inf)
+    chosen = jnp.sort(jnp.argsort(order)[:k])
+    values, rows = w[chosen], vectors[:, chosen].T
+    images = jnp.matmul(rows, matrix, precision="highest")
+    if null is not None:
+        images = images - jnp.matmul(jnp.matmul(images, null.T, precision="highest"), null, precision="highest")
+    residuals = jnp.linalg.norm(images - values[:, None] * rows, axis=1)
+    return values, rows, residuals, jnp.all(jnp.isfinite(residuals)) & (k <= count)
+
+
+def _by_decomposition(problem: Problem, which: Which, k: int) -> Eigenpairs:
+    values, rows, residuals, complete = _from_matrix(problem.matrix(), problem.null, which, k)
+    return Eigenpairs(values, problem.vectors(rows), residuals, complete, jnp.zeros((), jnp.int32), "dense")
+
+
+# --- products ---
+
+
+def _from_dense(problem: Problem, which: Which) -> Preconditioner:
+    """The factors of the dense matrix, for the lowest pairs, if that is cheap."""
+    n, operator = problem.n, problem.operator
+    if which.name != "SA" or n > tuning.FACTORIZED_ROWS or not has_cheap_matrix(operator):
+        return Unpreconditioned()
+    if tuning.BYTES_OF_CHOLESKY * n * n > free_memory():
+        return Unpreconditioned()
+    return cholesky(problem) or Unpreconditioned()
+
+
+def _by_products(
+    problem: Problem,
+    which: Which,
+    k: int,
+    preconditioner: Preconditioner,
+    tolerance: Array | None,
+    max_products: int,
+    key: Array | None,
+    progress: ProgressOption,
+) -> Eigenpairs:
+    # In a half-known interior, Davidson follows the wrong pairs: the square of H - σ has them at its lower end.
+    folded = which.name in ("SM", "closest")
+    problem = problem.linearized()
+    preconditioner = Unpreconditioned() if folded else preconditioner
+    key = jax.random.key(0) if key is None else key
+    if isinstance(preconditioner, Unpreconditioned):
+        sizes = davidson.Sizes.of(problem.n, k, block=tuning.BLOCK, blocks=tuning.BLOCKS)
+    else:
+        block = min(k + tuning.GUARDS, tuning.LARGEST_BLOCK)
+        sizes = davidson.Sizes.of(problem.n, k, block=block, blocks=tuning.PRECONDITIONED_BLOCKS)
+    limit = jnp.asarray(max_products // (2 if folded else 1), jnp.int32)
+    state = davidson.start(sizes, problem.dtype, key)
+    how = {"sizes": sizes, "which": which}
+    if progress is False or problem.traced:
+        state = _advance(problem, preconditioner, state, tolerance, limit, limit + 1, **how)
+    else:
+        with progress_bar(progress, k, "eigenpairs", "pair") as report:
+            while not bool(state.done):
+                until = state.products + tuning.BLOCKS * sizes.block
+                state = _advance(problem, preconditioner, state, tolerance, limit, until, **how)
+                report(Progress(_converged(state, problem, tolerance, k), k, sizes.block))
+    values, rows, residuals, products = _finished(problem, state, which)
+    vectors = problem.vectors(rows)
+    return Eigenpairs(values, vectors, residuals, state.complete & jnp.all(jnp.isfinite(residuals)), products, "products")
+
+
+def _folded(which: Which) -> bool:
+    return which.name in ("SM", "closest")
+
+
+def _wanted(problem: Problem, which: Which, tolerance: Array | None, limit: Array) -> davidson.Wanted:
+    eps = jnp.finfo(problem.dtype).eps
+    relative = jnp.asarray(tuning.RESIDUAL_ULPS * eps, problem.dtype) if tolerance is None else tolerance.astype(problem.dtype)
+    order = (lambda values: values) if _folded(which) else which.order
+    return davidson.Wanted(order, relative, limit)
+
+
+@eqx.filter_jit
+def _advance(
+    problem: Problem,
+    preconditioner: Preconditioner,
+    state: davidson.Search,
+    tolerance: Array | None,
+    limit: Array,
+    until: Array,
+    *,
+    sizes: davidson.Sizes,
+    which: Which,
+) -> davidson.Search:
+    products = problem.products
+    if _folded(which):
+        away = lambda rows: problem.products(rows) - which.sigma * rows
+        products = lambda rows: away(away(rows))
+    operator = davidson.Operator(products, problem.complement, preconditioner)
+    return davidson.advance(state, sizes, operator, _wanted(problem, which, tolerance, limit), until)
+
+
+def _converged(state: davidson.Search, problem: Problem, tolerance: Array | None, k: int) -> int:
+    if int(state.round):
+        return k
+    wanted = _wanted(problem, Which("SA"), tolerance, state.products)
+    return int(jnp.sum(davidson.converged(state, wanted)[:k]))
+
+
+@eqx.filter_jit
+def _finished(problem: Problem, state: davidson.Search, which: Which) -> tuple[Array, Array, Array, Array]:
+    """Eigenpairs of D in ascending order, with their residuals."""
+    rows, products = state.found.vectors, state.products
+    if not _folded(which):
+        order = jnp.argsort(state.found.values)
+        return state.found.values[order], rows[order], state.found.residuals[order], products
+    # Pairs at equal distances on either side of σ are mixed in those of the square.
+    images = problem.products(rows)
+    small = jnp.matmul(rows, images.T, precision="highest")
+    w, Q = jnp.linalg.eigh((small + small.T) / 2)
+    rows, images = jnp.matmul(Q.T, rows, precision="highest"), jnp.matmul(Q.T, images, precision="highest")
+    return w, rows, jnp.linalg.norm(images - w[:, None] * rows, axis=1), 2 * products + rows.shape[0]
+
+
+# --- factorizations ---
+
+
+def number_below(problem: Problem, sigma: float) -> int | None:
+    """The number of eigenvalues below σ, by a factorization; None if there is none."""
+    values = _cheap_sparse(problem)
+    if values is None:
+        values = _dense_on_host(problem)
+    return None if values is None else count_below(Matrix(values, _null_on_host(problem)), sigma)
+
+
+def _if_cheap(problem: Problem, which: Which, k: int) -> Eigenpairs | None:
+    """By the factorization of a sparse matrix, if it looks cheap."""
+    values = _cheap_sparse(problem)
+    return None if values is None else _on_host(problem, values, which, k)
+
+
+def _by_factorization(problem: Problem, which: Which, k: int) -> Eigenpairs | None:
+    """By the factorization of the dense matrix; None if that is too large."""
+    values = _dense_on_host(problem)
+    return None if values is None else _on_host(problem, values, which, k)
+
+
+def _cheap_sparse(problem: Problem) -> Any:
+    """The sparse matrix M^-1/2 H M^-1/2 if it looks cheap to factorize, else None."""
+    values = cheap_sparse_matrix(problem.operator)
+    return None if values is None else _weighted(values, problem.scale)
+
+
+def _dense_on_host(problem: Problem) -> np.ndarray | None:
+    n = problem.n
+    if n > tuning.FACTORIZED_ROWS or tuning.BYTES_OF_LDL * n * n > free_memory():
+        return None
+    try:
+        return np.asarray(problem.matrix(), np.float64)
+    except MemoryBudgetError:
+        return None
+
+
+def _null_on_host(problem: Problem) -> np.ndarray | None:
+    if problem.null is None:
+        return None
+    null = np.asarray(problem.null, np.float64)
+    return null[np.any(null != 0, axis=1)]
+
+
+def _weighted(values: Any, scale: Array | None) -> Any:
+    """M^-1/2 H M^-1/2 of a sparse matrix."""
+    from scipy.sparse import csr_array, diags_array
+
+    if scale is None:
+        return values
+    weights = diags_array(np.asarray(scale, np.float64))
+    return csr_array(weights @ values @ weights)
+
+
+def _on_host(problem: Problem, values: Any, which: Which, k: int) -> Eigenpairs | None:
+    null = _null_on_host(problem)
+    found = _host_pairs(Matrix(values, null), which, k, lambda: Matrix(-values, null))
+    if found is None:
+        return None
+    order = np.argsort(found.values, kind="stable")
+    dtype = problem.dtype
+    values, rows, residuals = (jnp.asarray(a[order], dtype) for a in (found.values, found.vectors, found.residuals))
+    fine = jnp.asarray(found.complete and len(order) == k)
+    return Eigenpairs(values, problem.vectors(rows), residuals, fine, jnp.zeros((), jnp.int32), "factorization")
+
+
+def _host_pairs(matrix: Matrix, which: Which, k: int, negative: Callable[[], Matrix]) -> HostPairs | None:
+    """The wanted pairs of a matrix; `negative` makes its negative."""
+    if which.name == "SA":
+        return lowest(matrix, k)
+    if which.name in ("SM", "closest"):
+        return closest(matrix, k, which.sigma)
+    highest = lowest(negative(), k)
+    if highest is None or which.name == "LA":
+        return None if highest is None else highest._replace(values=-highest.values)
+    low = lowest(matrix, k)
+    if low is None:
+        return None
+    values = np.concatenate([low.values, -highest.values])
+    # At k of n/2 or more, both ends have pairs in common: those are dense problems.
+    best = np.argsort(-np.abs(values), kind="stable")[:k]
+    vectors, residuals = (np.concatenate(pair)[best] for pair in zip(low[1:3], highest[1:3], strict=True))
+    return HostPairs(values[best], vectors, residuals, low.complete and highest.complete)
