@@ -29,9 +29,7 @@ else:
 
 
 @contextlib.contextmanager
-def progress_bar(
-    progress: ProgressOption, total: int, what: str, unit: str = "row"
-) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(progress: ProgressOption, total: int, what: str, unit: str = "row") -> Iterator[Callable[[Progress], None]]:
     """A function that reports progress; the bar, if any, is closed on exit.
 
     Args:

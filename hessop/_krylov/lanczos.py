@@ -66,13 +66,11 @@ def lowest_eigenpair(
     return _lowest(_chain(product, start, null, min(max_products, start.shape[0])), failure)
 
 
-def gauss_rule(
-    product: Callable[[Array], Array], start: Array, null: Array | None, *, steps: int
-) -> tuple[Array, Array]:
+def gauss_rule(product: Callable[[Array], Array], start: Array, null: Array | None, *, steps: int) -> tuple[Array, Array]:
     """Nodes and weights [steps] of the Gauss rule for start . f(A) start / |start|^2, on the complement of `null`.
 
-    The weights are nonnegative and have the sum 1. If the subspace becomes invariant earlier, the rule is exact, and the weights
-    of the other nodes are zero.
+    The weights are nonnegative and have the sum 1. If the subspace becomes invariant earlier, the rule is exact, and the
+    weights of the other nodes are zero.
 
     Args:
         product: v [n] -> A v.

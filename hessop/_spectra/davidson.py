@@ -131,9 +131,7 @@ class Operator(NamedTuple):
 def start(sizes: Sizes, dtype: jnp.dtype, key: Array) -> Search:
     """The state before the first product."""
     zero = jnp.zeros((), jnp.int32)
-    nothing = Found(
-        jnp.zeros(sizes.k, dtype), jnp.zeros((sizes.k, sizes.n), dtype), jnp.full(sizes.k, jnp.inf, dtype)
-    )
+    nothing = Found(jnp.zeros(sizes.k, dtype), jnp.zeros((sizes.k, sizes.n), dtype), jnp.full(sizes.k, jnp.inf, dtype))
     no = jnp.zeros((), bool)
     return Search(nothing, _empty(sizes, dtype, key), zero, zero, jnp.zeros((), dtype), no, no, key)
 
@@ -160,8 +158,8 @@ def advance(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted, un
 
     def fill(search: Search) -> Search:
         # An inner loop, because a branch in each step would copy the basis.
-        extend = lambda search: extend(search, sizes, operator, wanted)
-        search = lax.while_loop(lambda search: going(search) & ~full(search) & ~over(search), extend, search)
+        go_on = lambda search: going(search) & ~full(search) & ~over(search)
+        search = lax.while_loop(go_on, lambda search: extend(search, sizes, operator, wanted), search)
         restart = lambda search: search._replace(space=_restarted(search.space, sizes, wanted))
         unless_over = lambda search: lax.cond(full(search), restart, lambda search: search, search)
         return lax.cond(over(search), lambda search: _next_round(search, sizes, wanted), unless_over, search)
@@ -175,9 +173,12 @@ def converged(search: Search, wanted: Wanted) -> Array:
 
 
 def round_is_over(search: Search, sizes: Sizes, wanted: Wanted) -> Array:
-    # In the first round, all wanted pairs have to converge; after it, the first one has, unless it is clearly not wanted.
+    # All pairs that are wanted have to converge. Once they have, in the rounds after it, the first one has to, unless it is
+    # clearly not wanted.
     fine = converged(search, wanted)
-    enough = jnp.where(search.round == 0, jnp.all(fine[: sizes.k]), fine[0] | _is_unwanted(search, wanted))
+    missing = jnp.sum(~jnp.isfinite(search.found.residuals))
+    needed = jnp.arange(fine.size, dtype=missing.dtype) < jnp.maximum(missing, 1)
+    enough = jnp.all(fine | ~needed) | ((missing == 0) & _is_unwanted(search, wanted))
     return enough | search.space.ended | (search.products + sizes.block > wanted.max_products)
 
 
@@ -189,15 +190,20 @@ def _is_unwanted(search: Search, wanted: Wanted) -> Array:
         residual, divided by the gap to the others.
     """
     pairs, tie = search.space.pairs, _tie(search, wanted)
-    order = jnp.where(jnp.isfinite(pairs.residuals), wanted.order(pairs.values), jnp.inf)
+    order = _order(pairs, wanted)
     error = pairs.residuals[0]
-    beyond = order[0] - wanted.order(search.found.values[-1:])[0]
+    beyond = order[0] - _order(search.found, wanted)[-1]
     # Other Ritz values within reach of the residual are part of the same cluster.
     gap = jnp.min(jnp.where(order - order[0] > error / tuning.CHECKED, order - order[0], jnp.inf))
     alone = jnp.isfinite(gap) & jnp.isfinite(error)
     squared = jnp.where(alone, error * vec.quotient(error, jnp.where(alone, gap, 1)), error)
     small = (error <= tuning.CHECKED * beyond) | (squared <= tuning.CHECKED * (beyond + tie))
     return jnp.isfinite(error) & small
+
+
+def _order(pairs: Found, wanted: Wanted) -> Array:
+    """The smaller, the more wanted; infinite where there is no pair."""
+    return jnp.where(jnp.isfinite(pairs.residuals), wanted.order(pairs.values), jnp.inf)
 
 
 def _tie(search: Search, wanted: Wanted) -> Array:
@@ -209,11 +215,10 @@ def _next_round(search: Search, sizes: Sizes, wanted: Wanted) -> Search:
     """Add what the present round found, and start another one unless it found nothing."""
     found, pairs, first = search.found, search.space.pairs, search.round == 0
     fine, exists = converged(search, wanted), jnp.isfinite(pairs.residuals)
-    order = lambda pairs: jnp.where(jnp.isfinite(pairs.residuals), wanted.order(pairs.values), jnp.inf)
-    better = exists & (order(pairs) < order(found)[-1] - _tie(search, wanted))
+    better = exists & (_order(pairs, wanted) < _order(found, wanted)[-1] - _tie(search, wanted))
     # A pair that has not converged counts only in the first round, where there is nothing else.
     accepted = jnp.where(first, exists, better & fine)
-    keys = jnp.concatenate([order(found), jnp.where(accepted, order(pairs), jnp.inf)])
+    keys = jnp.concatenate([_order(found, wanted), jnp.where(accepted, _order(pairs, wanted), jnp.inf)])
     chosen = jnp.argsort(keys)[: sizes.k]
     merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[chosen], found, pairs)
     has = jnp.isfinite(keys[chosen])
@@ -223,8 +228,9 @@ def _next_round(search: Search, sizes: Sizes, wanted: Wanted) -> Search:
     all_fine = jnp.all(merged.residuals <= wanted.tolerance * search.size)
     exhausted = search.products + sizes.block > wanted.max_products
     complete = ~first & ~missing & known & all_fine
-    # A first round that failed is not worth a second; nor is a further round without products.
-    done = complete | exhausted | ~all_fine | (search.round >= tuning.ROUNDS)
+    # A round that failed is not worth another one, but one whose space ended before there were k pairs is.
+    failed = ~all_fine & jnp.all(has)
+    done = complete | exhausted | failed | (search.round >= tuning.ROUNDS + sizes.k)
     key = jax.random.fold_in(search.key, search.round + 1)
     space = _empty(sizes, search.size.dtype, key)
     return search._replace(found=merged, space=space, round=search.round + 1, done=done, complete=complete)

@@ -103,8 +103,8 @@ def spectral_density(
 ) -> SpectralDensity:
     """The density of all eigenvalues, estimated from products with random vectors, with error bars.
 
-    It takes samples x steps products, whatever the size of the matrix; edges of the spectrum and isolated eigenvalues are sharp,
-    the rest is resolved to about 1 / steps of the range.
+    It takes samples x steps products, whatever the size of the matrix; edges of the spectrum and isolated eigenvalues are
+    sharp, the rest is resolved to about 1 / steps of the range.
 
     Args:
         H: the Hessian, or any symmetric lineax operator, such as the sum of the Hessians of minibatches.

@@ -1,7 +1,8 @@
 """`eigsh` and `eigvalsh`: some or all eigenpairs of a Hessian, and whether the set is complete.
 
 Small matrices are decomposed. Larger ones go to block Davidson on products, or, if they are sparse and factorize cheaply or
-products do not converge, to shift-invert on the host. Depends on the methods next to it and on operators. Must never know a route.
+products do not converge, to shift-invert on the host. Depends on the methods next to it and on operators. Must never know a
+route.
 """
 
 import functools
@@ -105,18 +106,18 @@ def eigsh(
     as the zeros of rigid motions. Here, `complete` says it.
 
     Up to 1000 rows, the dense matrix is decomposed. Beyond that, block Davidson finds the pairs from products, and searches
-    again outside of what it found. A sparse matrix that factorizes cheaply, or any matrix for which products do not converge, is
-    factorized; the factors also count the eigenvalues. Inside jit, where there is no host, only products are left.
+    again outside of what it found. A sparse matrix that factorizes cheaply, or any matrix for which products do not converge,
+    is factorized; the factors also count the eigenvalues. Inside jit, where there is no host, only products are left.
 
     Args:
         H: the Hessian, or any symmetric lineax operator, such as the sum of the Hessians of minibatches.
         k: number of eigenpairs.
         which: "SA", the lowest (smallest algebraic); "LA", the highest; "LM", the largest in magnitude; "SM", the smallest in
             magnitude; or a number, for those closest to it.
-        null: directions to project out, stacked along a new leading axis, such as `hessop.rigid_motions(x)`: the eigenpairs are
-            those on their complement.
-        mass: a pytree like x of positive masses M, for H v = λ M v. A leaf may have one mass for each index of its leading axis:
-            [N] for positions [N, 3].
+        null: directions to project out, stacked along a new leading axis, such as `hessop.rigid_motions(x)`: the eigenpairs
+            are those on their complement.
+        mass: a pytree like x of positive masses M, for H v = λ M v. A leaf may have one mass for each index of its leading
+            axis: [N] for positions [N, 3].
         preconditioner: a lineax operator that applies an approximate inverse, such as `hessop.block_jacobi(H)`, for products.
         tol: largest residual, relative to the largest |eigenvalue| met; by default 1000 times the dtype's epsilon.
         max_products: most products with the Hessian. If given, products are used whatever the size.
@@ -434,20 +435,24 @@ def _on_host(problem: Problem, values: Any, which: Which, k: int) -> Eigenpairs 
     return Eigenpairs(values, problem.vectors(rows), residuals, fine, jnp.zeros((), jnp.int32), "factorization")
 
 
+_ARRAYS = ("values", "vectors", "residuals")
+
+
 def _host_pairs(matrix: Matrix, which: Which, k: int, negative: Callable[[], Matrix]) -> HostPairs | None:
     """The wanted pairs of a matrix; `negative` makes its negative."""
     if which.name == "SA":
         return lowest(matrix, k)
     if which.name in ("SM", "closest"):
         return closest(matrix, k, which.sigma)
-    highest = lowest(negative(), k)
+    left = matrix.n - len(matrix.null)
+    # From half of all pairs on, both ends have some in common, so one end has them all.
+    highest = lowest(negative(), k if 2 * k <= left or which.name == "LA" else left)
     if highest is None or which.name == "LA":
         return None if highest is None else highest._replace(values=-highest.values)
-    low = lowest(matrix, k)
+    low = lowest(matrix, k) if 2 * k <= left else highest._replace(**{name: getattr(highest, name)[:0] for name in _ARRAYS})
     if low is None:
         return None
     values = np.concatenate([low.values, -highest.values])
-    # At k of n/2 or more, both ends have pairs in common: those are dense problems.
     best = np.argsort(-np.abs(values), kind="stable")[:k]
     vectors, residuals = (np.concatenate(pair)[best] for pair in zip(low[1:3], highest[1:3], strict=True))
     return HostPairs(values[best], vectors, residuals, low.complete and highest.complete)

@@ -74,8 +74,8 @@ class Matrix:
             return None
         positive = int(np.sum(np.linalg.eigvalsh((small + small.T) / 2) > 0))
         inverse = np.linalg.inv(small)
-        # Haynsworth: the inertia of the bordered matrix is that of A - σ and that of its Schur complement -N (A - σ)^-1 N'; it is
-        # also that of the complement, and as many positive as negative eigenvalues as there are null directions.
+        # Haynsworth: the inertia of the bordered matrix is that of A - σ and that of its Schur complement -N (A - σ)^-1 N'; it
+        # is also that of the complement, and as many positive as negative eigenvalues as there are null directions.
         below = plain.below + positive - len(self.null)
 
         def solve(b: np.ndarray) -> np.ndarray:
@@ -98,7 +98,9 @@ class Matrix:
 
 def _dense_factors(matrix: np.ndarray, sigma: float) -> Shifted | None:
     """By Bunch and Kaufman, with diagonal blocks of one or two rows."""
-    from scipy.linalg import lapack
+    from scipy.linalg import lapack as library
+
+    lapack: Any = library  # made by f2py, without annotations
 
     n = matrix.shape[0]
     shifted = np.array(matrix, np.float64, order="F")

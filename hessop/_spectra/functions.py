@@ -146,8 +146,8 @@ def logdet(
 def inverse_diagonal(H: Any, *, samples: Count | None = None, key: Array | None = None) -> Estimate:
     """The diagonal of the inverse of a positive definite Hessian: variances of a Laplace approximation.
 
-    It is exact up to 2000 unknowns, and for a sparse matrix that factorizes cheaply. Otherwise, it is estimated from solves with
-    random vectors by conjugate gradients.
+    It is exact up to 2000 unknowns, and for a sparse matrix that factorizes cheaply. Otherwise, it is estimated from solves
+    with random vectors by conjugate gradients.
 
     Args:
         H: the Hessian, or any symmetric lineax operator.

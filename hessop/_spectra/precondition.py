@@ -73,7 +73,7 @@ class ByCholesky(Preconditioner):
 
 
 def cholesky(problem: Problem) -> ByCholesky | None:
-    """The factors of the dense matrix plus a shift that makes it positive definite; None if a small one does not; not in jit."""
+    """The factors of the dense matrix plus a shift that makes it positive definite; None if small ones do not."""
     matrix = _scaled(problem.matrix(), problem.null)
     for attempt in range(tuning.CHOLESKY_ATTEMPTS):
         shift = tuning.CHOLESKY_SHIFT * tuning.SHIFT_GROWTH**attempt

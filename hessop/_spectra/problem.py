@@ -145,7 +145,9 @@ def _flat_mass(mass: Any, layout: TreeLayout) -> Array:
         array, name = as_array(leaf, leaf_name(path, "mass"), "masses"), leaf_name(path, "mass")
         if array.shape not in (shape, shape[:1]) or jnp.iscomplexobj(array):
             expected = str(shape) if shape == shape[:1] else f"{shape} or {shape[:1]}"
-            raise ValueError(f"{name}: got shape {array.shape} and dtype {array.dtype}, expected real masses of shape {expected}")
+            raise ValueError(
+                f"{name}: got shape {array.shape} and dtype {array.dtype}, expected real masses of shape {expected}"
+            )
         if not isinstance(array, Tracer) and not np.all((jax.device_get(array) > 0) & np.isfinite(jax.device_get(array))):
             raise ValueError(f"{name}: got masses that are not positive and finite")
         array = array.astype(layout.dtype).reshape(array.shape + (1,) * (len(shape) - array.ndim))

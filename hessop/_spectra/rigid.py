@@ -1,8 +1,9 @@
 """Rigid motions of particles: the directions in which an energy of their distances does not change.
 
-Depends on JAX and lineax's pytrees only. Must never know a Hessian.
+Depends on the arguments of operators. Must never know an eigensolver.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -50,13 +51,16 @@ def rigid_motions(x: Any, *, masses: Any = None, periodic: bool = False) -> Any:
     leaves, tree = jax.tree.flatten(check_x(x))
     if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] not in (1, 2, 3) or not leaves[0].shape[0]:
         shapes = [leaf.shape for leaf in leaves]
-        raise ValueError(f"x: got arrays of shapes {shapes}, expected the positions of particles, one array [N, 1], [N, 2] or [N, 3]")
+        raise ValueError(
+            f"x: got arrays of shapes {shapes}, expected the positions of particles, one array [N, 1], [N, 2] or [N, 3]"
+        )
     if not isinstance(periodic, bool):
         raise TypeError(f"periodic: got {periodic!r}, expected True or False")
     positions = leaves[0]
     rows = motions(wide(positions), periodic=periodic)
     if masses is not None:
-        rows = rows * jnp.repeat(jnp.sqrt(check_masses(masses, positions.shape[0]).astype(rows.dtype)), positions.shape[1])[None]
+        roots = jnp.sqrt(check_masses(masses, positions.shape[0]).astype(rows.dtype))
+        rows = rows * jnp.repeat(roots, positions.shape[1])[None]
     rows = orthonormal(rows)
     if not isinstance(rows, Tracer):
         rows = rows[np.any(jax.device_get(rows) != 0, axis=1)]
@@ -90,7 +94,7 @@ def motions(x: Array, *, periodic: bool) -> Array:
     extents = jnp.where(extents > tuning.ON_A_LINE * extents[0], extents, 0)
     own = jnp.matmul(centred, frame.T, precision="highest")
     rotations = []
-    for i, j in [(i, j) for j in range(d) for i in range(j)]:
+    for i, j in itertools.combinations(range(d), 2):
         # i and j span the plane of the rotation; extents[i] >= extents[j].
         turned = own[:, i, None] * frame[None, j] - own[:, j, None] * frame[None, i]
         rotations.append(jnp.where(extents[i] > 0, turned, 0))

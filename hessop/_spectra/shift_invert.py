@@ -1,8 +1,8 @@
 """Eigenpairs of a matrix on the host from factorizations, which also count: the set is known to be complete.
 
 ARPACK finds pairs of the inverse near a shift, and the numbers of eigenvalues below other shifts say how many there are in
-between. ARPACK works with one vector, so it may miss copies of an eigenvalue: what was found is projected out, and it runs again
-until the numbers agree. Depends on `factors.py`, numpy and scipy. Must never know Hessians or JAX.
+between. ARPACK works with one vector, so it may miss copies of an eigenvalue: what was found is projected out, and it runs
+again until the numbers agree. Depends on `factors.py`, numpy and scipy. Must never know Hessians or JAX.
 
 References:
     Ericsson and Ruhe, The spectral transformation Lanczos method (1980), doi:10.1090/S0025-5718-1980-0583502-2.
@@ -10,7 +10,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,9 +109,26 @@ def _nearest(matrix: Matrix, factors: Shifted, k: int, target: _Target) -> HostP
         complete = known is not None and known <= int(np.sum(distances < edge))
         if complete or known is None or len(values) == left:
             break
-    values, vectors = values[:k], vectors[:k]
-    residuals = np.linalg.norm(matrix @ vectors.T - values * vectors.T, axis=0)
+    values, vectors, residuals = _refined(matrix, factors, values, vectors, k, target)
     return HostPairs(values, vectors, residuals, complete)
+
+
+def _refined(
+    matrix: Matrix, factors: Shifted, values: np.ndarray, vectors: np.ndarray, k: int, target: _Target
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k most wanted pairs to all digits, and their residuals: next to an eigenvalue, the inverse has few digits of others."""
+    for step in range(tuning.REFINEMENTS + 1):
+        errors = matrix @ vectors.T - values * vectors.T
+        residuals = np.linalg.norm(errors, axis=0)
+        if step == tuning.REFINEMENTS or np.all(residuals[:k] <= tuning.REFINED_ULPS * np.finfo(float).eps * matrix.size):
+            break
+        corrections = factors.solve(errors)
+        lengths = np.linalg.norm(corrections, axis=0)
+        more = (corrections / np.where(lengths > 0, lengths, 1)).T
+        new, rows = _rayleigh_ritz(matrix, np.concatenate([vectors, more]))
+        order = np.argsort(target.distance(new), kind="stable")[: len(values)]
+        values, vectors = new[order], rows[order]
+    return values[:k], vectors[:k], residuals[:k]
 
 
 def _pairs_of_inverse(matrix: Matrix, factors: Shifted, count: int, found: np.ndarray) -> np.ndarray:
@@ -128,7 +145,8 @@ def _pairs_of_inverse(matrix: Matrix, factors: Shifted, count: int, found: np.nd
     start = project(matrix.complement(np.random.default_rng(len(found)).standard_normal((n, 1))))[:, 0]
     if count >= n - 1:  # too many for ARPACK
         return np.linalg.eigh(product_matrix(product, n))[1].T[-count:]
-    operator: Callable[..., LinearOperator] = LinearOperator
+    # scipy's annotations do not describe the class that this constructor returns.
+    operator: Any = LinearOperator
     try:
         _, columns = eigsh(operator((n, n), matvec=product, dtype=np.float64), k=count, which="LM", v0=start)
     except ArpackNoConvergence as error:

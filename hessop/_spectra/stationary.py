@@ -130,8 +130,8 @@ def stationary_point(
     The point is stationary if the Newton step, which leads to the stationary point of the quadratic model, is no longer than
     `xtol`. Its index is the number of negative eigenvalues: 0 at a minimum, 1 at a transition state.
 
-    The eigenvalues are those of `eigsh`: of the dense matrix up to 1000 unknowns. Beyond that, more pairs are computed while all
-    of them are negative. `certain` says whether the index can be relied on.
+    The eigenvalues are those of `eigsh`: of the dense matrix up to 1000 unknowns. Beyond that, more pairs are computed while
+    all of them are negative. `certain` says whether the index can be relied on.
 
     Args:
         H: the Hessian, a `HessianOperator`.
@@ -253,9 +253,7 @@ def _of_pairs(problem: Problem, pairs: Eigenpairs, slope: Array, zero: Array, k:
 
 
 @eqx.filter_jit
-def _judged(
-    problem: Problem, found: _Lowest, value: Array, slope: Array, x: Any, xtol: Array | None
-) -> StationaryPoint:
+def _judged(problem: Problem, found: _Lowest, value: Array, slope: Array, x: Any, xtol: Array | None) -> StationaryPoint:
     dtype = found.values.dtype
     size = jnp.linalg.norm(slope)
     near = tuning.NEAR * jnp.linalg.norm(problem.layout.ravel(x).astype(dtype)) if xtol is None else xtol.astype(dtype)

@@ -17,8 +17,8 @@ DENSE_PART = 0.2
 # Power of n. A matrix with more nonzeros is not worth a sparse factorization. Chosen.
 SPARSE_POWER = 1.5
 
-# Elements between the first nonzero of each row and the diagonal, squared and summed, after reordering: an upper estimate of the
-# multiplications of a sparse factorization. Below it, a factorization is tried before products. It is about ten seconds of
+# Elements between the first nonzero of each row and the diagonal, squared and summed, after reordering: an upper estimate of
+# the multiplications of a sparse factorization. Below it, a factorization is tried before products. It is about ten seconds of
 # SuperLU on one core. Chosen.
 CHEAP_PROFILE = 1e10
 
@@ -43,19 +43,19 @@ PRODUCTS_PER_PAIR, LEAST_PRODUCTS = 300, 6000
 RESIDUAL_ULPS = 1000
 
 # Vectors that are multiplied at a time, and how many such blocks a basis holds beyond the pairs; half of them are kept at a
-# restart. Without a preconditioner, the degree of the polynomial counts: ten pairs of 2,916 atoms on a neighbour list take 7,900
-# products with 6 blocks of 12, 2,200 with 20 blocks of 4 in half the time, and no less time with other sizes.
+# restart. Without a preconditioner, the degree of the polynomial counts: ten pairs of 2,916 atoms on a neighbour list take
+# 7,900 products with 6 blocks of 12, 2,200 with 20 blocks of 4 in half the time, and no less time with other sizes.
 BLOCK, BLOCKS = 4, 20
 
 # The same with a preconditioner, where a block is larger than the number of pairs by some guards. For twenty pairs of 2,483
 # particles, this takes 4/5 of the time of 8 blocks of 22.
 GUARDS, LARGEST_BLOCK, PRECONDITIONED_BLOCKS = 12, 32, 6
 
-# Part of the gap between the last pair and the lowest Ritz value outside of what was found. Once the error of that is smaller, it
-# is not going to fall below the last pair. Chosen.
+# Part of the gap between the last pair and the lowest Ritz value outside of what was found. Once the error of that is smaller,
+# it is not going to fall below the last pair. Chosen.
 CHECKED = 0.1
 
-# Rounds after the first, each of which looks for what the ones before missed. Chosen.
+# Rounds, in addition to the number of pairs, each of which looks for what the ones before missed. Chosen.
 ROUNDS = 20
 
 # Length that is left of a unit vector, orthogonalized for the second time, below which it depends on the basis. What is left of
@@ -67,14 +67,17 @@ GRAM_ULPS = 100
 
 # --- factorizations (factors.py, shift_invert.py) ---
 
-# Part of the largest |entry|: how close to an eigenvalue a shift may be, and by how much it moves away. Counts are right further
-# away than rounding; this is half of the digits of what a pair has. Chosen.
+# Part of the largest |entry|: how close to an eigenvalue a shift may be, and by how much it moves away. Counts are right
+# further away than rounding; this is half of the digits of what a pair has. Chosen.
 SLACK = 1e-10
 FIRST_SHIFT = 1e-6
 
 # Factor by which a shift below the spectrum grows, and the number of attempts to factorize near a shift. Chosen.
 SHIFT_GROWTH = 8.0
 ATTEMPTS = 6
+
+# Steps that refine pairs, and ulps of the largest |entry| at which they stop. Chosen.
+REFINEMENTS, REFINED_ULPS = 3, 30
 
 # Part of |A| |x|. A factorization without exchanges of rows counts if it solves to this. Chosen: half of the digits.
 LARGEST_RESIDUAL = 1e-6
@@ -84,8 +87,8 @@ LARGEST_RESIDUAL = 1e-6
 # Part of the length of the longest of some directions. A direction depends on the others if less is left of it: the square root
 # of a dtype's epsilon, as two lengths that are compared are each known to epsilon.
 
-# Ratio of the extent of particles across a line to that along it, below which they are on the line, and a rotation about it is no
-# motion. Chosen: a relaxed linear molecule is straight to rounding, in float32 to 1e-6.
+# Ratio of the extent of particles across a line to that along it, below which they are on the line, and a rotation about it is
+# no motion. Chosen: a relaxed linear molecule is straight to rounding, in float32 to 1e-6.
 ON_A_LINE = 1e-4
 
 # --- stationary points (stationary.py) ---
@@ -98,8 +101,8 @@ PAIRS = 6
 
 # --- densities and functions (density.py, functions.py) ---
 
-# Random vectors and products for each, by default: those of "SLQ statistics", for which a density on 2,000 eigenvalues is within
-# 2 % of its range.
+# Random vectors and products for each, by default: those of "SLQ statistics", for which a density on 2,000 eigenvalues is
+# within 2 % of its range.
 SAMPLES, STEPS = 30, 60
 
 # Rows up to which trace, determinant and inverse are exact from the dense matrix. Chosen: ten seconds on two cores.

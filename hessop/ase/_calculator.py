@@ -71,6 +71,7 @@ class Calculator(_Calculator):
             PropertyNotImplementedError: the stress is asked for, but the energy is no function of the cell.
         """
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         positions, rest = self._inputs(self.atoms)
         value, gradient = self._value_and_forces(positions, *rest)
         self.results["energy"] = self.results["free_energy"] = float(value)

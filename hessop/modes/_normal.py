@@ -23,7 +23,7 @@ from hessop._spectra.eigen import eigsh
 from hessop._spectra.problem import Problem, decomposed, problem_of
 from hessop._spectra.rigid import check_masses, rigid_motions
 from hessop.modes import _tuning as tuning
-from hessop.modes._units import Units, units_of
+from hessop.modes._units import DEFAULT, Units, units_of
 
 
 class NormalModes(eqx.Module):
@@ -64,7 +64,9 @@ class NormalModes(eqx.Module):
             return f"<NormalModes: {self.frequencies.shape[0]} modes>"
         low, high = float(np.asarray(self.frequencies)[0]), float(np.asarray(self.frequencies)[-1])
         unit = "" if self.units.reduced else f" {self.units.frequency}"
-        return f"<NormalModes: {self.frequencies.size} from {low:.6g} to {high:.6g}{unit}, {self.removed} rigid motions removed>"
+        return (
+            f"<NormalModes: {self.frequencies.size} from {low:.6g} to {high:.6g}{unit}, {self.removed} rigid motions removed>"
+        )
 
     def __str__(self) -> str:
         return self.table()
@@ -96,7 +98,9 @@ class NormalModes(eqx.Module):
             f"force constant{unit(f'{units.energy}/{units.length}^2')}",
         )
         lines = ["  ".join(names)]
-        columns = zip(*(np.asarray(a, np.float64) for a in (self.frequencies, self.reduced_masses, self.force_constants)), strict=True)
+        columns = zip(
+            *(np.asarray(a, np.float64) for a in (self.frequencies, self.reduced_masses, self.force_constants)), strict=True
+        )
         fixed, two = (".5g", ".5g") if reduced else (".4f", ".2f")
         for number, (frequency, mass, constant) in enumerate(columns):
             shown = f"{abs(frequency):{two}}" + ("i" if frequency < 0 else "")
@@ -130,7 +134,7 @@ class NormalModes(eqx.Module):
         return float(np.sum(quanta / 2 + kT * np.log(-np.expm1(-quanta / kT))))
 
     def entropy(self, temperature: float) -> float:
-        """The entropy of the harmonic oscillators, in the unit of energy per kelvin; the arguments are those of `free_energy`."""
+        """The entropy of the harmonic oscillators, in the unit of energy per kelvin; arguments as for `free_energy`."""
         quanta, kT = self._quanta(), self._kT(temperature)
         if kT == 0:
             return 0.0
@@ -203,7 +207,7 @@ def normal_modes(
     H: Any,  # a HessianOperator
     masses: Any,
     *,
-    units: Any = Units(),
+    units: Any = DEFAULT,
     k: Count | None = None,
     project: bool = True,
     periodic: bool = False,
@@ -213,14 +217,14 @@ def normal_modes(
 ) -> NormalModes:
     """Frequencies and normal modes of particles at a stationary point of their energy.
 
-    They are eigenpairs of the mass-weighted Hessian M^-1/2 H M^-1/2, without rigid motions. Frequencies are signed: an imaginary
-    one, at a saddle point, is given as a negative number.
+    They are eigenpairs of the mass-weighted Hessian M^-1/2 H M^-1/2, without rigid motions. Frequencies are signed: an
+    imaginary one, at a saddle point, is given as a negative number.
 
     Args:
         H: the Hessian of an energy of positions [N, d], d = 1, 2 or 3, at a stationary point.
         masses: [N].
-        units: a `Units`; or the unit of frequency, "cm^-1", "THz", "meV" or "reduced". By default, the energy is in eV, positions
-            are in Angstrom, masses in amu and frequencies in cm^-1.
+        units: a `Units`; or the unit of frequency, "cm^-1", "THz", "meV" or "reduced". By default, the energy is in eV,
+            positions are in Angstrom, masses in amu and frequencies in cm^-1.
         k: number of lowest modes; None for all, from the dense matrix.
         project: whether to project out translations and rotations.
         periodic: whether the particles are in a periodic box, where only translations are rigid motions.
@@ -258,7 +262,9 @@ def normal_modes(
     x = leaves[0]
     masses = check_masses(masses, x.shape[0])
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((H, masses))):
-        raise ValueError("H: got a traced Hessian; the number of rigid motions must be known, so call normal_modes outside of jit")
+        raise ValueError(
+            "H: got a traced Hessian; the number of rigid motions must be known, so call normal_modes outside of jit"
+        )
     if k is not None and not is_positive_int(k):
         raise ValueError(f"k: got {k!r}, expected a positive int or None")
     moving = _free(free, x.shape[0])
@@ -281,7 +287,7 @@ def normal_modes(
     else:
         pairs = eigsh(operator, k, null=null, mass=weights, tol=tol, key=key)
         if not bool(pairs.complete):
-            warn("normal_modes: the set of the lowest modes may be incomplete; a larger k, a preconditioner or all modes may help")
+            warn("normal_modes: the set of the lowest modes may be incomplete; a larger k, or all modes (k=None), may help")
         omega2, modes = pairs.eigenvalues, pairs.eigenvectors
     modes = jax.tree.leaves(modes)[0]
     if not all_move:
@@ -334,7 +340,7 @@ def _warn_unless_rigid(problem: Problem) -> None:
     moved, size = _moved(bare, problem.null)
     if not bool(moved <= tuning.RIGID * size):  # also if it is not finite
         warn(
-            f"normal_modes: rigid motions have a curvature of {float(moved):.2g}, {float(moved / size):.2g} of the typical one: "
+            f"normal_modes: rigid motions have a curvature of {float(moved):.2g}, {float(moved / size):.2g} of a typical one: "
             f"the point is not stationary, or the energy depends on the orientation or place of the particles; pass "
             f"periodic=True in a periodic box, or project=False"
         )

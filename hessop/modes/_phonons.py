@@ -5,6 +5,7 @@ is numpy's, on the host. Must never know a route.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def band_structure(
     cell: Any,
     primitive: Any = None,
     points: Count = 50,
-    units: Any = Units(frequency="THz"),
+    units: Any = "THz",
 ) -> BandStructure:
     """Phonon frequencies of a crystal along a path of wave vectors.
 
@@ -162,7 +163,7 @@ def band_structure(
     if len(corners) < 2:
         raise ValueError(f"path: got {len(corners)} corner, expected at least two")
     crystal = _crystal(H, masses, cell, primitive)
-    parts = [np.linspace(a, b, points, endpoint=False) for a, b in zip(corners, corners[1:], strict=False)]
+    parts = [np.linspace(a, b, points, endpoint=False) for a, b in itertools.pairwise(corners)]
     q = np.concatenate([*parts, corners[-1][None]])
     steps = np.linalg.norm(np.diff(q, axis=0) @ crystal.reciprocal, axis=1)
     distances = np.concatenate([[0.0], np.cumsum(steps)])
@@ -220,8 +221,8 @@ def _basis(x: np.ndarray, masses: np.ndarray, cell: np.ndarray, primitive: np.nd
         basis_of[atom] = same[0] if len(same) else len(basis) - 1
     if len(basis) * cells != len(x) or np.any(np.bincount(basis_of) != cells):
         raise ValueError(
-            f"primitive: got {len(x)} atoms at {len(basis)} sites of a primitive cell that fits {cells} times into the supercell, "
-            f"expected {cells} images of each site: the atoms are not on a lattice, or their masses differ"
+            f"primitive: got {len(x)} atoms at {len(basis)} sites of a primitive cell that fits {cells} times into the "
+            f"supercell, expected {cells} images of each site: the atoms are not on a lattice, or their masses differ"
         )
     return np.asarray(basis), basis_of
 

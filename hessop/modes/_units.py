@@ -40,8 +40,8 @@ class Units:
         energy: of the function: "eV", "Hartree", "kcal/mol", "kJ/mol" or "J".
         length: of the positions: "Angstrom", "Bohr", "nm" or "m".
         mass: of the masses: "amu", "me" (electron masses) or "kg".
-        frequency: of the result: "cm^-1", "THz", "meV" or "Hz"; these are ω / 2π, or energies hω / 2π. If it is "reduced", so are
-            all others: frequencies are angular frequencies ω, and ħ is 1, as is Boltzmann's constant.
+        frequency: of the result: "cm^-1", "THz", "meV" or "Hz"; these are ω / 2π, or energies hω / 2π. If it is "reduced", so
+            are all others: frequencies are angular frequencies ω, and ħ is 1, as is Boltzmann's constant.
 
     Examples:
         >>> import hessop.modes
@@ -110,6 +110,10 @@ class Units:
         return _LENGTHS[self.length] / 1e-10
 
 
+# What ASE and phonopy use, and the unit of infrared spectra.
+DEFAULT = Units()
+
+
 def units_of(units: Any) -> Units:
     """Units, or those with the given unit of frequency.
 
@@ -120,4 +124,6 @@ def units_of(units: Any) -> Units:
         return units
     if isinstance(units, str):
         return Units(frequency=units)
-    raise TypeError(f"units: got {type(units).__name__}, expected hessop.modes.Units(...) or a unit of frequency, such as 'THz'")
+    raise TypeError(
+        f"units: got {type(units).__name__}, expected hessop.modes.Units(...) or a unit of frequency, such as 'THz'"
+    )

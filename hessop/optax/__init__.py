@@ -11,12 +11,12 @@ from hessop.optax._newton_cg import (
     scale_by_newton_cg as scale_by_newton_cg,
 )
 
+# Saddle points.
+from hessop.optax._saddle import SaddleSearch as SaddleSearch, Side as Side, saddle_search as saddle_search
+
 # A complete solver.
 from hessop.optax._trust_region import (
     NewtonTrustRegionState as NewtonTrustRegionState,
     TrustRegionInfo as TrustRegionInfo,
     newton_trust_region as newton_trust_region,
 )
-
-# Saddle points.
-from hessop.optax._saddle import SaddleSearch as SaddleSearch, Side as Side, saddle_search as saddle_search

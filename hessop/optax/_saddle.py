@@ -1,9 +1,9 @@
 """`saddle_search`: saddle points of index 1 by exact second derivatives, and the minima on their two sides.
 
 Each step minimizes along all directions but one, and maximizes along that: the lowest mode, or one that is followed. Where all
-curvatures are positive, up may lead away from any saddle point, so the step goes to where the curvature of the mode falls, which
-third derivatives tell. How well the quadratic model predicted the gradient decides about the step and the next radius; values do
-not tell, as a step goes up and down.
+curvatures are positive, up may lead away from any saddle point, so the step goes to where the curvature of the mode falls,
+which third derivatives tell. How well the quadratic model predicted the gradient decides about the step and the next radius;
+values do not tell, as a step goes up and down.
 Depends on operators and spectra. Must never know how a product is computed.
 """
 
@@ -31,6 +31,7 @@ from hessop._spectra import davidson
 from hessop._spectra.problem import Problem, decomposed, orthonormal, without
 from hessop._spectra.rigid import motions
 from hessop._spectra.stationary import PointKind, StationaryPoint, stationary_point
+from hessop._spectra.tuning import NEAR
 from hessop.optax import _tuning as tuning
 from hessop.optax._trust_region import newton_trust_region
 
@@ -78,7 +79,9 @@ class SaddleSearch(eqx.Module):
         if isinstance(self.value, Tracer) or self.value.ndim:
             return f"<SaddleSearch: value {eqx.tree_pformat(self.value)}>"
         what = PointKind[self.point.kind].partition(":")[0]
-        return f"<SaddleSearch: {what}, value {float(self.value):.6g}, lowest eigenvalue {float(self.point.eigenvalues[0]):.6g}>"
+        return (
+            f"<SaddleSearch: {what}, value {float(self.value):.6g}, lowest eigenvalue {float(self.point.eigenvalues[0]):.6g}>"
+        )
 
 
 class Side(NamedTuple):
@@ -171,9 +174,9 @@ def saddle_search(
 ) -> SaddleSearch:
     """Find a saddle point of index 1: a transition state.
 
-    With "p-rfo", each step is that of the partitioned rational function approximation, from all eigenvalues of the dense Hessian;
-    with "min-mode", the lowest mode comes from a few products, and the step from conjugate gradients on the Hessian in which the
-    mode is reflected, so that nothing is larger than a few vectors. Both are Newton's method at the end.
+    With "p-rfo", each step is that of the partitioned rational function approximation, from all eigenvalues of the dense
+    Hessian; with "min-mode", the lowest mode comes from a few products, and the step from conjugate gradients on the Hessian
+    in which the mode is reflected, so that nothing is larger than a few vectors. Both are Newton's method at the end.
 
     Args:
         fn: function fn(x, *args) that returns a real scalar.
@@ -185,8 +188,8 @@ def saddle_search(
             or directions stacked along a new leading axis, as for `eigsh`.
         method: "p-rfo" or "min-mode".
         follow: whether to go down on both sides of the saddle point to minima.
-        gtol: the search ends if no entry of the gradient is larger; by default the square root of the dtype's epsilon, times the
-            largest |eigenvalue| and the root mean square of x.
+        gtol: the search ends if no entry of the gradient is larger; by default the square root of the dtype's epsilon, times
+            the largest |eigenvalue| and the root mean square of x.
         radius: the first trust radius, in the norm of x; by default a tenth of the root mean square of x.
         max_radius: the largest trust radius; by default infinite.
         max_steps: largest number of steps.
@@ -210,7 +213,8 @@ def saddle_search(
     References:
         Banerjee, Adams, Simons and Shepard, Search for stationary points on surfaces (1985), doi:10.1021/j100247a015.
         Helgaker, Transition-state optimizations by trust-region image minimization (1991), doi:10.1016/0009-2614(91)90115-P.
-        Munro and Wales, Defect migration in crystalline silicon (1999), doi:10.1103/PhysRevB.59.3969: hybrid eigenvector following.
+        Munro and Wales, Defect migration in crystalline silicon (1999), doi:10.1103/PhysRevB.59.3969: hybrid eigenvector
+        following.
     """
     if method not in get_args(MethodName):
         raise ValueError(f"method: got {method!r}, expected 'p-rfo' or 'min-mode'")
@@ -230,11 +234,16 @@ def saddle_search(
         raise ValueError("x: got a traced array; the search starts again from a minimum if it fails, so call it outside of jit")
     leaf, module = as_leaf(untiled(fn))
     arguments = (leaf, (*module, *args))
-    numbers = (number(gtol, "gtol", nonnegative), number(radius, "radius", positive), number(max_radius, "max_radius", positive))
+    numbers = (
+        number(gtol, "gtol", nonnegative),
+        number(radius, "radius", positive),
+        number(max_radius, "max_radius", positive),
+    )
     key = jax.random.key(0) if key is None else key
+    rms = _rms(layout.ravel(x).astype(dtype))
     # An attempt that goes round in circles must not take all steps.
     most = -(-max_steps // tuning.LEAST_ATTEMPTS)
-    attempt = _search(_Objective(leaf), x, arguments[1], mode, null, *numbers, key, _int(most), method=method)
+    attempt = _search(_Objective(leaf), x, arguments[1], mode, null, *numbers, key, _int(most), rms, method=method)
     spent, minimum = _Counts().after(attempt.state), None
     for number in range(1, tuning.MOST_ATTEMPTS):
         left = max_steps - int(spent.steps)
@@ -242,19 +251,19 @@ def saddle_search(
             break
         # No saddle point that way: again from a random place next to the minimum below.
         if minimum is None:
-            minimum, _, gradients = _descend(_Objective(leaf), x, arguments[1], None, attempt.state.limit, _int(max_steps))
+            minimum, _, gradients = _descend(_Objective(leaf), x, arguments[1], None, attempt.state.limit, _int(max_steps), rms)
             spent = spent._replace(gradients=spent.gradients + gradients)
         own = jax.random.fold_in(key, number)
-        start = _displaced(minimum, own, numbers[1])
+        start = _displaced(minimum, own, tuning.SADDLE_RADIUS * rms if numbers[1] is None else numbers[1])
         steps = _int(min(left, most))
-        attempt = _search(_Objective(leaf), start, arguments[1], None, null, *numbers, own, steps, method=method)
+        attempt = _search(_Objective(leaf), start, arguments[1], None, null, *numbers, own, steps, rms, method=method)
         spent = spent.after(attempt.state)
     state = attempt.state
     at = layout.unravel(state.x.astype(layout.dtype))
-    point = _certified(arguments, at, null)
+    point = _certified(arguments, at, null, rms)
     sides = ()
     if follow:
-        sides = tuple(_side(arguments, at, sign * attempt.mode, null, state.limit, max_steps) for sign in (1.0, -1.0))
+        sides = tuple(_side(arguments, at, sign * attempt.mode, null, state.limit, max_steps, rms) for sign in (1.0, -1.0))
     return SaddleSearch(
         x=at,
         value=state.value,
@@ -295,13 +304,12 @@ def _int(value: int) -> Array:
     return jnp.asarray(value, jnp.int32)
 
 
-def _displaced(x: Any, key: Array, radius: Array | None) -> Any:
+def _displaced(x: Any, key: Array, radius: Array) -> Any:
     """A random point a few trust radii away."""
     layout, dtype = TreeLayout(x), vec.working_dtype(x)
     flat = layout.ravel(x).astype(dtype)
     direction = jax.random.normal(key, flat.shape, dtype)
-    length = tuning.DISPLACED * (tuning.SADDLE_RADIUS * _rms(flat) if radius is None else radius)
-    return layout.unravel((flat + length * direction / jnp.linalg.norm(direction)).astype(layout.dtype))
+    return layout.unravel((flat + tuning.DISPLACED * radius * direction / jnp.linalg.norm(direction)).astype(layout.dtype))
 
 
 def _rms(flat: Array) -> Array:
@@ -379,6 +387,7 @@ def _search(
     max_radius: Array | None,
     key: Array,
     max_steps: Array,
+    rms: Array,
     *,
     method: MethodName,
 ) -> _Attempt:
@@ -386,7 +395,6 @@ def _search(
     flat = energy.layout.ravel(x).astype(vec.working_dtype(x))
     dtype = flat.dtype
     value, gradient = energy.value_and_gradient(flat)
-    rms = _rms(flat)
     largest = jnp.asarray(jnp.inf, dtype) if max_radius is None else max_radius
     first = tuning.SADDLE_RADIUS * rms if radius is None else radius
     none = jnp.zeros((), jnp.int32)
@@ -430,7 +438,9 @@ def _search(
 
     def unfinished(state: _State) -> Array:
         usable = jnp.isfinite(state.value) & (state.radius > tuning.LEAST_RADIUS * jnp.finfo(dtype).eps * rms)
-        lost = (state.crossings > tuning.MOST_CROSSINGS) | (jnp.linalg.norm(state.gradient) > state.steepest) & (state.steepest > 0)
+        lost = (state.crossings > tuning.MOST_CROSSINGS) | (jnp.linalg.norm(state.gradient) > state.steepest) & (
+            state.steepest > 0
+        )
         return ~state.done & (state.steps < max_steps) & usable & ~lost
 
     state = lax.while_loop(unfinished, advance, state)
@@ -578,7 +588,11 @@ def _model_from_products(energy: _Energy, state: _State, follows: bool) -> _Mode
 
     def step(radius: Array) -> tuple[Array, Array, Array]:
         norm = jnp.linalg.norm(slope)
-        rtol = jnp.clip(norm / jnp.maximum(size * radius, jnp.finfo(norm.dtype).tiny), jnp.sqrt(jnp.finfo(norm.dtype).eps), tuning.LOOSEST_RTOL)
+        rtol = jnp.clip(
+            norm / jnp.maximum(size * radius, jnp.finfo(norm.dtype).tiny),
+            jnp.sqrt(jnp.finfo(norm.dtype).eps),
+            tuning.LOOSEST_RTOL,
+        )
         solver = TruncatedCG(rtol, radius=radius, max_steps=tuning.MIN_MODE_CG)
         solution = lx.linear_solve(image, right, solver, throw=False)
         found = without(layout.ravel(solution.value).astype(problem.dtype), null)
@@ -612,31 +626,33 @@ def _operator_at(arguments: tuple[Any, Any], x: Any) -> HessianOperator:
     return HessianOperator(fn, x, args)
 
 
-def _certified(arguments: tuple[Any, Any], x: Any, null: Any) -> StationaryPoint:
+def _certified(arguments: tuple[Any, Any], x: Any, null: Any, rms: Array) -> StationaryPoint:
     if isinstance(null, str):
         positions = jax.tree.leaves(x)[0]
         rows = orthonormal(motions(positions.astype(vec.working_dtype(x)), periodic=null == "translations"))
         null = jax.tree.structure(x).unflatten([rows.reshape(-1, *positions.shape).astype(positions.dtype)])
-    return stationary_point(_operator_at(arguments, x), null=null, xtol=None)
+    # The size of x where the search started: the saddle point itself may be at zero.
+    xtol = NEAR * rms * jnp.sqrt(jnp.asarray(TreeLayout(x).n, rms.dtype))
+    return stationary_point(_operator_at(arguments, x), null=null, xtol=xtol)
 
 
-def _side(arguments: tuple[Any, Any], x: Any, mode: Array, null: Any, limit: Array, max_steps: int) -> Side:
+def _side(arguments: tuple[Any, Any], x: Any, mode: Array, null: Any, limit: Array, max_steps: int, rms: Array) -> Side:
     fn, args = arguments
-    at, value, gradients = _descend(_Objective(fn), x, args, mode, limit, _int(max_steps))
-    return Side(at, value, _certified(arguments, at, null), gradients)
+    at, value, gradients = _descend(_Objective(fn), x, args, mode, limit, _int(max_steps), rms)
+    return Side(at, value, _certified(arguments, at, null, rms), gradients)
 
 
 @eqx.filter_jit
 def _descend(
-    objective: _Objective, x: Any, args: tuple[Any, ...], mode: Array | None, limit: Array, max_steps: Array
+    objective: _Objective, x: Any, args: tuple[Any, ...], mode: Array | None, limit: Array, max_steps: Array, rms: Array
 ) -> tuple[Any, Array, Array]:
     """The minimum that Newton's method finds, after a small displacement along a mode if there is one."""
     fn = lambda x: objective.fn(x, *args)
     layout = TreeLayout(x)
     flat = layout.ravel(x).astype(limit.dtype)
-    away = tuning.DISPLACEMENT * _rms(flat)
+    away = tuning.DISPLACEMENT * rms
     params = layout.unravel((flat if mode is None else flat + away * mode).astype(layout.dtype))
-    solver = newton_trust_region(initial_radius=away)
+    solver: Any = newton_trust_region(initial_radius=away)
     value_and_grad = optax.value_and_grad_from_state(fn)
 
     def step(carry: Any) -> Any:

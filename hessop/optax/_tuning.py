@@ -61,10 +61,10 @@ SADDLE_GROW = 2.0
 # Ulps of the root mean square of x: a trust radius below which no step moves anything. Chosen.
 LEAST_RADIUS = 10
 
-# How often the curvature of the mode may become positive again, and by what factor the gradient may exceed the first one (or the
-# largest curvature times the first radius), before the search starts again near the minimum; the number of such starts, and how
-# far away from the minimum they are, in first radii. Chosen: on Müller and Brown's surface, a search of three from random points
-# runs up an outer slope.
+# How often the curvature of the mode may become positive again, and by what factor the gradient may exceed the first one (or
+# the largest curvature times the first radius), before the search starts again near the minimum; the number of such starts,
+# and how far away from the minimum they are, in first radii. Chosen: on Müller and Brown's surface, a search of three from
+# random points runs up an outer slope.
 MOST_CROSSINGS, RUNAWAY, MOST_ATTEMPTS, DISPLACED = 6, 10.0, 12, 3.0
 
 # Attempts that the largest number of steps is enough for. Chosen.

@@ -1,7 +1,7 @@
 """Pictures of spectra, modes and matrices, with matplotlib.
 
-Each function draws into `ax`, or into new axes, and returns them; nothing is shown or saved, and no setting of matplotlib changes.
-Matplotlib is imported when a function is called. Colors are those of Okabe and Ito, which can be told apart with any color vision.
+Each function draws into `ax`, or into new axes, and returns them. Nothing is shown or saved, and no setting changes.
+Matplotlib is imported when a function is called. Colors are those of Okabe and Ito, which any color vision can tell apart.
 """
 
 from hessop.plot._matrices import hessian as hessian, pattern as pattern

@@ -13,7 +13,7 @@ from hessop._base.arguments import is_positive_int
 from hessop._operator.abstract import AbstractHessian
 from hessop.plot._axes import axes_or_new
 
-# Rows that are computed at a time, and the part of the matrix up to which structural nonzeros are read instead of all rows. Chosen.
+# Rows that are computed at a time, and the share of nonzeros up to which these are read instead of all rows. Chosen.
 _ROWS, _SPARSE_PART = 256, 0.05
 
 
