@@ -31,6 +31,8 @@ def by_factorization(H, k, which, **how):
 
 
 METHODS = [by_dense, by_products, by_factorization]
+# The same where products are tried only in the longer suite: each size takes seconds to compile.
+FEWER = [by_dense, pytest.param(by_products, marks=pytest.mark.long), by_factorization]
 WHICH = ["SA", "LA", "LM", "SM", 3.3]
 
 
@@ -41,7 +43,7 @@ def flat(pairs):
 # --- sets ---
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FEWER)
 @pytest.mark.parametrize("which", WHICH)
 def test_the_wanted_pairs(method, which):
     w = spectrum_of("zeros3", 40, np.random.default_rng(1))
@@ -94,7 +96,7 @@ def test_no_set_is_wrong(kind, method):
 
 
 @pytest.mark.parametrize("which", ["SA", "LM"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FEWER)
 @pytest.mark.parametrize(
     "w",
     [
@@ -132,6 +134,7 @@ def test_a_start_that_is_an_eigenvector_is_no_trap():
     assert same_set(done.found.values, w, 3, "SA", 4000 * EPS * 60)
 
 
+@pytest.mark.long
 def test_too_few_products_are_flagged():
     H, _ = with_spectrum(np.geomspace(1e-6, 1, 200))
     pairs = hessop.eigsh(H, 4, max_products=30)
@@ -172,7 +175,7 @@ def test_the_factors_of_the_dense_matrix_precondition():
 # --- null directions and masses ---
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FEWER)
 def test_null_directions_are_projected_out(method):
     w = spectrum_of("zeros6", 40, np.random.default_rng(2))
     H, A = with_spectrum(w)
@@ -185,6 +188,7 @@ def test_null_directions_are_projected_out(method):
         assert np.max(np.abs(flat(pairs) @ np.asarray(null).T)) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", WHICH)
 def test_null_directions_that_are_no_eigenvectors(which):
     """The pairs are those of P H P on the complement, also under jit."""
@@ -204,7 +208,7 @@ def test_dependent_null_directions_inside_jit():
     assert same_set(pairs.eigenvalues, [2, 3, 4], 1, "LA", 100 * EPS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FEWER)
 def test_masses(method):
     H, A = with_spectrum(spectrum_of("pairs", 12, np.random.default_rng(3)))
     mass = jnp.asarray(np.random.default_rng(0).uniform(1, 9, 12), FLOAT)
@@ -260,6 +264,7 @@ def test_products_inside_jit():
     assert same_set(pairs.eigenvalues, np.arange(1.0, 31.0), 3, "SA", 4000 * EPS * 30)
 
 
+@pytest.mark.long
 def test_a_new_point_does_not_recompile(compilations):
     quartic = lambda x: jnp.sum(jnp.arange(1, 9, dtype=FLOAT) * x**4)
     run = lambda x, **how: hessop.eigsh(hessop.HessianOperator(quartic, x), 2, **how)
@@ -271,6 +276,7 @@ def test_a_new_point_does_not_recompile(compilations):
         np.testing.assert_allclose(pairs.eigenvalues, [48, 96], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_sums_of_hessians_and_other_operators():
     first, second = diagonal([1.0, 5.0, 2.0]), diagonal([4.0, -3.0, 1.0])
     both = first + second
@@ -291,16 +297,18 @@ def test_half_precision(dtype):
     np.testing.assert_allclose(pairs.eigenvalues, 2, rtol=0.01)
 
 
+@pytest.mark.long
 def test_a_preconditioner_saves_products():
-    w = np.geomspace(1, 1e4, 300)
+    w = np.geomspace(1, 1e3, 150)
     H = diagonal(w)
     plain = hessop.eigsh(H, 2, max_products=20_000)
     better = hessop.eigsh(H, 2, max_products=20_000, preconditioner=hessop.block_jacobi(H, block=1))
     assert bool(better.complete)
-    assert same_set(better.eigenvalues, w, 2, "SA", 4000 * EPS * 1e4)
+    assert same_set(better.eigenvalues, w, 2, "SA", 4000 * EPS * 1e3)
     assert int(better.num_products) < int(plain.num_products) / 2
 
 
+@pytest.mark.long
 def test_progress_is_reported():
     seen = []
     H, _ = with_spectrum(np.arange(1.0, 101.0))
