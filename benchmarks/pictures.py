@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import pathlib
 
@@ -25,7 +26,10 @@ from matplotlib.figure import Figure
 from objectives import cluster
 
 import hessop
+import hessop.modes
 import hessop.optax
+import hessop.plot
+import hessop.scipy
 
 ROOT = pathlib.Path(__file__).parents[1]
 ISSUE = 2483  # particles in JAX issue #787
@@ -269,7 +273,67 @@ def _loss(params):
     return jnp.mean((output - jnp.prod(inputs, axis=1)) ** 2)
 
 
-PICTURES = {"growth": growth, "terms": terms, "minimise": minimise, "hessian": hessian}
+# --- spectra ---
+
+
+def _example(name):
+    """A script of `examples/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _themed(axes, theme):
+    """Axes of `hessop.plot`, whose colours are for any page, with the lines of a theme."""
+    for line in axes.lines:
+        if line.get_color() == "#0072B2":
+            line.set_color(theme.ours)
+    axes.grid(axis="y")
+    return axes.figure
+
+
+def vibrations(theme):
+    """The vibrational spectrum of benzene, from the force field of an example."""
+    example = _example("molecular_vibrations")
+    with jax.enable_x64(True):
+        energy, positions, symbols = example.benzene()
+        x = hessop.scipy.minimize(energy, jnp.asarray(positions), options={"gtol": 1e-9}).x
+        masses = jnp.asarray([12.011] * 6 + [1.008] * 6)
+        modes = hessop.modes.normal_modes(hessop.HessianOperator(energy, x), masses)
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    return _themed(hessop.plot.sticks(modes, ax=figure.subplots(), broadening=15.0), theme)
+
+
+def bands(theme):
+    """The phonon bands of argon, as in an example."""
+    example = _example("argon_phonons")
+    with jax.enable_x64(True):
+        energy, sites, cell, primitive = example.crystal(4)
+        path = [("Γ", (0, 0, 0)), ("X", (0.5, 0, 0.5)), ("W", (0.5, 0.25, 0.75)), ("L", (0.5, 0.5, 0.5)), ("Γ", (0, 0, 0))]
+        H, masses = hessop.HessianOperator(energy, sites), jnp.full(len(sites), 39.948)
+        found = hessop.modes.band_structure(H, masses, path, cell=cell, primitive=primitive)
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    return _themed(hessop.plot.bands(found, ax=figure.subplots()), theme)
+
+
+def density(theme):
+    """The density of the eigenvalues of a small net's Hessian."""
+    H = hessop.HessianOperator(_loss, _params(jax.random.key(1), (2, 24, 24, 1)))
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    found = hessop.spectral_density(H, samples=20, steps=60)
+    return _themed(hessop.plot.density(found, ax=figure.subplots()), theme)
+
+
+PICTURES = {
+    "growth": growth,
+    "terms": terms,
+    "minimise": minimise,
+    "hessian": hessian,
+    "vibrations": vibrations,
+    "bands": bands,
+    "density": density,
+}
 
 
 def main():

@@ -24,6 +24,8 @@ from hessop._krylov.options import nonnegative
 from hessop._operator.abstract import AbstractHessian, Hessian
 from hessop._operator.block_jacobi import wide
 from hessop._operator.hessian import HessianOperator
+from hessop._spectra.problem import decomposed, orthonormal
+from hessop._spectra.rigid import motions
 
 
 class Verdict(eqx.Enumeration):
@@ -63,7 +65,7 @@ class Certificate(eqx.Module):
         num_negative: number of eigenvalues that are negative by more than `rtol` allows, at a saddle point its index. -1 if it
             is not known: if only products were used, or if something is not finite.
         rigid: whether the lowest eigenvalue is zero because the rows of x (one array, [N, 2] or [N, 3]) can move together: its
-            eigenvector is a rigid motion of particles. If so, pass the rigid motions as `null`.
+            eigenvector is a rigid motion of particles. If so, pass `null=hessop.rigid_motions(x)`.
 
     Examples:
         >>> import jax.numpy as jnp, hessop
@@ -110,7 +112,9 @@ class Certificate(eqx.Module):
         if np.isfinite(distance):
             lines.append(f"  the minimum is about {distance:.2g} away")
         if self.rigid:
-            lines.append("  the direction is a rigid motion: if x holds positions, pass translations and rotations as null=")
+            lines.append(
+                "  the direction is a rigid motion: pass null=hessop.rigid_motions(x), or with periodic=True in a periodic box"
+            )
         return "\n".join(lines)
 
     def _is_concrete(self) -> bool:
@@ -137,6 +141,9 @@ def is_minimum(
 ) -> Certificate:
     """Whether the point of a Hessian is a minimum: the lowest eigenvalue, its uncertainty, and what they imply.
 
+    It is the short form of `hessop.stationary_point`, which also counts the negative eigenvalues of large problems, and names
+    saddle points by their index.
+
     The gradient is near zero if the stationary point is at most `xtol` away. If all eigenvalues are positive, the distance is
     estimated as |gradient| / (lowest - uncertainty). If one is negative, the estimate is the length of the Newton step,
     |H^-1 gradient|, from the dense matrix, with every |eigenvalue| at least as large as `rtol` allows; from products alone, it
@@ -147,8 +154,8 @@ def is_minimum(
 
     Args:
         H: the Hessian, a `HessianOperator`.
-        null: directions along which the function is known to be constant, such as rigid motions of particles: k pytrees like
-            x, stacked along a new leading axis. They are projected out; otherwise they would be the lowest eigenvectors.
+        null: directions along which the function is known to be constant, such as `hessop.rigid_motions(x)`: k pytrees like x,
+            stacked along a new leading axis. They are projected out; otherwise they would be the lowest eigenvectors.
         rtol: an eigenvalue is zero if it is smaller than this, relative to the largest; by default the square root of the
             dtype's epsilon.
         xtol: how close a minimum or a saddle point must be to count as this point, in the units and the Euclidean norm of x; by
@@ -203,7 +210,7 @@ def inertia_shift(
         H: the Hessian.
         floor: smallest eigenvalue after the shift, relative to the largest |eigenvalue|; by default the square root of the
             dtype's epsilon.
-        null: directions to project out, as in `is_minimum`.
+        null: directions to project out, such as `hessop.rigid_motions(x)`; as in `is_minimum`.
         max_products: as in `is_minimum`; if the lowest eigenvalue is known only roughly, the shift is larger.
         key: key of `jax.random`, for the start.
 
@@ -239,7 +246,7 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
     if layout.n == 0:
         raise ValueError("H: got a Hessian without rows, which has no lowest eigenvalue")
     if null is not None:
-        null = _orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
+        null = orthonormal(layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1))
         if not isinstance(null, Tracer) and np.count_nonzero(np.any(jax.device_get(null), axis=1)) == layout.n:
             raise ValueError(f"null: got all {layout.n} independent directions, expected fewer: nothing is left")
     if max_products is None and layout.n <= tuning.DENSE_ROWS:
@@ -249,13 +256,8 @@ def _spectrum(H: AbstractHessian, null: Any, max_products: Count | None, key: Ar
 
 @eqx.filter_jit
 def _from_matrix(matrix: Array, null: Array | None) -> _Spectrum:
-    matrix = wide(matrix)
-    if null is not None:
-        # The directions that are projected out get an eigenvalue above all others.
-        kept = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - null.T @ null
-        matrix = kept @ matrix @ kept + 2 * jnp.linalg.norm(matrix) * null.T @ null
-    w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    left = jnp.arange(w.size) < w.size - (0 if null is None else jnp.sum(jnp.any(null != 0, axis=1)))
+    w, vectors, count = decomposed(matrix, null)
+    left = jnp.arange(w.size, dtype=count.dtype) < count
     size = jnp.max(jnp.where(left, jnp.abs(w), 0))
     size = jnp.where(jnp.isnan(w[0]), w[0], size)
     rounding = tuning.EIGENVALUE_ULPS * jnp.finfo(w.dtype).eps * size
@@ -323,24 +325,5 @@ def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
     """Whether a unit vector moves the rows of x, one array [N, 2] or [N, 3], as a rigid body."""
     if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] not in (2, 3):
         return jnp.zeros((), bool)
-    motions = _orthonormal(_rigid_motions(leaves[0].astype(direction.dtype)))
-    return jnp.linalg.norm(project_out(direction, motions)[0]) <= tuning.RIGID
-
-
-def _rigid_motions(x: Array) -> Array:
-    """Translations and rotations about the centre of particles x [N, d], as rows [k, N d]."""
-    centred = x - jnp.mean(x, axis=0, keepdims=True)
-    axes = jnp.eye(x.shape[1], dtype=x.dtype)
-    planes = [(i, j) for j in range(x.shape[1]) for i in range(j)]
-    translations = [jnp.broadcast_to(axis, x.shape) for axis in axes]
-    rotations = [centred[:, i, None] * axes[None, j] - centred[:, j, None] * axes[None, i] for i, j in planes]
-    return jnp.stack([motion.ravel() for motion in (*translations, *rotations)])
-
-
-@jax.jit
-def _orthonormal(rows: Array) -> Array:
-    """Orthonormal rows of the same span; zero rows replace dependent ones, such as a rotation of particles on a line."""
-    rows = wide(rows)
-    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
-    _, s, vt = jnp.linalg.svd(rows, full_matrices=False)
-    return jnp.where(s[:, None] > jnp.sqrt(jnp.finfo(rows.dtype).eps) * s[0], vt, 0)
+    rows = orthonormal(motions(leaves[0].astype(direction.dtype), periodic=False))
+    return jnp.linalg.norm(project_out(direction, rows)[0]) <= tuning.RIGID

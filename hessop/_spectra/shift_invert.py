@@ -116,7 +116,7 @@ def _nearest(matrix: Matrix, factors: Shifted, k: int, target: _Target) -> HostP
 def _refined(
     matrix: Matrix, factors: Shifted, values: np.ndarray, vectors: np.ndarray, k: int, target: _Target
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k most wanted pairs to all digits, and their residuals: next to an eigenvalue, the inverse has few digits of others."""
+    """The k most wanted pairs, and their residuals, to all digits: next to an eigenvalue, the inverse has few of others."""
     for step in range(tuning.REFINEMENTS + 1):
         errors = matrix @ vectors.T - values * vectors.T
         residuals = np.linalg.norm(errors, axis=0)

@@ -109,7 +109,8 @@ SAMPLES, STEPS = 30, 60
 EXACT_ROWS = 2000
 
 # Tolerance of the solves for the diagonal of an inverse: far below the standard error of any number of samples. Chosen.
-SOLVE_RTOL = 1e-6
+# Ulps, in float32: what rounding leaves.
+SOLVE_RTOL, SOLVE_ULPS = 1e-6, 1000
 
 # Columns of the identity that are solved with at a time, for the diagonal of an inverse. Chosen.
 COLUMNS = 64

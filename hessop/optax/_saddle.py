@@ -14,12 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optax
 from jax import Array, lax
 from jax.core import Tracer
 
 from hessop._base.annotations import Arguments, Count, Function, Scalar
-from hessop._base.arguments import as_leaf, check_vector, check_x, is_positive_int
+from hessop._base.arguments import as_leaf, as_own_array, check_vector, check_x, is_positive_int
 from hessop._base.layout import TreeLayout
 from hessop._krylov import vectors as vec
 from hessop._krylov.dense import contract
@@ -188,9 +189,9 @@ def saddle_search(
             or directions stacked along a new leading axis, as for `eigsh`.
         method: "p-rfo" or "min-mode".
         follow: whether to go down on both sides of the saddle point to minima.
-        gtol: the search ends if no entry of the gradient is larger; by default the square root of the dtype's epsilon, times
-            the largest |eigenvalue| and the root mean square of x.
-        radius: the first trust radius, in the norm of x; by default a tenth of the root mean square of x.
+        gtol: the search ends if no entry of the gradient is larger; by default the dtype's epsilon to the power 2/3, times the
+            largest |eigenvalue| and the root mean square of x.
+        radius: the first trust radius, in the norm of x; by default a twentieth of the root mean square of x.
         max_radius: the largest trust radius; by default infinite.
         max_steps: largest number of steps.
         key: key of `jax.random`, for the lowest mode by products.
@@ -233,6 +234,8 @@ def saddle_search(
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((x, args))):
         raise ValueError("x: got a traced array; the search starts again from a minimum if it fails, so call it outside of jit")
     leaf, module = as_leaf(untiled(fn))
+    # As for `HessianOperator`, a new number does not recompile.
+    args = jax.tree.map(lambda a: as_own_array(a) if isinstance(a, float | np.ndarray | np.inexact) else a, tuple(args))
     arguments = (leaf, (*module, *args))
     numbers = (
         number(gtol, "gtol", nonnegative),
@@ -420,7 +423,7 @@ def _search(
 
     def advance(state: _State) -> _State:
         model = model_at(energy, state, follows)
-        limit = jnp.sqrt(jnp.finfo(dtype).eps) * model.scale * rms if gtol is None else gtol
+        limit = jnp.finfo(dtype).eps ** (2 / 3) * model.scale * rms if gtol is None else gtol
         small = jnp.max(jnp.abs(state.gradient)) <= limit
         negative = model.curvature < 0
         steep = tuning.RUNAWAY * jnp.maximum(jnp.linalg.norm(state.gradient), model.scale * state.radius)

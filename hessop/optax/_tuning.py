@@ -47,8 +47,9 @@ NOISE_ULPS = 10
 
 # --- saddle_search ---
 
-# Root mean squares of x: the first trust radius, and the displacement from a saddle point down to a minimum. Chosen.
-SADDLE_RADIUS = 0.1
+# Root mean squares of x: the first trust radius, and the displacement from a saddle point down to a minimum. With 0.05, all of
+# six searches of 38 particles that start next to a minimum end after 25 to 64 steps; with 0.1, two of them do.
+SADDLE_RADIUS = 0.05
 DISPLACEMENT = 0.02
 
 # Part of the gradient, or of its predicted change if that is larger: how wrong the predicted gradient may be for the radius to

@@ -150,7 +150,7 @@ def sticks(
     if np.any(values < 0):
         ax.legend()
         ax.axvline(0, color=GREY, linewidth=0.8)
-    ax.set(xlabel=f"frequency [{unit}]" if unit else "frequency", ylabel="intensity")
+    ax.set(xlabel=f"frequency [{_typeset(unit)}]" if unit else "frequency", ylabel="intensity")
     ax.set_ylim(bottom=0)
     return ax
 
@@ -186,7 +186,7 @@ def bands(structure: BandStructure, *, ax: Any = None, **style: Any) -> Any:
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_xticks(structure.ticks, structure.labels)
     ax.set_xlim(structure.distances[0], structure.distances[-1])
-    unit = "" if structure.units.reduced else f" [{structure.units.frequency}]"
+    unit = "" if structure.units.reduced else f" [{_typeset(structure.units.frequency)}]"
     ax.set(xlabel="wave vector", ylabel=f"frequency{unit}")
     return ax
 
@@ -227,3 +227,8 @@ def convergence(
         ax.legend()
     ax.set(xlabel="step", ylabel=label)
     return ax
+
+
+def _typeset(unit: str) -> str:
+    """A unit with its exponent raised."""
+    return unit.replace("^-1", "$^{-1}$")

@@ -8,7 +8,7 @@ import hessop
 import hessop.modes
 from tests.spectra.support import FLOAT
 
-SINGLE = FLOAT == jnp.float32
+SINGLE = jnp.float32 == FLOAT
 
 
 def two_springs(n, weak, strong):
@@ -124,7 +124,13 @@ def test_bands_of_argon_against_phonopy():
 )
 def test_errors_name_the_argument(how, error, message):
     cell = np.diag([4.0, 50.0, 50.0])
-    given = {"H": two_springs(4, 1.0, 2.0), "masses": jnp.asarray([1.0, 2.0] * 4, FLOAT), "q": [0.0, 0.0, 0.0], "cell": cell, **how}
+    given = {
+        "H": two_springs(4, 1.0, 2.0),
+        "masses": jnp.asarray([1.0, 2.0] * 4, FLOAT),
+        "q": [0.0, 0.0, 0.0],
+        "cell": cell,
+        **how,
+    }
     with pytest.raises(error, match=message):
         hessop.modes.dynamical_matrix(given.pop("H"), given.pop("masses"), given.pop("q"), **given)
 

@@ -117,7 +117,7 @@ def test_easy_matrices_are_no_trap(w, method, which):
         pairs = method(H, k, which)
         assert np.all(np.isfinite(pairs.eigenvalues))
         assert bool(pairs.complete)
-        assert same_set(pairs.eigenvalues, w, k, which, 1e-8 if FLOAT == jnp.float64 else 1e-5)
+        assert same_set(pairs.eigenvalues, w, k, which, 1e-8 if jnp.float64 == FLOAT else 1e-5)
 
 
 def test_a_start_that_is_an_eigenvector_is_no_trap():
@@ -153,7 +153,7 @@ def test_a_large_problem_goes_to_products_and_then_to_factors():
     pairs = hessop.eigsh(H, 4)
     assert pairs.method == "factorization"  # it is sparse
     assert bool(pairs.complete)
-    np.testing.assert_allclose(pairs.eigenvalues, exact[:4], rtol=1e-9 if FLOAT == jnp.float64 else 0.1, atol=EPS)
+    np.testing.assert_allclose(pairs.eigenvalues, exact[:4], rtol=1e-9 if jnp.float64 == FLOAT else 0.1, atol=EPS)
     top = hessop.eigsh(H, 4, "LA")
     assert bool(top.complete)
     np.testing.assert_allclose(top.eigenvalues, exact[-4:], rtol=100 * EPS)

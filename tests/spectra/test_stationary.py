@@ -74,7 +74,11 @@ def test_rigid_motions_make_a_point_degenerate_unless_projected_out():
 
 
 def test_is_minimum_agrees():
-    for fn, x in ((lambda x: x[0] ** 2 + x[1] ** 2, [0, 0]), (lambda x: x[0] ** 2 - x[1] ** 2, [0, 0]), (mueller_brown, [0, 0])):
+    for fn, x in (
+        (lambda x: x[0] ** 2 + x[1] ** 2, [0, 0]),
+        (lambda x: x[0] ** 2 - x[1] ** 2, [0, 0]),
+        (mueller_brown, [0, 0]),
+    ):
         H = at(fn, x)
         assert bool(hessop.is_minimum(H, xtol=1e-2)) == (kind(hessop.stationary_point(H, xtol=1e-2)) == "minimum")
 
@@ -87,7 +91,7 @@ def test_large_problems():
     fn = lambda x: jnp.sum(weights * x**2) + jnp.sum(x) ** 2 * 1e-9
     point = hessop.stationary_point(at(fn, np.zeros(n)), k=3)
     assert (kind(point), int(point.index), bool(point.certain)) == ("saddle", 8, True)
-    np.testing.assert_allclose(point.eigenvalues, [-16, -14, -12], rtol=1e-4)
+    np.testing.assert_allclose(point.eigenvalues, [-16, -14, -12], rtol=1e-2 if jnp.float32 == FLOAT else 1e-9)
 
 
 @pytest.mark.long
