@@ -297,7 +297,7 @@ def vibrations(theme):
     """The vibrational spectrum of benzene, from the force field of an example."""
     example = _example("molecular_vibrations")
     with jax.enable_x64(True):
-        energy, positions, symbols = example.benzene()
+        energy, positions, _ = example.benzene()
         x = hessop.scipy.minimize(energy, jnp.asarray(positions), options={"gtol": 1e-9}).x
         masses = jnp.asarray([12.011] * 6 + [1.008] * 6)
         modes = hessop.modes.normal_modes(hessop.HessianOperator(energy, x), masses)

@@ -8,6 +8,7 @@ end counts if its gradient is small and the exact Hessian there has one negative
 """
 
 import argparse
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -70,7 +71,7 @@ def random_cluster(number):
 
 
 def vacancy():
-    """A slab of Lennard-Jones atoms, two of four layers free, without one atom at the surface: 50 atoms move or rest."""
+    """A slab of 50 Lennard-Jones atoms, two of its layers free, with a vacancy at the surface, and a hop into it."""
     side, spacing = 4, 1.0954
     plane = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1).reshape(-1, 2).astype(float)
     layers = [np.c_[(plane + 0.5 * (k % 2)) * spacing, np.full(side**2, -k * spacing / np.sqrt(2))] for k in range(4)]
@@ -90,14 +91,14 @@ def vacancy():
         sixth = jnp.where(apart, 1 / jnp.where(apart, squared, 1.0) ** 3, 0.0)
         return 2 * jnp.sum(sixth**2 - sixth)
 
+    empty = np.concatenate(layers)[hole]
     relaxed = hessop.scipy.minimize(energy, jnp.asarray(sites[free]), options={"gtol": 1e-8}).x
-    neighbour = int(np.argmin(np.linalg.norm(sites[free] - np.delete(np.concatenate(layers)[:51], [], axis=0)[hole], axis=1)))
+    neighbour = int(np.argmin(np.linalg.norm(sites[free] - empty, axis=1)))
 
     def start(seed):
         rng = np.random.default_rng(seed)
         x = np.array(relaxed)
-        hop = np.concatenate(layers)[hole] - x[neighbour]
-        x[neighbour] += 0.3 * hop
+        x[neighbour] += 0.3 * (empty - x[neighbour])
         return x + 0.03 * rng.standard_normal(x.shape)
 
     return Case(energy, start, None)
@@ -151,7 +152,7 @@ class Counting:
                 super().calculate(atoms, properties, system_changes)
                 self.count += 1
                 if self.count > LIMIT:
-                    raise StopIteration
+                    raise RuntimeError("too many evaluations")
                 value, gradient = value_and_grad(jnp.asarray(self.atoms.positions))
                 self.results = {"energy": float(value), "forces": -np.asarray(gradient)}
 
@@ -169,12 +170,10 @@ def by_dimer(case, start):
         dimer = MinModeAtoms(atoms, control)
         rng = np.random.default_rng(len(start))
         vector = 0.01 * rng.standard_normal(start.shape)
-        try:
+        with contextlib.suppress(RuntimeError):  # it diverged, or reached the limit
             dimer.displace(displacement_vector=vector)
             with MinModeTranslate(dimer, logfile=None, trajectory=None) as search:
                 search.run(fmax=FORCE, steps=LIMIT)
-        except StopIteration:
-            pass
     return atoms.calc.count, atoms.positions
 
 
@@ -185,10 +184,10 @@ def by_sella(case, start):
 
     atoms = Atoms(f"Ar{len(start)}", start)
     atoms.calc = Counting(case.energy)
-    try:
-        Sella(atoms, order=1, internal=False, logfile=None).run(fmax=FORCE, steps=LIMIT)
-    except StopIteration:
-        pass
+    with contextlib.suppress(RuntimeError):
+        # It projects out rigid motions by default, which are none next to fixed atoms.
+        free = {} if case.null == "rigid" else {"proj_trans": False, "proj_rot": False}
+        Sella(atoms, order=1, internal=False, logfile=None, **free).run(fmax=FORCE, steps=LIMIT)
     return atoms.calc.count, atoms.positions
 
 

