@@ -31,7 +31,8 @@ def ball(particles):
     sites = np.stack(np.meshgrid(side, side, side), axis=-1).reshape(-1, 3)
     sites = sites[np.sum(sites, axis=-1) % 2 == 0] - np.array([1.0, 0.0, 0.0])
     nearest = np.argsort(np.sum(sites**2, axis=-1), kind="stable")[:particles]
-    return jnp.asarray(1.09 / np.sqrt(2) * sites[nearest])
+    noise = 0.02 * np.random.default_rng(0).standard_normal((particles, 3))  # the exact sites may be a saddle point
+    return jnp.asarray(1.09 / np.sqrt(2) * sites[nearest] + noise)
 
 
 def relax(x):
