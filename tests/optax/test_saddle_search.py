@@ -97,11 +97,11 @@ def test_seven_particles(method):
     assert len(values) >= (14 if jnp.float32 == FLOAT else 18)
     # Tsai and Jordan, Use of an eigenmode method to locate the stationary points (1993), doi:10.1021/j100145a019: -15.4447 and
     # -15.3199 are the lowest two of 12.
-    tolerance = 1e-3 if FLOAT == jnp.float32 else 1e-4
+    tolerance = 1e-3 if jnp.float32 == FLOAT else 1e-4
     known = [-15.4447, -15.3199, -15.2834]
     found = [k for k in known if any(abs(value - k) < tolerance for value in values)]
     assert min(values) > -15.4447 - tolerance
-    if FLOAT == jnp.float32 or method == "min-mode":
+    if jnp.float32 == FLOAT or method == "min-mode":
         assert found
     else:
         assert found[:2] == known[:2]
