@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from hessop._krylov import tuning as krylov_tuning, vectors as vec
@@ -71,6 +72,7 @@ class _Space(NamedTuple):
     W: Array  # A times each of them [m, n]
     T: Array  # V A V' [m, m]
     used: Array  # number of rows that are taken
+    blocks: Array  # number of blocks that were multiplied
     pending: Array  # the residuals, or random vectors, to add next, preconditioned [b, n]
     ended: Array  # whether the last ones added nothing
     pairs: Found
@@ -120,12 +122,12 @@ class Operator(NamedTuple):
     Attributes:
         products: A times each row, orthogonal to what is projected out.
         complement: rows without what is projected out.
-        precondition: an approximate inverse of A, or the identity.
+        precondition: an approximate inverse of A, or None.
     """
 
     products: Callable[[Array], Array]
     complement: Callable[[Array], Array]
-    precondition: Callable[[Array], Array]
+    precondition: Callable[[Array], Array] | None
 
 
 def start(sizes: Sizes, dtype: jnp.dtype, key: Array) -> Search:
@@ -144,6 +146,7 @@ def _empty(sizes: Sizes, dtype: jnp.dtype, key: Array) -> _Space:
         W=jnp.zeros((m, n), dtype),
         T=jnp.zeros((m, m), dtype),
         used=jnp.zeros((), jnp.int32),
+        blocks=jnp.zeros((), jnp.int32),
         pending=jax.random.normal(key, (sizes.block, n), dtype),
         ended=jnp.zeros((), bool),
         pairs=pairs,
@@ -162,7 +165,7 @@ def advance(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted, un
         search = lax.while_loop(go_on, lambda search: extend(search, sizes, operator, wanted), search)
         restart = lambda search: search._replace(space=_restarted(search.space, sizes, wanted))
         unless_over = lambda search: lax.cond(full(search), restart, lambda search: search, search)
-        return lax.cond(over(search), lambda search: _next_round(search, sizes, wanted), unless_over, search)
+        return lax.cond(over(search), lambda search: _next_round(search, sizes, operator, wanted), unless_over, search)
 
     return lax.while_loop(going, fill, search)
 
@@ -178,27 +181,37 @@ def round_is_over(search: Search, sizes: Sizes, wanted: Wanted) -> Array:
     fine = converged(search, wanted)
     missing = jnp.sum(~jnp.isfinite(search.found.residuals))
     needed = jnp.arange(fine.size, dtype=missing.dtype) < jnp.maximum(missing, 1)
-    enough = jnp.all(fine | ~needed) | ((missing == 0) & _is_unwanted(search, wanted))
+    enough = jnp.where(missing > 0, jnp.all(fine | ~needed), _nothing_missing(search, sizes, wanted))
     return enough | search.space.ended | (search.products + sizes.block > wanted.max_products)
 
 
-def _is_unwanted(search: Search, wanted: Wanted) -> Array:
-    """Whether the first pair of the present round does not belong to the wanted ones, though it has not converged.
+def _nothing_missing(search: Search, sizes: Sizes, wanted: Wanted) -> Array:
+    """Whether the present round shows that no wanted pair is missing: its first pair does not belong to them.
+
+    A missing pair whose eigenvalue is at least d away has a share of at least δ / √n in a random vector, except with a
+    probability of about δ, and a Krylov space does not lower it. So a residual below δ d / √n shows that there is none. Next
+    to a tie, where d is small, the Ritz value itself has to have converged.
 
     References:
         Parlett, The Symmetric Eigenvalue Problem (1998), theorem 11.7.1: the error of a Ritz value is at most the square of its
         residual, divided by the gap to the others.
     """
-    pairs, tie = search.space.pairs, _tie(search, wanted)
-    order = _order(pairs, wanted)
-    error = pairs.residuals[0]
-    beyond = order[0] - _order(search.found, wanted)[-1]
+    pairs, order = search.space.pairs, _order(search.space.pairs, wanted)
+    exist = jnp.isfinite(pairs.residuals)
+    last = _order(search.found, wanted)[-1]
+    comparable = exist[0] & jnp.isfinite(last)
+    error = jnp.where(exist[0], pairs.residuals[0], 0)
+    first = jnp.where(exist[0], order[0], 0)
+    beyond = jnp.where(comparable, first - jnp.where(comparable, last, 0), 0)
     # Other Ritz values within reach of the residual are part of the same cluster.
-    gap = jnp.min(jnp.where(order - order[0] > error / tuning.CHECKED, order - order[0], jnp.inf))
-    alone = jnp.isfinite(gap) & jnp.isfinite(error)
+    away = jnp.where(exist, order, first) - first
+    gap = jnp.min(jnp.where(away > error / tuning.CHECKED, away, jnp.inf))
+    alone = jnp.isfinite(gap)
     squared = jnp.where(alone, error * vec.quotient(error, jnp.where(alone, gap, 1)), error)
-    small = (error <= tuning.CHECKED * beyond) | (squared <= tuning.CHECKED * (beyond + tie))
-    return jnp.isfinite(error) & small
+    share = krylov_tuning.FAILURE / np.sqrt(sizes.n)
+    small = (error <= share * beyond) | (squared <= tuning.CHECKED * (beyond + _tie(search, wanted)))
+    seen = search.space.blocks >= tuning.LEAST_BLOCKS
+    return comparable & seen & (small | converged(search, wanted)[0])
 
 
 def _order(pairs: Found, wanted: Wanted) -> Array:
@@ -211,7 +224,7 @@ def _tie(search: Search, wanted: Wanted) -> Array:
     return 2 * wanted.tolerance * search.size
 
 
-def _next_round(search: Search, sizes: Sizes, wanted: Wanted) -> Search:
+def _next_round(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted) -> Search:
     """Add what the present round found, and start another one unless it found nothing."""
     found, pairs, first = search.found, search.space.pairs, search.round == 0
     fine, exists = converged(search, wanted), jnp.isfinite(pairs.residuals)
@@ -224,7 +237,10 @@ def _next_round(search: Search, sizes: Sizes, wanted: Wanted) -> Search:
     has = jnp.isfinite(keys[chosen])
     merged = Found(merged.values, jnp.where(has[:, None], merged.vectors, 0), jnp.where(has, merged.residuals, jnp.inf))
     missing = jnp.any(better)
-    known = fine[0] | search.space.ended | _is_unwanted(search, wanted)
+    # An invariant space shows it, unless the preconditioner made it.
+    known = _nothing_missing(search, sizes, wanted)
+    if operator.precondition is None:
+        known = known | search.space.ended
     all_fine = jnp.all(merged.residuals <= wanted.tolerance * search.size)
     exhausted = search.products + sizes.block > wanted.max_products
     complete = ~first & ~missing & known & all_fine
@@ -240,7 +256,13 @@ def extend(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted) -> 
     """One block more in the basis, and the Ritz pairs of it."""
     space = search.space
     project = lambda rows: _without(_without(operator.complement(rows), search.found.vectors), space.V)
-    new = _independent(operator.precondition(space.pending), project)
+    pending = space.pending
+    if operator.precondition is not None:
+        # Random vectors stay random, and rows that it makes zero or not finite stay as they are.
+        better = operator.precondition(pending)
+        norms = jnp.linalg.norm(better, axis=1, keepdims=True)
+        pending = jnp.where((space.blocks > 0) & jnp.isfinite(norms) & (norms > 0), better, pending)
+    new = _independent(pending, project)
     images = operator.products(new)
     images = _without(images, search.found.vectors)
     at = space.used
@@ -250,7 +272,7 @@ def extend(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted) -> 
     T = lax.dynamic_update_slice(space.T, columns, (jnp.zeros_like(at), at))
     T = lax.dynamic_update_slice(T, columns.T, (at, jnp.zeros_like(at)))
     size = jnp.maximum(search.size, jnp.max(jnp.linalg.norm(images, axis=1)))
-    space = space._replace(V=V, W=W, T=T, used=at + sizes.block, ended=~jnp.any(new != 0))
+    space = space._replace(V=V, W=W, T=T, used=at + sizes.block, blocks=space.blocks + 1, ended=~jnp.any(new != 0))
     space, residuals = _ritz_pairs(space, sizes, wanted)
     # The first ones that have not converged; the others still widen the space.
     waiting = space.pairs.residuals > wanted.tolerance * size

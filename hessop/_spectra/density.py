@@ -4,13 +4,13 @@ Each random vector gives a Gauss rule of its spectral measure, from full orthogo
 `_krylov`. Must never know a route.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from hessop._base.annotations import Count, Scalar
@@ -40,11 +40,11 @@ class SpectralDensity(eqx.Module):
 
     nodes: Array
     weights: Array
-    n: int = eqx.field(static=True)
+    n: Array
 
     def __repr__(self) -> str:
         samples, steps = self.nodes.shape[-2:]
-        return f"<SpectralDensity of {self.n} eigenvalues: {samples} samples, {steps} steps>"
+        return f"<SpectralDensity: {samples} samples, {steps} steps>"
 
     def sum(self, fn: Callable[[Array], Array]) -> tuple[Array, Array]:
         """The sum of fn(λ) over all eigenvalues, an estimate with its standard error.
@@ -55,7 +55,8 @@ class SpectralDensity(eqx.Module):
         Returns:
             The estimate, and its standard error over the samples.
         """
-        return standard_error(self.n * _quadrature(fn(self.nodes), self.weights))
+        sums = _quadrature(fn(self.nodes), self.weights)
+        return standard_error(self.n[..., None].astype(sums.dtype) * sums)
 
     def __call__(self, values: Any, *, width: Scalar | None = None) -> tuple[Array, Array]:
         """The density of eigenvalues, smoothed by a Gaussian.
@@ -70,13 +71,15 @@ class SpectralDensity(eqx.Module):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind.
         """
+        if self.nodes.ndim != 2:
+            raise ValueError(f"nodes: got shape {self.nodes.shape}, expected one density; use vmap for several")
         values = as_array(values, "values", "an array [g]").astype(self.nodes.dtype)
         if values.ndim != 1:
             raise ValueError(f"values: got shape {values.shape}, expected [g]")
         sigma = self.default_width() if width is None else positive(width, "width").astype(self.nodes.dtype)
         scaled = (values[:, None, None] - self.nodes[None]) / sigma
-        bumps = jnp.exp(-(scaled**2) / 2) / (sigma * np.sqrt(2 * np.pi))
-        mean, error = standard_error(jnp.sum(bumps * self.weights[None], axis=-1).T)
+        bumps = jnp.exp(-(scaled**2) / 2) / (sigma * math.sqrt(2 * math.pi))
+        mean, error = standard_error(jnp.sum(bumps * self.weights[None], axis=-1))
         return mean, error
 
     def support(self) -> tuple[Array, Array]:
@@ -135,14 +138,12 @@ def spectral_density(
         if not is_positive_int(value):
             raise ValueError(f"{name}: got {value!r}, expected a positive int")
     problem = problem_of(H, null, mass, "spectral_density")
-    rank = problem.rank()
-    n = problem.n - (rank or 0)
     key = jax.random.key(0) if key is None else key
-    return rules(problem.linearized(), samples, min(steps, n), n, key)
+    return rules(problem.linearized(), samples, min(steps, problem.n), key)
 
 
 @eqx.filter_jit
-def rules(problem: Problem, samples: int, steps: int, n: int, key: Array) -> SpectralDensity:
+def rules(problem: Problem, samples: int, steps: int, key: Array) -> SpectralDensity:
     """The Gauss rules of random vectors."""
 
     def one(key: Array) -> tuple[Array, Array]:
@@ -153,7 +154,7 @@ def rules(problem: Problem, samples: int, steps: int, n: int, key: Array) -> Spe
         return gauss_rule(product, start, problem.null, steps=steps)
 
     nodes, weights = jax.lax.map(one, jax.random.split(key, samples))
-    return SpectralDensity(nodes, weights, n)
+    return SpectralDensity(nodes, weights, problem.count())
 
 
 def _quadrature(values: Array, weights: Array) -> Array:
@@ -162,9 +163,9 @@ def _quadrature(values: Array, weights: Array) -> Array:
 
 
 def standard_error(samples: Array) -> tuple[Array, Array]:
-    """Mean and standard error over the leading axis; the error of a single sample is not known: infinite."""
-    count = samples.shape[0]
-    mean = jnp.mean(samples, axis=0)
+    """Mean and standard error over the last axis; the error of a single sample is not known: infinite."""
+    count = samples.shape[-1]
+    mean = jnp.mean(samples, axis=-1)
     if count == 1:
         return mean, jnp.full_like(mean, jnp.inf)
-    return mean, jnp.std(samples, axis=0, ddof=1) / np.sqrt(count)
+    return mean, jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)

@@ -23,12 +23,13 @@ from hessop._base.arguments import is_positive_int
 from hessop._base.bytes import free_memory
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.progress import Progress, ProgressOption, progress_bar
+from hessop._krylov import vectors as vec
 from hessop._krylov.options import nonnegative
 from hessop._spectra import davidson, tuning
 from hessop._spectra.factors import Matrix
-from hessop._spectra.precondition import ByOperator, Preconditioner, Unpreconditioned, cholesky
+from hessop._spectra.precondition import ByOperator, Preconditioner, cholesky
 from hessop._spectra.problem import Problem, cheap_sparse_matrix, decomposed, has_cheap_matrix, problem_of
-from hessop._spectra.shift_invert import HostPairs, closest, lowest, number_below as count_below
+from hessop._spectra.shift_invert import HostPairs, closest, lowest, number_below
 
 WhichName = Literal["SA", "LA", "SM", "LM"]
 
@@ -106,8 +107,8 @@ def eigsh(
     as the zeros of rigid motions. Here, `complete` says it.
 
     Up to 1000 rows, the dense matrix is decomposed. Beyond that, block Davidson finds the pairs from products, and searches
-    again outside of what it found. A sparse matrix that factorizes cheaply, or any matrix for which products do not converge,
-    is factorized; the factors also count the eigenvalues. Inside jit, where there is no host, only products are left.
+    again outside of what it found. A sparse matrix that factorizes cheaply, or one of up to 15,000 rows for which products do
+    not converge, is factorized; the factors also count the eigenvalues. Inside jit, only products are left.
 
     Args:
         H: the Hessian, or any symmetric lineax operator, such as the sum of the Hessians of minibatches.
@@ -118,10 +119,12 @@ def eigsh(
             are those on their complement.
         mass: a pytree like x of positive masses M, for H v = λ M v. A leaf may have one mass for each index of its leading
             axis: [N] for positions [N, 3].
-        preconditioner: a lineax operator that applies an approximate inverse, such as `hessop.block_jacobi(H)`, for products.
+        preconditioner: a lineax operator that applies an approximate inverse, such as `hessop.block_jacobi(H)`. If given,
+            products are used whatever the size; it is not used for the pairs closest to a number.
         tol: largest residual, relative to the largest |eigenvalue| met; by default 1000 times the dtype's epsilon.
         max_products: most products with the Hessian. If given, products are used whatever the size.
-        progress: True for a bar, or a function that is called with a `Progress`, in which `done` counts converged pairs.
+        progress: True for a bar, or a function that is called with a `Progress`, in which `done` counts converged pairs; for
+            products, outside of jit.
         key: key of `jax.random`, for the start.
 
     Returns:
@@ -160,8 +163,8 @@ def eigsh(
         without = f" less {rank} null directions" if rank else ""
         raise ValueError(f"k: got {k}, expected at most the number of unknowns{without}, {left}")
     _check_preconditioner(preconditioner, problem)
-    report = progress if progress is False else _reporter(progress)
-    inverse: Preconditioner = Unpreconditioned()
+    _check_progress(progress)
+    inverse: Preconditioner | None = None
     if preconditioner is not None:
         inverse = ByOperator(lx.linearise(preconditioner), problem.scale)
     elif max_products is None:
@@ -172,9 +175,10 @@ def eigsh(
                 return found
             inverse = _from_dense(problem, wanted)
     products = max_products or max(tuning.LEAST_PRODUCTS, tuning.PRODUCTS_PER_PAIR * k)
-    found = _by_products(problem, wanted, k, inverse, tolerance, products, key, report)
-    if max_products is None and not problem.traced and not bool(found.complete):
-        return _by_factorization(problem, wanted, k) or found
+    found = _by_products(problem, wanted, k, inverse, tolerance, products, key, progress)
+    if max_products is None and preconditioner is None and not problem.traced and not bool(found.complete):
+        factorized = _by_factorization(problem, wanted, k)
+        return found if factorized is None or factorized.eigenvalues.size < k else factorized
     return found
 
 
@@ -230,10 +234,9 @@ def _check_preconditioner(preconditioner: Any, problem: Problem) -> None:
         raise ValueError(f"preconditioner: got an operator on {shapes[0]}, expected that of H, {shapes[1]}")
 
 
-def _reporter(progress: ProgressOption) -> ProgressOption:
-    if progress is not True and not callable(progress):
+def _check_progress(progress: ProgressOption) -> None:
+    if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(f"progress: got {progress!r}, expected True, False or a function that takes a hessop.Progress")
-    return progress
 
 
 # --- the dense matrix ---
@@ -268,32 +271,33 @@ def _by_decomposition(problem: Problem, which: Which, k: int) -> Eigenpairs:
 # --- products ---
 
 
-def _from_dense(problem: Problem, which: Which) -> Preconditioner:
+def _from_dense(problem: Problem, which: Which) -> Preconditioner | None:
     """The factors of the dense matrix, for the lowest pairs, if that is cheap."""
-    n, operator = problem.n, problem.operator
-    if which.name != "SA" or n > tuning.FACTORIZED_ROWS or not has_cheap_matrix(operator):
-        return Unpreconditioned()
-    if tuning.BYTES_OF_CHOLESKY * n * n > free_memory():
-        return Unpreconditioned()
-    return cholesky(problem) or Unpreconditioned()
+    n = problem.n
+    if which.name != "SA" or n > tuning.FACTORIZED_ROWS or tuning.BYTES_OF_CHOLESKY * n * n > free_memory():
+        return None
+    try:
+        return cholesky(problem) if has_cheap_matrix(problem.operator) else None
+    except MemoryBudgetError:
+        return None
 
 
 def _by_products(
     problem: Problem,
     which: Which,
     k: int,
-    preconditioner: Preconditioner,
+    preconditioner: Preconditioner | None,
     tolerance: Array | None,
     max_products: int,
     key: Array | None,
     progress: ProgressOption,
 ) -> Eigenpairs:
     # In a half-known interior, Davidson follows the wrong pairs: the square of H - σ has them at its lower end.
-    folded = which.name in ("SM", "closest")
+    folded = _folded(which)
     problem = problem.linearized()
-    preconditioner = Unpreconditioned() if folded else preconditioner
+    preconditioner = None if folded else preconditioner
     key = jax.random.key(0) if key is None else key
-    if isinstance(preconditioner, Unpreconditioned):
+    if preconditioner is None:
         sizes = davidson.Sizes.of(problem.n, k, block=tuning.BLOCK, blocks=tuning.BLOCKS)
     else:
         block = min(k + tuning.GUARDS, tuning.LARGEST_BLOCK)
@@ -309,9 +313,8 @@ def _by_products(
                 until = state.products + tuning.BLOCKS * sizes.block
                 state = _advance(problem, preconditioner, state, tolerance, limit, until, **how)
                 report(Progress(_converged(state, problem, tolerance, k), k, sizes.block))
-    values, rows, residuals, products = _finished(problem, state, which)
-    vectors = problem.vectors(rows)
-    return Eigenpairs(values, vectors, residuals, state.complete & jnp.all(jnp.isfinite(residuals)), products, "products")
+    values, rows, residuals, complete, products = _finished(problem, state, which, tolerance, limit)
+    return Eigenpairs(values, problem.vectors(rows), residuals, complete, products, "products")
 
 
 def _folded(which: Which) -> bool:
@@ -319,8 +322,12 @@ def _folded(which: Which) -> bool:
 
 
 def _wanted(problem: Problem, which: Which, tolerance: Array | None, limit: Array) -> davidson.Wanted:
-    eps = jnp.finfo(problem.dtype).eps
-    relative = jnp.asarray(tuning.RESIDUAL_ULPS * eps, problem.dtype) if tolerance is None else tolerance.astype(problem.dtype)
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in problem.layout.layout.dtypes)
+    if tolerance is None:
+        # Products in half precision have few digits.
+        relative = jnp.asarray(min(tuning.RESIDUAL_ULPS * eps, eps**0.5), problem.dtype)
+    else:
+        relative = tolerance.astype(problem.dtype)
     order = (lambda values: values) if _folded(which) else which.order
     return davidson.Wanted(order, relative, limit)
 
@@ -328,7 +335,7 @@ def _wanted(problem: Problem, which: Which, tolerance: Array | None, limit: Arra
 @eqx.filter_jit
 def _advance(
     problem: Problem,
-    preconditioner: Preconditioner,
+    preconditioner: Preconditioner | None,
     state: davidson.Search,
     tolerance: Array | None,
     limit: Array,
@@ -347,41 +354,65 @@ def _advance(
 
 def _converged(state: davidson.Search, problem: Problem, tolerance: Array | None, k: int) -> int:
     if int(state.round):
-        return k
+        return int(jnp.sum(jnp.isfinite(state.found.residuals)))
     wanted = _wanted(problem, Which("SA"), tolerance, state.products)
     return int(jnp.sum(davidson.converged(state, wanted)[:k]))
 
 
 @eqx.filter_jit
-def _finished(problem: Problem, state: davidson.Search, which: Which) -> tuple[Array, Array, Array, Array]:
-    """Eigenpairs of D in ascending order, with their residuals."""
-    rows, products = state.found.vectors, state.products
-    if not _folded(which):
-        order = jnp.argsort(state.found.values)
-        return state.found.values[order], rows[order], state.found.residuals[order], products
-    # Pairs at equal distances on either side of σ are mixed in those of the square.
-    images = problem.products(rows)
-    small = jnp.matmul(rows, images.T, precision="highest")
-    w, Q = jnp.linalg.eigh((small + small.T) / 2)
-    rows, images = jnp.matmul(Q.T, rows, precision="highest"), jnp.matmul(Q.T, images, precision="highest")
-    return w, rows, jnp.linalg.norm(images - w[:, None] * rows, axis=1), 2 * products + rows.shape[0]
+def _finished(
+    problem: Problem, state: davidson.Search, which: Which, tolerance: Array | None, limit: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Eigenpairs of D in ascending order, their residuals, whether they are complete, and the number of products.
+
+    A pair that was not found is NaN.
+    """
+    rows, products, complete = state.found.vectors, state.products, state.complete
+    values, residuals = state.found.values, state.found.residuals
+    has = jnp.isfinite(residuals)
+    if _folded(which):
+        # Pairs at equal distances on either side of σ are mixed in those of the square. Missing ones come last.
+        images = problem.products(rows)
+        small = jnp.matmul(rows, images.T, precision="highest")
+        beyond = 4 * (1 + jnp.max(jnp.abs(small))) * rows.shape[0]
+        values, Q = jnp.linalg.eigh((small + small.T) / 2 + jnp.diag(jnp.where(has, 0, beyond)))
+        rows, images = jnp.matmul(Q.T, rows, precision="highest"), jnp.matmul(Q.T, images, precision="highest")
+        residuals = jnp.linalg.norm(images - values[:, None] * rows, axis=1)
+        has = jnp.arange(has.size) < jnp.sum(has)
+        products = 2 * products + rows.shape[0]
+        # The square has half of the digits: pairs next to σ have to be checked themselves.
+        relative, size = _wanted(problem, which, tolerance, limit).tolerance, jnp.sqrt(state.size)
+        farthest = jnp.max(jnp.where(has, jnp.abs(values - which.sigma), 0))
+        tie = 2 * relative * state.size
+        blurred = vec.quotient(tie, 2 * farthest + jnp.sqrt(tie)) > tuning.BLURRED * relative * size
+        complete = complete & jnp.all(residuals <= relative * size) & ~blurred
+    order = jnp.argsort(jnp.where(has, values, jnp.inf))
+    has = has[order]
+    values = jnp.where(has, values[order], jnp.nan)
+    rows = jnp.where(has[:, None], rows[order], jnp.nan)
+    return values, rows, jnp.where(has, residuals[order], jnp.inf), complete & jnp.all(has), products
 
 
 # --- factorizations ---
 
 
-def number_below(problem: Problem, sigma: float) -> int | None:
-    """The number of eigenvalues below σ, by a factorization; None if there is none."""
+def counts_below(problem: Problem, *sigmas: float) -> list[tuple[int, float]] | None:
+    """For each σ, the number of eigenvalues below a shift next to it, and that shift; None if there is no factorization."""
     values = _cheap_sparse(problem)
     if values is None:
         values = _dense_on_host(problem)
-    return None if values is None else count_below(Matrix(values, _null_on_host(problem)), sigma)
+    if values is None:
+        return None
+    matrix = Matrix(values, _null_on_host(problem))
+    found = [number_below(matrix, sigma) for sigma in sigmas]
+    return [each for each in found if each is not None] if all(each is not None for each in found) else None
 
 
 def _if_cheap(problem: Problem, which: Which, k: int) -> Eigenpairs | None:
     """By the factorization of a sparse matrix, if it looks cheap."""
     values = _cheap_sparse(problem)
-    return None if values is None else _on_host(problem, values, which, k)
+    found = None if values is None else _on_host(problem, values, which, k)
+    return found if found is not None and bool(found.complete) else None
 
 
 def _by_factorization(problem: Problem, which: Which, k: int) -> Eigenpairs | None:

@@ -3,6 +3,7 @@
 Depends on densities, factorizations and operators. Must never know a route.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -110,7 +111,8 @@ def logdet(
         key: key of `jax.random`.
 
     Returns:
-        An `Estimate`. If an eigenvalue is not positive, it is NaN, and outside of jit, a RuntimeWarning says so.
+        An `Estimate`. If an eigenvalue is found that is not positive beyond rounding, it is NaN, and outside of jit, a
+        RuntimeWarning says so; an estimate sees only those that random vectors find.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind.
@@ -135,11 +137,10 @@ def logdet(
             positive = factors.below == 0
             assert factors.logdet is not None
             return _exact(_reported(jnp.asarray(factors.logdet if positive else np.nan, problem.dtype), "logdet"))
-    n = problem.n - (problem.rank() or 0)
-    density = rules(problem.linearized(), count, min(steps, n), n, _key(key))
-    has_others = jnp.any((density.nodes <= 0) & (density.weights > 0))
+    density = rules(problem.linearized(), count, min(steps, problem.n), _key(key))
+    has_nonpositive = jnp.any((density.nodes <= 0) & (density.weights > 0))
     value, error = density.sum(lambda values: jnp.log(jnp.where(values > 0, values, 1)))
-    value = jnp.where(has_others, jnp.nan, value)
+    value = jnp.where(has_nonpositive, jnp.nan, value)
     return Estimate(_reported(value, "logdet"), error, False)
 
 
@@ -210,7 +211,13 @@ def _reported(value: Array, what: str) -> Array:
 def _cheap_factors(problem: Problem) -> Shifted | None:
     """A factorization of a sparse matrix, if it looks cheap; outside of jit."""
     values = None if problem.traced else cheap_sparse_matrix(problem.operator)
-    return None if values is None else Matrix(values, None).shifted(0.0)
+    if values is None:
+        return None
+    matrix = Matrix(values, None)
+    factors, eps = matrix.shifted(0.0), float(jnp.finfo(problem.dtype).eps)
+    above = matrix.shifted(tuning.SINGULAR_ULPS * eps * matrix.size)
+    # An eigenvalue that may be zero counts as one that is not positive.
+    return None if factors is None or above is None else dataclasses.replace(factors, below=max(factors.below, above.below))
 
 
 def _inverse_by_columns(factors: Shifted, n: int) -> np.ndarray:
@@ -228,7 +235,7 @@ def _inverse_by_columns(factors: Shifted, n: int) -> np.ndarray:
 def _logdet_of_matrix(matrix: Array, null: Array | None) -> Array:
     w, _, count = decomposed(matrix, null)
     own = jnp.arange(w.size, dtype=count.dtype) < count
-    positive = jnp.all(jnp.where(own, w > 0, True))
+    positive = jnp.all(jnp.where(own, w > _rounding(w, own), True))
     return jnp.where(positive, jnp.sum(jnp.where(own & (w > 0), jnp.log(jnp.where(w > 0, w, 1)), 0)), jnp.nan)
 
 
@@ -237,7 +244,12 @@ def _inverse_of_matrix(matrix: Array) -> Array:
     """The diagonal of the inverse [1, n]; NaN if the matrix is not positive definite."""
     w, vectors, _ = decomposed(matrix, None)
     inverse = contract(vectors**2, 1 / jnp.where(w > 0, w, 1))
-    return jnp.where(w[0] > 0, inverse, jnp.nan)
+    return jnp.where(w[0] > _rounding(w, jnp.ones(w.shape, bool)), inverse, jnp.nan)
+
+
+def _rounding(w: Array, own: Array) -> Array:
+    """How large an eigenvalue may be that is zero in exact arithmetic."""
+    return tuning.SINGULAR_ULPS * jnp.finfo(w.dtype).eps * jnp.max(jnp.where(own, jnp.abs(w), 0))
 
 
 @eqx.filter_jit
@@ -263,4 +275,4 @@ def _sampled_inverse(problem: Problem, samples: int, key: Array) -> tuple[Array,
         solved = solution.stats["stop_reason"] == StopReason.converged
         return jnp.where(solved, found, jnp.nan).astype(problem.dtype)
 
-    return standard_error(jax.lax.map(one, jax.random.split(key, samples)))
+    return standard_error(jax.lax.map(one, jax.random.split(key, samples)).T)

@@ -24,14 +24,6 @@ class Preconditioner(eqx.Module):
         raise NotImplementedError
 
 
-class Unpreconditioned(Preconditioner):
-    """The identity."""
-
-    def __call__(self, rows: Array) -> Array:
-        """The rows themselves."""
-        return rows
-
-
 class ByOperator(Preconditioner):
     """A lineax operator that approximates the inverse of H.
 

@@ -19,7 +19,7 @@ from hessop._base.errors import MemoryBudgetError
 from hessop._base.layout import TreeLayout, leaf_name
 from hessop._krylov.dense import contract, project_out
 from hessop._krylov.options import check_operator
-from hessop._krylov.vectors import working_dtype
+from hessop._krylov.vectors import power_of_two, working_dtype
 from hessop._operator.abstract import AbstractHessian
 from hessop._operator.block_jacobi import wide
 from hessop._operator.sparse import AbstractSparse
@@ -82,6 +82,11 @@ class Problem(eqx.Module):
         """The same problem, in the form with the cheapest products."""
         return Problem(lx.linearise(self.operator), self.null, self.scale)
 
+    def count(self) -> Array:
+        """The number of eigenvalues on the complement of the null directions."""
+        rank = 0 if self.null is None else jnp.sum(jnp.any(self.null != 0, axis=1), dtype=jnp.int32)
+        return jnp.asarray(self.n, jnp.int32) - rank
+
     def rank(self) -> int | None:
         """The number of independent null directions; None if they are traced."""
         if self.null is None:
@@ -116,7 +121,7 @@ def problem_of(H: Any, null: Any, mass: Any, caller: str) -> Problem:
     if layout.n == 0:
         raise ValueError("H: got an operator without rows, which has no eigenvalues")
     dtype = working_dtype(structure)
-    scale = None if mass is None else 1 / jnp.sqrt(_flat_mass(mass, layout).astype(dtype))
+    scale = None if mass is None else 1 / jnp.sqrt(_flat_mass(mass, layout, dtype))
     if null is None:
         return Problem(H, None, scale)
     rows = layout.ravel(check_vector(null, structure, "null", extra="k"), batch=1).astype(dtype)
@@ -130,7 +135,7 @@ def problem_of(H: Any, null: Any, mass: Any, caller: str) -> Problem:
     return problem
 
 
-def _flat_mass(mass: Any, layout: TreeLayout) -> Array:
+def _flat_mass(mass: Any, layout: TreeLayout, dtype: Any) -> Array:
     """Masses as a flat vector [n]: a pytree like x, in which a leaf may have one mass for each index of its leading axis.
 
     Raises:
@@ -150,9 +155,9 @@ def _flat_mass(mass: Any, layout: TreeLayout) -> Array:
             )
         if not isinstance(array, Tracer) and not np.all((jax.device_get(array) > 0) & np.isfinite(jax.device_get(array))):
             raise ValueError(f"{name}: got masses that are not positive and finite")
-        array = array.astype(layout.dtype).reshape(array.shape + (1,) * (len(shape) - array.ndim))
-        found.append(jnp.broadcast_to(array, shape))
-    return layout.layout.ravel(found)
+        array = array.astype(dtype).reshape(array.shape + (1,) * (len(shape) - array.ndim))
+        found.append(jnp.broadcast_to(array, shape).reshape(-1))
+    return jnp.concatenate(found)
 
 
 @jax.jit
@@ -178,17 +183,20 @@ def decomposed(matrix: Array, null: Array | None) -> tuple[Array, Array, Array]:
         Eigenvalues in ascending order [n], eigenvectors as columns [n, n], and how many of them count: the null directions come
         last, with an eigenvalue above all others.
     """
-    matrix, n = wide(matrix), matrix.shape[0]
-    count = jnp.asarray(n, jnp.int32)
+    matrix = wide(matrix)
+    # In units of its size, so that squares of its entries neither overflow nor underflow.
+    unit = power_of_two(jnp.max(jnp.abs(matrix)))
+    matrix = (matrix + matrix.T) / (2 * unit)
+    count = jnp.asarray(matrix.shape[0], jnp.int32)
     if null is not None:
-        kept = jnp.eye(n, dtype=matrix.dtype) - contract(null.T, null)
-        matrix = contract(contract(kept, matrix), kept)
-        matrix = matrix + 2 * jnp.linalg.norm(matrix) * contract(null.T, null)
+        images = contract(null, matrix)
+        cross = contract(null.T, images)
+        lift = 2 * (1 + jnp.linalg.norm(matrix))
+        inner = contract(images, null.T) + lift * jnp.eye(null.shape[0], dtype=matrix.dtype)
+        matrix = matrix - cross - cross.T + contract(null.T, contract(inner, null))
         count = count - jnp.sum(jnp.any(null != 0, axis=1), dtype=jnp.int32)
-        # A matrix that is zero is not lifted: any of its vectors would do, but not a null direction.
-        matrix = matrix + jnp.where(jnp.linalg.norm(matrix) > 0, 0, 1) * contract(null.T, null)
     w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return w, vectors, count
+    return w * unit, vectors, count
 
 
 def without(v: Array, null: Array | None) -> Array:
@@ -198,6 +206,8 @@ def without(v: Array, null: Array | None) -> Array:
 
 def cheap_sparse_matrix(operator: Any) -> Any:
     """The matrix of a Hessian as a `scipy.sparse.csr_array` if it looks cheap to factorize, else None; not inside jit."""
+    while isinstance(operator, lx.TaggedLinearOperator):
+        operator = operator.operator
     if not isinstance(operator, AbstractSparse) or operator.most_nonzeros() > operator.in_size() ** tuning.SPARSE_POWER:
         return None
     try:
@@ -209,6 +219,8 @@ def cheap_sparse_matrix(operator: Any) -> Any:
 
 def has_cheap_matrix(operator: Any) -> bool:
     """Whether the dense matrix takes no product for each unknown."""
+    while isinstance(operator, lx.TaggedLinearOperator):
+        operator = operator.operator
     return isinstance(operator, AbstractHessian) and operator.chosen_route(MATRIX) != "columns"
 
 
@@ -218,4 +230,7 @@ def has_cheap_diagonal(operator: Any) -> bool:
         operator = operator.operator
     if isinstance(operator, lx.AddLinearOperator):
         return has_cheap_diagonal(operator.operator1) and has_cheap_diagonal(operator.operator2)
-    return isinstance(operator, AbstractHessian) and operator.chosen_route(DIAGONAL) != "columns"
+    try:
+        return isinstance(operator, AbstractHessian) and operator.chosen_route(DIAGONAL) != "columns"
+    except MemoryBudgetError:
+        return False

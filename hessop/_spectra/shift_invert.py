@@ -39,34 +39,47 @@ class _Target(NamedTuple):
 
     Attributes:
         distance: eigenvalues -> numbers, the smaller the more wanted.
-        number: distance -> how many eigenvalues are closer; None if no factorization tells.
+        all_found: (values, distance) -> whether factorizations show that no other eigenvalue is closer; None if they fail.
     """
 
     distance: Callable[[np.ndarray], np.ndarray]
-    number: Callable[[float], int | None]
+    all_found: Callable[[np.ndarray, float], bool | None]
 
 
 def lowest(matrix: Matrix, k: int) -> HostPairs | None:
     """The k lowest eigenpairs; None if no factorization succeeds."""
     factors = below_spectrum(matrix)
-    return None if factors is None else _nearest(matrix, factors, k, _Target(lambda v: v, lambda d: number_below(matrix, d)))
+
+    def all_found(values: np.ndarray, edge: float) -> bool | None:
+        counted = number_below(matrix, edge)
+        return None if counted is None else counted[0] == np.sum(values < counted[1])
+
+    return None if factors is None else _nearest(matrix, factors, k, _Target(lambda values: values, all_found))
 
 
 def closest(matrix: Matrix, k: int, sigma: float) -> HostPairs | None:
     """The k eigenpairs closest to σ; None if no factorization succeeds."""
     factors = _near(matrix, sigma)
 
-    def number(distance: float) -> int | None:
+    def all_found(values: np.ndarray, distance: float) -> bool | None:
         above, below = number_below(matrix, sigma + distance), number_below(matrix, sigma - distance)
-        return None if above is None or below is None else above - below
+        if above is None or below is None:
+            return None
+        return above[0] - below[0] == np.sum((values < above[1]) & (values >= below[1]))
 
-    return None if factors is None else _nearest(matrix, factors, k, _Target(lambda v: np.abs(v - sigma), number))
+    return None if factors is None else _nearest(matrix, factors, k, _Target(lambda values: np.abs(values - sigma), all_found))
 
 
-def number_below(matrix: Matrix, sigma: float) -> int | None:
-    """The number of eigenvalues below σ, or a little below it if it is an eigenvalue; None if no factorization succeeds."""
-    factors = _near(matrix, sigma)
-    return None if factors is None else factors.below
+def number_below(matrix: Matrix, sigma: float) -> tuple[int, float] | None:
+    """The number of eigenvalues below a shift, and that shift: σ, or a little below if that is an eigenvalue.
+
+    None if no factorization succeeds.
+    """
+    for away in (0.0, 1.0, tuning.SHIFT_GROWTH):
+        factors = matrix.shifted(sigma - away * tuning.SLACK * matrix.size)
+        if factors is not None:
+            return factors.below, factors.sigma
+    return None
 
 
 def below_spectrum(matrix: Matrix) -> Shifted | None:
@@ -103,10 +116,8 @@ def _nearest(matrix: Matrix, factors: Shifted, k: int, target: _Target) -> HostP
         if len(values) < k:
             continue
         # No eigenvalue is closer than the last pair, except those that were found. Closer by less than rounding is a tie.
-        distances = target.distance(values)
-        edge = float(distances[k - 1]) - tuning.SLACK * matrix.size
-        known = target.number(edge)
-        complete = known is not None and known <= int(np.sum(distances < edge))
+        known = target.all_found(values, float(target.distance(values)[k - 1]) - tuning.SLACK * matrix.size)
+        complete = bool(known)
         if complete or known is None or len(values) == left:
             break
     values, vectors, residuals = _refined(matrix, factors, values, vectors, k, target)
@@ -133,7 +144,7 @@ def _refined(
 
 def _pairs_of_inverse(matrix: Matrix, factors: Shifted, count: int, found: np.ndarray) -> np.ndarray:
     """Eigenvectors of the largest |eigenvalues| of the inverse, orthogonal to those found: rows [count, n], or fewer."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     def project(v: np.ndarray) -> np.ndarray:
         return v - found.T @ (found @ v)
@@ -151,6 +162,8 @@ def _pairs_of_inverse(matrix: Matrix, factors: Shifted, count: int, found: np.nd
         _, columns = eigsh(operator((n, n), matvec=product, dtype=np.float64), k=count, which="LM", v0=start)
     except ArpackNoConvergence as error:
         columns = error.eigenvectors
+    except ArpackError:
+        columns = np.zeros((n, 0))
     return project(matrix.complement(columns)).T
 
 
@@ -163,7 +176,7 @@ def product_matrix(product: Callable[[np.ndarray], np.ndarray], n: int) -> np.nd
 def _rayleigh_ritz(matrix: Matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ritz values and vectors in the span of rows [m, n]."""
     basis, triangle = np.linalg.qr(rows.T)
-    basis = basis[:, np.abs(np.diagonal(triangle)) > 1e-8 * np.max(np.abs(triangle), initial=0.0)]
+    basis = basis[:, np.abs(np.diagonal(triangle)) > tuning.DEPENDENT * np.max(np.abs(triangle), initial=0.0)]
     small = basis.T @ (matrix @ basis)
     w, Q = np.linalg.eigh((small + small.T) / 2)
     return w, (basis @ Q).T

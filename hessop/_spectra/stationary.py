@@ -19,7 +19,7 @@ from hessop._krylov.dense import contract
 from hessop._krylov.options import nonnegative
 from hessop._operator.hessian import HessianOperator
 from hessop._spectra import tuning
-from hessop._spectra.eigen import Eigenpairs, eigsh, number_below
+from hessop._spectra.eigen import Eigenpairs, counts_below, eigsh
 from hessop._spectra.problem import Problem, decomposed, problem_of
 
 
@@ -130,8 +130,9 @@ def stationary_point(
     The point is stationary if the Newton step, which leads to the stationary point of the quadratic model, is no longer than
     `xtol`. Its index is the number of negative eigenvalues: 0 at a minimum, 1 at a transition state.
 
-    The eigenvalues are those of `eigsh`: of the dense matrix up to 1000 unknowns. Beyond that, more pairs are computed while
-    all of them are negative. `certain` says whether the index can be relied on.
+    The eigenvalues are those of `eigsh`: of the dense matrix up to 1000 unknowns. Beyond that, up to 48 pairs are computed
+    while all of them are negative, and if that does not decide, a factorization counts, where there is one. `certain` says
+    whether the index can be relied on.
 
     Args:
         H: the Hessian, a `HessianOperator`.
@@ -193,7 +194,8 @@ def _from_matrix(matrix: Array, null: Array | None, slope: Array, rtol: Array | 
     zero = _relative(rtol, w.dtype) * size
     steps = vec.quotient(contract(slope, vectors), jnp.maximum(jnp.abs(w), zero))
     return _Lowest(
-        values=w[:k],
+        # Inside jit, k may be larger than their number.
+        values=jnp.where(own[:k], w[:k], jnp.inf),
         rows=vectors[:, :k].T,
         below=jnp.sum(own & (w < -zero), dtype=jnp.int32),
         zeros=jnp.any(own & (jnp.abs(w) <= zero)),
@@ -214,42 +216,47 @@ def _from_pairs(
     null = None if problem.null is None else problem.vectors(problem.null)
     how = {"null": null, "max_products": max_products, "key": key}
     # The largest |eigenvalue| is needed to few digits only.
-    size = jnp.max(jnp.abs(eigsh(problem.operator, 1, "LM", **{**how, "max_products": 100}, tol=1e-2).eigenvalues))
+    few = {**how, "max_products": tuning.SIZE_PRODUCTS, "tol": tuning.SIZE_RTOL}
+    size = jnp.max(jnp.abs(eigsh(problem.operator, 1, "LM", **few).eigenvalues))
     zero = _relative(rtol, problem.dtype) * size
     left, wanted = problem.n - (problem.rank() or 0), k
     pairs = eigsh(problem.operator, wanted, **how)
-    while not problem.traced and bool(pairs.eigenvalues[-1] <= zero) and 2 * wanted <= left:
+    more = lambda: not problem.traced and bool(pairs.eigenvalues[-1] <= zero) and 2 * wanted <= min(left, tuning.MOST_PAIRS)
+    while more():
         wanted = 2 * wanted
         pairs = eigsh(problem.operator, wanted, **how)
-    return _of_pairs(problem, pairs, slope, zero, k, _counted(problem, pairs, zero))
+    counted = None
+    if not problem.traced and max_products is None and not bool(pairs.complete & (pairs.eigenvalues[-1] > zero)):
+        counted = _counted(problem, float(zero))
+    return _of_pairs(problem, pairs, slope, zero, k, counted)
 
 
-def _counted(problem: Problem, pairs: Eigenpairs, zero: Array) -> int | None:
-    """The number of negative eigenvalues by a factorization; None if it is not needed, or there is none."""
-    if problem.traced or bool(pairs.complete):
+def _counted(problem: Problem, zero: float) -> tuple[int, int] | None:
+    """How many eigenvalues are negative, and how many negative or zero, by factorizations; None if there are none."""
+    counts = counts_below(problem, -zero, zero)
+    if counts is None or any(abs(used - sigma) > zero / 2 for (_, used), sigma in zip(counts, (-zero, zero), strict=True)):
         return None
-    return number_below(problem, -float(zero))
+    return counts[0][0], counts[1][0]
 
 
-def _of_pairs(problem: Problem, pairs: Eigenpairs, slope: Array, zero: Array, k: int, counted: int | None) -> _Lowest:
+def _of_pairs(
+    problem: Problem, pairs: Eigenpairs, slope: Array, zero: Array, k: int, counted: tuple[int, int] | None
+) -> _Lowest:
     values = pairs.eigenvalues
     rows = problem.layout.ravel(pairs.eigenvectors, batch=1).astype(problem.dtype)
     parts = contract(rows, slope)
     rest = jnp.linalg.norm(slope - contract(parts, rows))
-    below = jnp.sum(values < -zero, dtype=jnp.int32)
     steps = vec.quotient(parts, jnp.maximum(jnp.abs(values), zero))
     # All other eigenvalues are at least as large as the last one.
     beyond = vec.quotient(rest, jnp.maximum(values[-1], zero))
-    return _Lowest(
-        values=values[:k],
-        rows=rows[:k],
-        below=below if counted is None else jnp.asarray(counted, jnp.int32),
-        zeros=jnp.any(jnp.abs(values) <= zero),
-        certain=(pairs.complete & (values[-1] >= -zero)) | jnp.asarray(counted is not None),
-        zero=zero,
-        count=jnp.asarray(problem.n - (problem.rank() or 0), jnp.int32),
-        newton=jnp.sqrt(jnp.sum(steps**2) + beyond**2),
-    )
+    if counted is None:
+        below, zeros = jnp.sum(values < -zero, dtype=jnp.int32), jnp.any(jnp.abs(values) <= zero)
+        certain = pairs.complete & (values[-1] > zero)
+    else:
+        below, zeros = jnp.asarray(counted[0], jnp.int32), jnp.asarray(counted[1] > counted[0])
+        certain = jnp.ones((), bool)
+    newton = jnp.sqrt(jnp.sum(steps**2) + beyond**2)
+    return _Lowest(values[:k], rows[:k], below, zeros, certain, zero, problem.count(), newton)
 
 
 @eqx.filter_jit
@@ -257,7 +264,7 @@ def _judged(problem: Problem, found: _Lowest, value: Array, slope: Array, x: Any
     dtype = found.values.dtype
     size = jnp.linalg.norm(slope)
     near = tuning.NEAR * jnp.linalg.norm(problem.layout.ravel(x).astype(dtype)) if xtol is None else xtol.astype(dtype)
-    finite = jnp.isfinite(value) & jnp.isfinite(size) & jnp.all(jnp.isfinite(found.values)) & jnp.isfinite(found.zero)
+    finite = jnp.isfinite(value) & jnp.isfinite(size) & ~jnp.any(jnp.isnan(found.values)) & jnp.isfinite(found.zero)
     stationary = (found.newton <= near) & finite
     several = PointKind.where(found.below == found.count, PointKind.maximum, PointKind.saddle)
     kind = PointKind.where(found.below == 1, PointKind.saddle_1, several)

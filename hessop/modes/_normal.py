@@ -16,12 +16,14 @@ from jax.core import Tracer
 from hessop._base.annotations import Count, Scalar
 from hessop._base.arguments import is_positive_int
 from hessop._krylov.options import nonnegative
+from hessop._krylov.vectors import working_dtype
 from hessop._operator.arguments import check_index
 from hessop._operator.hessian import HessianOperator
 from hessop._program.finite import warn
 from hessop._spectra.eigen import eigsh
 from hessop._spectra.problem import Problem, decomposed, problem_of
 from hessop._spectra.rigid import check_masses, rigid_motions
+from hessop._spectra.tuning import DENSE_ROWS
 from hessop.modes import _tuning as tuning
 from hessop.modes._units import DEFAULT, Units, units_of
 
@@ -107,13 +109,18 @@ class NormalModes(eqx.Module):
             cells = (str(number), shown, f"{mass:{fixed}}", f"{constant:{fixed}}")
             lines.append("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, names, strict=True)))
         energy = "" if reduced else f" {units.energy}"
-        lines.append(f"{self.removed} rigid motions removed; zero-point energy {self.zero_point_energy():.4f}{energy}")
+        total = f"; zero-point energy {self.zero_point_energy():.4f}{energy}" if self._is_all() else ""
+        lines.append(f"{self.removed} rigid motions removed{total}")
         return "\n".join(lines)
 
     # --- harmonic oscillators ---
 
     def zero_point_energy(self) -> float:
-        """The sum of hν / 2 over all real frequencies, in the unit of energy."""
+        """The sum of hν / 2 over all real frequencies, in the unit of energy.
+
+        Raises:
+            ValueError: not all modes were computed.
+        """
         return float(np.sum(self._quanta()) / 2)
 
     def free_energy(self, temperature: float) -> float:
@@ -123,7 +130,7 @@ class NormalModes(eqx.Module):
             temperature: in kelvin, or in units of energy if units are reduced.
 
         Raises:
-            ValueError: it is not a nonnegative number.
+            ValueError: it is not a nonnegative number, or not all modes were computed.
 
         References:
             McQuarrie, Statistical Mechanics (2000), section 6-3.
@@ -141,10 +148,28 @@ class NormalModes(eqx.Module):
         ratio = quanta / kT
         return float(self.units.boltzmann * np.sum(ratio / np.expm1(ratio) - np.log(-np.expm1(-ratio))))
 
+    def _is_all(self) -> bool:
+        return self.frequencies.size + self.removed == len(self.free) * self.positions.shape[1]
+
+    def _check_all(self) -> None:
+        """Refuse a part of the modes.
+
+        Raises:
+            ValueError: not all modes were computed.
+        """
+        if not self._is_all():
+            size = len(self.free) * self.positions.shape[1]
+            raise ValueError(
+                f"modes: got {self.frequencies.size} and {self.removed} rigid motions, expected all {size}; call normal_modes "
+                f"without k"
+            )
+
     def _quanta(self) -> np.ndarray:
-        """hν of real, nonzero frequencies, in the unit of energy."""
-        frequencies = np.asarray(self.frequencies, np.float64)
-        return frequencies[frequencies > 0] * self.units.quantum
+        """hν of real frequencies, in the unit of energy; those that are zero up to rounding are left out."""
+        self._check_all()
+        omega2, frequencies = np.asarray(self.omega2, np.float64), np.asarray(self.frequencies, np.float64)
+        zero = tuning.ZERO_ULPS * float(jnp.finfo(self.omega2.dtype).eps) * np.max(np.abs(omega2), initial=0.0)
+        return frequencies[omega2 > zero] * self.units.quantum
 
     def _kT(self, temperature: float) -> float:
         return float(nonnegative(temperature, "temperature")) * self.units.boltzmann
@@ -159,18 +184,20 @@ class NormalModes(eqx.Module):
         """
         d = self.positions.shape[1]
         size = len(self.free) * d
-        if self.frequencies.size + self.removed != size:
-            raise ValueError(
-                f"modes: got {self.frequencies.size} and {self.removed} rigid motions, expected all {size}; call normal_modes "
-                f"without k"
-            )
+        self._check_all()
         rows = np.asarray(self._rows(), np.float64).reshape(-1, len(self.positions), d)[:, self.free].reshape(-1, size)
         weighted = rows * np.repeat(np.asarray(self.masses, np.float64)[self.free], d)
         return (weighted.T * np.asarray(self.omega2, np.float64)) @ weighted
 
     def to_phonopy(self) -> np.ndarray:
-        """The Hessian as force constants in phonopy's shape [f, f, 3, 3], in eV / Angstrom^2."""
+        """The Hessian as force constants in phonopy's shape [f, f, 3, 3], in eV / Angstrom^2.
+
+        Raises:
+            ValueError: not all modes were computed, particles are not in three dimensions, or units are reduced.
+        """
         d, count = self.positions.shape[1], len(self.free)
+        if d != 3:
+            raise ValueError(f"positions: got {d} dimensions, expected 3, as phonopy does")
         return self.hessian().reshape(count, d, count, d).transpose(0, 2, 1, 3) * self.units.curvature_in_ase()
 
     def to_ase(self, atoms: Any = None) -> Any:
@@ -270,7 +297,9 @@ def normal_modes(
     moving = _free(free, x.shape[0])
     all_move = len(moving) == x.shape[0]
     null = rigid_motions(H.x, periodic=periodic) if project and all_move else None
-    masses = masses.astype(x.dtype)
+    if null is not None and x.shape[0] == 1:
+        raise ValueError("H: got a single particle, whose only motions are translations; pass project=False")
+    masses = masses.astype(working_dtype(H.x))
     if all_move:
         operator, weights = H, jax.tree.structure(H.x).unflatten([masses])
     else:
@@ -281,9 +310,9 @@ def normal_modes(
         raise ValueError(f"k: got {k}, expected at most {left}, the number of modes")
     if null is not None:
         _warn_unless_rigid(problem)
-    if k is None:
+    if k is None or (not all_move and problem.n <= DENSE_ROWS):
         omega2, rows = _all_modes(H, problem, moving, all_move, left)
-        modes = problem.vectors(rows)
+        omega2, modes = omega2[:k], problem.vectors(rows[:k])
     else:
         pairs = eigsh(operator, k, null=null, mass=weights, tol=tol, key=key)
         if not bool(pairs.complete):

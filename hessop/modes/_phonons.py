@@ -112,7 +112,7 @@ def dynamical_matrix(H: Any, masses: Any, q: Any, *, cell: Any, primitive: Any =
         doi:10.1016/j.scriptamat.2015.07.021.
     """
     q = np.asarray(q, np.float64)
-    if q.shape not in ((3,), (len(q), 3)) or not np.all(np.isfinite(q)):
+    if q.ndim not in (1, 2) or q.shape[-1] != 3 or not np.all(np.isfinite(q)):
         raise ValueError(f"q: got shape {q.shape}, expected a finite wave vector [3], or several [points, 3]")
     found = _crystal(H, masses, cell, primitive).dynamical_matrices(q.reshape(-1, 3))
     return found[0] if q.ndim == 1 else found
@@ -229,18 +229,22 @@ def _basis(x: np.ndarray, masses: np.ndarray, cell: np.ndarray, primitive: np.nd
 
 def _nearest_images(d: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest images of differences d [b, N, 3], and their shares: [b, N, images, 3] and [b, N, images]."""
-    fractional = d @ np.linalg.inv(cell)
-    near = (fractional - np.round(fractional)) @ cell
     side = np.arange(-tuning.IMAGES, tuning.IMAGES + 1)
     shifts = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1).reshape(-1, 3) @ cell
-    images = near[:, :, None] + shifts
-    lengths = np.linalg.norm(images, axis=-1)
-    shortest = np.min(lengths, axis=-1, keepdims=True)
-    size = tuning.SAME_DISTANCE * np.min(np.linalg.norm(cell, axis=1))
-    ties = lengths <= shortest + size
-    most = int(np.max(np.sum(ties, axis=-1)))
-    # The nearest first; then only as many as the most that any pair has.
-    order = np.argsort(~ties, axis=-1, kind="stable")[:, :, :most]
-    ties = np.take_along_axis(ties, order, axis=-1)
-    images = np.take_along_axis(images, order[..., None], axis=2)
+    tolerance = tuning.SAME_DISTANCE * np.min(np.linalg.norm(cell, axis=1))
+    fractional = d @ np.linalg.inv(cell)
+    near = (fractional - np.round(fractional)) @ cell
+    found = [_ties(row[:, None] + shifts, tolerance) for row in near]  # one atom of the basis at a time, for memory
+    most = max(images.shape[1] for images, _ in found)
+    widen = lambda array: np.pad(array, [(0, 0), (0, most - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+    images, ties = (np.stack([widen(each) for each in group]) for group in zip(*found, strict=True))
     return images, ties / np.sum(ties, axis=-1, keepdims=True)
+
+
+def _ties(images: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of images [N, all, 3], those that are nearest: [N, images, 3], and which of them are [N, images]."""
+    lengths = np.linalg.norm(images, axis=-1)
+    ties = lengths <= np.min(lengths, axis=-1, keepdims=True) + tolerance
+    # The nearest first; then only as many as the most that any pair has.
+    order = np.argsort(~ties, axis=-1, kind="stable")[:, : int(np.max(np.sum(ties, axis=-1)))]
+    return np.take_along_axis(images, order[..., None], axis=1), np.take_along_axis(ties, order, axis=-1)

@@ -184,7 +184,8 @@ def saddle_search(
         x: where to start, a pytree of real floating arrays.
         args: tuple of pytrees, as for `HessianOperator`.
         mode: direction to go up along first, a pytree like x; the mode that is most like the last one is followed. None for the
-            lowest mode at each point.
+            lowest mode at each point, and, if that leads nowhere, for more attempts from random points next to the minimum
+            below the start.
         null: None; "rigid" for the translations and rotations of particles, or "translations" in a periodic box, at each point;
             or directions stacked along a new leading axis, as for `eigsh`.
         method: "p-rfo" or "min-mode".
@@ -193,8 +194,8 @@ def saddle_search(
             largest |eigenvalue| and the root mean square of x.
         radius: the first trust radius, in the norm of x; by default a twentieth of the root mean square of x.
         max_radius: the largest trust radius; by default infinite.
-        max_steps: largest number of steps.
-        key: key of `jax.random`, for the lowest mode by products.
+        max_steps: largest number of steps of all attempts; one attempt takes at most a third of it, unless `mode` is given.
+        key: key of `jax.random`, for the first direction and for random points.
 
     Returns:
         A `SaddleSearch`; `converged` says whether it is a saddle point of index 1.
@@ -245,18 +246,18 @@ def saddle_search(
     key = jax.random.key(0) if key is None else key
     rms = _rms(layout.ravel(x).astype(dtype))
     # An attempt that goes round in circles must not take all steps.
-    most = -(-max_steps // tuning.LEAST_ATTEMPTS)
+    most = max_steps if mode is not None else -(-max_steps // tuning.LEAST_ATTEMPTS)
     attempt = _search(_Objective(leaf), x, arguments[1], mode, null, *numbers, key, _int(most), rms, method=method)
     spent, minimum = _Counts().after(attempt.state), None
-    for number in range(1, tuning.MOST_ATTEMPTS):
+    for repeat in range(1, tuning.MOST_ATTEMPTS):
         left = max_steps - int(spent.steps)
-        if bool(attempt.state.done) or left <= 0:
+        if bool(attempt.state.done) or left <= 0 or mode is not None or not bool(jnp.isfinite(attempt.first)):
             break
         # No saddle point that way: again from a random place next to the minimum below.
         if minimum is None:
             minimum, _, gradients = _descend(_Objective(leaf), x, arguments[1], None, attempt.state.limit, _int(max_steps), rms)
             spent = spent._replace(gradients=spent.gradients + gradients)
-        own = jax.random.fold_in(key, number)
+        own = jax.random.fold_in(key, repeat)
         start = _displaced(minimum, own, tuning.SADDLE_RADIUS * rms if numbers[1] is None else numbers[1])
         steps = _int(min(left, most))
         attempt = _search(_Objective(leaf), start, arguments[1], None, null, *numbers, own, steps, rms, method=method)
@@ -296,11 +297,12 @@ class _Counts(NamedTuple):
 
 
 class _Attempt(NamedTuple):
-    """The last state of an attempt, the mode it went up along, and the curvature along that."""
+    """The last state of an attempt, the mode it went up along, the curvature along that, and the first value."""
 
     state: _State
     mode: Array
     curvature: Array
+    first: Array
 
 
 def _int(value: int) -> Array:
@@ -449,7 +451,7 @@ def _search(
     state = lax.while_loop(unfinished, advance, state)
     image = energy.layout.ravel(energy.hessian(state.x).mv(energy.layout.unravel(state.mode.astype(energy.layout.dtype))))
     mode = vec.quotient(state.mode, jnp.linalg.norm(state.mode))
-    return _Attempt(state, mode, jnp.vdot(mode, image.astype(dtype)))
+    return _Attempt(state, mode, jnp.vdot(mode, image.astype(dtype)), value)
 
 
 def _upward(energy: _Energy, state: _State, mode: Array, curvature: Array, follows: bool) -> Array:
@@ -614,7 +616,7 @@ def _softest_mode(problem: Problem, start: Array) -> tuple[Array, Array, Array, 
     limit = jnp.asarray(tuning.MIN_MODE_PRODUCTS, jnp.int32)
     tolerance = jnp.asarray(tuning.MIN_MODE_RTOL, dtype)
     wanted = davidson.Wanted(lambda values: values, tolerance, limit)
-    operator = davidson.Operator(problem.products, problem.complement, lambda rows: rows)
+    operator = davidson.Operator(problem.products, problem.complement, None)
     first = lambda search: ~davidson.round_is_over(search, sizes, wanted)
     search = lax.while_loop(first, lambda search: davidson.extend(search, sizes, operator, wanted), search)
     pairs = search.space.pairs

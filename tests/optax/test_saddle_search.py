@@ -35,6 +35,7 @@ def random_cluster(number, seed):
     return 1.1 * x / np.linalg.norm(x, axis=1, keepdims=True) * rng.uniform(0.4, 1.2, (number, 1)) * (number / 7) ** (1 / 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_both_saddle_points_of_mueller_and_brown(method):
     """From 20 random starts."""
@@ -61,6 +62,7 @@ def test_the_minima_on_both_sides():
     assert search(mueller_brown, [0.3, 0.2]).sides == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mode_is_followed(method):
     """Four saddle points around a minimum: the direction decides."""
@@ -135,6 +137,7 @@ def test_pytrees_arguments_and_counts():
     assert int(by_products.num_products) > 0
 
 
+@pytest.mark.long
 def test_what_has_no_saddle_point_is_said():
     result = search(lambda x: jnp.sum(x**2), [1.0, 0.5], max_steps=60)
     assert not bool(result.converged)
@@ -143,6 +146,7 @@ def test_what_has_no_saddle_point_is_said():
     assert not bool(broken.converged)
 
 
+@pytest.mark.long
 def test_a_second_search_does_not_recompile(compilations):
     fn = lambda x, a: (x[0] ** 2 - 1) ** 2 + a * x[1] ** 2
     for method in METHODS:
