@@ -53,7 +53,7 @@ def test_energy_and_forces():
     assert np.max(np.abs(atoms.get_forces() - before)) > 1e-4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_hessian_and_ase_vibrations(tmp_path):
     atoms = argon()
     atoms.calc = hessop.ase.Calculator(cluster)
@@ -68,7 +68,7 @@ def test_the_hessian_and_ase_vibrations(tmp_path):
     np.testing.assert_allclose(data.get_frequencies()[6:].real, modes.frequencies, rtol=1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_stress_against_finite_differences():
     atoms = bulk("Ar", cubic=True, a=5.4).repeat(2)
     atoms.rattle(0.05, seed=0)

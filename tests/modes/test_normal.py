@@ -136,7 +136,7 @@ def test_clusters_against_the_dense_spectrum(k):
     np.testing.assert_allclose(modes.reduced_masses, 1 / np.sum(rows**2, axis=1), rtol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.x64
 def test_a_cluster_of_38():
     x = relaxed(38)
@@ -148,7 +148,7 @@ def test_a_cluster_of_38():
     np.testing.assert_allclose(modes.omega2, w[6:], rtol=1e-9)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.x64
 def test_moved_and_renamed_particles_have_the_same_frequencies():
     x = icosahedron()
@@ -168,7 +168,7 @@ def test_a_pytree_keeps_its_structure():
 # --- frozen particles ---
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [None, 3])
 def test_frozen_particles(k):
     x = icosahedron()
@@ -207,7 +207,7 @@ def test_thermodynamics_of_one_oscillator():
     assert modes.entropy(0.0) == 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.x64
 def test_thermodynamics_against_ase():
@@ -222,7 +222,7 @@ def test_thermodynamics_against_ase():
 # --- other libraries ---
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.x64
 def test_to_ase_and_to_phonopy():
@@ -262,7 +262,7 @@ def test_partial_sets_have_no_hessian():
 # --- mistakes ---
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.once
 def test_rotations_in_a_periodic_box_are_reported():
     def box(x):

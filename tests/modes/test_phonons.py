@@ -87,7 +87,7 @@ def test_bands_of_argon():
     np.testing.assert_allclose(in_wave_numbers.frequencies, bands.frequencies * 33.35641, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.x64
 @pytest.mark.once
 def test_bands_of_argon_against_phonopy():

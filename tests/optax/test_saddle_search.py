@@ -35,7 +35,7 @@ def random_cluster(number, seed):
     return 1.1 * x / np.linalg.norm(x, axis=1, keepdims=True) * rng.uniform(0.4, 1.2, (number, 1)) * (number / 7) ** (1 / 3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_both_saddle_points_of_mueller_and_brown(method):
     """From 20 random starts."""
@@ -64,7 +64,7 @@ def test_the_minima_on_both_sides():
     assert search(mueller_brown, [0.3, 0.2]).sides == ()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mode_is_followed(method):
     """Four saddle points around a minimum: the direction decides."""
@@ -87,7 +87,7 @@ def test_from_exactly_a_minimum_and_an_index_two_point():
         assert sorted(np.round(np.abs(np.asarray(result.x)), 3)) == [0, 1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_seven_particles(method):
     """At least the two lowest saddle points from 20 random starts; every success is certified."""
@@ -111,7 +111,7 @@ def test_seven_particles(method):
         assert found[:2] == known[:2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_thirteen_particles(method):
     for seed in range(3):
@@ -139,7 +139,7 @@ def test_pytrees_arguments_and_counts():
     assert int(by_products.num_products) > 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:not finite")
 def test_what_has_no_saddle_point_is_said():
     result = search(lambda x: jnp.sum(x**2), [1.0, 0.5], max_steps=60)
@@ -149,7 +149,7 @@ def test_what_has_no_saddle_point_is_said():
     assert not bool(broken.converged)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_second_search_does_not_recompile(compilations):
     fn = lambda x, a: (x[0] ** 2 - 1) ** 2 + a * x[1] ** 2
     for method in METHODS:

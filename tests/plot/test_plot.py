@@ -57,7 +57,7 @@ def test_all_are_listed():
     assert sorted(DRAW) == sorted(hessop.plot.__all__)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAW)
 def test_axes_go_in_and_come_out(name):
     before = dict(pyplot.rcParams)

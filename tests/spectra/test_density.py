@@ -40,7 +40,7 @@ def test_sums_of_minibatches():
     np.testing.assert_allclose(hessop.inverse_diagonal(both).value, np.diag(np.linalg.inv(A + B)), rtol=1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_null_directions_of_a_determinant():
     H = diagonal([0.0, 2.0, 3.0])
     found = hessop.logdet(H, null=jnp.eye(3, dtype=FLOAT)[:1])
@@ -85,7 +85,7 @@ def test_inside_jit():
 # --- estimates ---
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_estimates_are_within_their_errors():
     H, A = spd(200)
     for call, exact in ((hessop.trace, np.trace(A)), (hessop.logdet, np.linalg.slogdet(A)[1])):
@@ -103,7 +103,7 @@ def test_one_sample_has_no_error_bar():
     assert np.isinf(hessop.trace(spd(20)[0], samples=1).standard_error)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_large_functions_without_structure_are_estimated(monkeypatch):
     monkeypatch.setattr(tuning, "EXACT_ROWS", 5)
     net = lambda p: jnp.sum(jnp.tanh(jnp.tanh(p["w"] @ jnp.arange(1.0, 5.0, dtype=FLOAT)) @ p["v"]) ** 2) + jnp.sum(p["w"] ** 2)

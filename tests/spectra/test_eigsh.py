@@ -32,7 +32,7 @@ def by_factorization(H, k, which, **how):
 
 METHODS = [by_dense, by_products, by_factorization]
 # The same where products are tried only in the longer suite: each size takes seconds to compile.
-FEWER = [by_dense, pytest.param(by_products, marks=pytest.mark.long), by_factorization]
+FEWER = [by_dense, pytest.param(by_products, marks=pytest.mark.slow), by_factorization]
 WHICH = ["SA", "LA", "LM", "SM", 3.3]
 
 
@@ -62,7 +62,7 @@ def test_the_wanted_pairs(method, which):
     assert np.all(pairs.residuals <= 2000 * EPS * size)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_find_all_copies(kind):
     rng = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def test_easy_matrices_are_no_trap(w, method, which):
         assert same_set(pairs.eigenvalues, w, k, which, 1e-8 if jnp.float64 == FLOAT else 1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_start_that_is_an_eigenvector_is_no_trap():
     # The first block consists of eigenvectors that are not wanted: nothing else is in their Krylov space.
     w = jnp.arange(1.0, 61.0, dtype=FLOAT)
@@ -135,7 +135,7 @@ def test_a_start_that_is_an_eigenvector_is_no_trap():
     assert same_set(done.found.values, w, 3, "SA", 4000 * EPS * 60)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_gap_above_a_tight_bulk_hides_no_copy():
     """A random vector has a small residual in a tight bulk, and may not show the fifth copy of an eigenvalue far away."""
     w = np.concatenate([np.full(5, 100.0), [99.0], np.random.default_rng(0).uniform(-0.01, 0.01, 1994)])
@@ -146,7 +146,7 @@ def test_a_gap_above_a_tight_bulk_hides_no_copy():
         np.testing.assert_allclose(pairs.eigenvalues, 100, rtol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_preconditioner_of_low_rank_hides_nothing():
     w = np.concatenate([np.ones(6), np.linspace(2, 9, 94)])
     rank_one = lx.DiagonalLinearOperator(jnp.zeros(100, FLOAT).at[50].set(1.0))
@@ -154,7 +154,7 @@ def test_a_preconditioner_of_low_rank_hides_nothing():
     assert not bool(pairs.complete) or same_set(pairs.eigenvalues, w, 5, "SA", 1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_too_few_products_are_flagged():
     H, _ = with_spectrum(np.geomspace(1e-6, 1, 200))
     pairs = hessop.eigsh(H, 4, max_products=30)
@@ -183,7 +183,7 @@ def test_a_large_problem_goes_to_products_and_then_to_factors():
     np.testing.assert_allclose(top.eigenvalues, exact[-4:], rtol=100 * EPS)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_factors_of_the_dense_matrix_precondition():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.uniform(0, 30, (400, 3)), FLOAT)
@@ -212,7 +212,7 @@ def test_null_directions_are_projected_out(method):
         assert np.max(np.abs(flat(pairs) @ np.asarray(null).T)) < 1e-5
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_null_directions_that_are_no_eigenvectors(which):
     """The pairs are those of P H P on the complement, also under jit."""
@@ -281,7 +281,7 @@ def test_inside_jit_and_vmap():
     assert bool(jnp.all(complete))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_products_inside_jit():
     H, _ = with_spectrum(np.arange(1.0, 31.0))
     pairs = jax.jit(lambda H: hessop.eigsh(H, 3, max_products=2000))(H)
@@ -289,7 +289,7 @@ def test_products_inside_jit():
     assert same_set(pairs.eigenvalues, np.arange(1.0, 31.0), 3, "SA", 4000 * EPS * 30)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_new_point_does_not_recompile(compilations):
     quartic = lambda x: jnp.sum(jnp.arange(1, 9, dtype=FLOAT) * x**4)
     run = lambda x, **how: hessop.eigsh(hessop.HessianOperator(quartic, x), 2, **how)
@@ -301,7 +301,7 @@ def test_a_new_point_does_not_recompile(compilations):
         np.testing.assert_allclose(pairs.eigenvalues, [48, 96], rtol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_sums_of_hessians_and_other_operators():
     first, second = diagonal([1.0, 5.0, 2.0]), diagonal([4.0, -3.0, 1.0])
     both = first + second
@@ -322,7 +322,7 @@ def test_half_precision(dtype):
     np.testing.assert_allclose(pairs.eigenvalues, 2, rtol=0.01)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_preconditioner_saves_products():
     w = np.geomspace(1, 1e3, 150)
     H = diagonal(w)
@@ -333,7 +333,7 @@ def test_a_preconditioner_saves_products():
     assert int(better.num_products) < int(plain.num_products) / 2
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_progress_is_reported():
     seen = []
     H, _ = with_spectrum(np.arange(1.0, 101.0))
@@ -350,7 +350,7 @@ def test_a_hessian_that_is_not_finite_is_not_complete():
             assert not bool(hessop.eigsh(H, 1, **how).complete)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_debug_nans_finds_none():
     with jax.debug_nans(True):
         for w in (np.zeros(6), np.arange(6.0)):

@@ -83,7 +83,7 @@ def test_is_minimum_agrees():
         assert bool(hessop.is_minimum(H, xtol=1e-2)) == (kind(hessop.stationary_point(H, xtol=1e-2)) == "minimum")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_large_problems():
     """More pairs are computed while all are negative; a degenerate spectrum is named so."""
     n = 1500
@@ -94,7 +94,7 @@ def test_large_problems():
     np.testing.assert_allclose(point.eigenvalues, [-16, -14, -12], rtol=1e-2 if jnp.float32 == FLOAT else 1e-9)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_by_products_the_count_may_be_uncertain():
     n = 300
     fn = lambda x: jnp.sum(jnp.geomspace(1e-5, 1, n).astype(FLOAT) * x**2) + jnp.sum(x) ** 2 * 1e-9
