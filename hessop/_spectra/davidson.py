@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, n: int, k: int, *, block: int, blocks: int) -> "Sizes":
-        """The sizes for k of n pairs: a basis of so many blocks beyond the pairs, half of which are kept."""
+        """The sizes for k of n pairs: the basis holds a number of blocks beyond the pairs, and a restart keeps half of them."""
         block = min(block, n)
         kept = min(k + blocks // 2 * block, n)
         return cls(n, k, block, kept, min(k + blocks * block, n) + block)
@@ -176,6 +176,7 @@ def converged(search: Search, wanted: Wanted) -> Array:
 
 
 def round_is_over(search: Search, sizes: Sizes, wanted: Wanted) -> Array:
+    """Whether the present round has found what it looks for, cannot go on, or has no products left."""
     # All pairs that are wanted have to converge. Once they have, in the rounds after it, the first one has to, unless it is
     # clearly not wanted.
     fine = converged(search, wanted)

@@ -29,6 +29,7 @@ from hessop._spectra.shift_invert import HostPairs, closest, lowest, number_belo
 
 @jax.jit
 def all_values(matrix: Array, null: Array | None) -> tuple[Array, Array]:
+    """All eigenvalues in ascending order [n], and how many of them count: those of null directions come last."""
     if null is None:
         return jnp.linalg.eigvalsh(matrix), jnp.asarray(matrix.shape[0], jnp.int32)
     w, _, count = decomposed(matrix, null)
@@ -49,6 +50,7 @@ def _from_matrix(matrix: Array, null: Array | None, which: Which, k: int) -> tup
 
 
 def by_decomposition(problem: Problem, which: Which, k: int) -> Eigenpairs:
+    """From the whole spectrum of the dense matrix."""
     values, rows, residuals, complete = _from_matrix(problem.matrix(), problem.null, which, k)
     return Eigenpairs(values, problem.vectors(rows), residuals, complete, jnp.zeros((), jnp.int32), "dense")
 
@@ -77,6 +79,7 @@ def by_products(
     key: Array | None,
     progress: ProgressOption,
 ) -> Eigenpairs:
+    """By block Davidson; the arguments are those of `eigsh`, checked."""
     # In a half-known interior, Davidson follows the wrong pairs: the square of H - σ has them at its lower end.
     folded = _folded(which)
     problem = problem.linearized()

@@ -35,8 +35,8 @@ CHOLESKY_SHIFT, CHOLESKY_ATTEMPTS = 1e-5, 4
 
 # --- block Davidson (davidson.py) ---
 
-# Products for each eigenpair, and in any case, if `max_products` is None. Chosen: 19,652 atoms on a
-# neighbour list take 4,700 for ten.
+# Products for each eigenpair, and in any case, if `max_products` is None. Chosen: ten pairs of 19,652 atoms on a neighbour list
+# take 4,700.
 PRODUCTS_PER_PAIR, LEAST_PRODUCTS = 300, 6000
 
 # Ulps. A pair has converged if its residual |A v - λ v| is below this many. Chosen: products of tiles have errors of up to a
@@ -119,8 +119,8 @@ EXACT_ROWS = 2000
 # Ulps. An eigenvalue is not positive below this many: the rounding of a decomposition of thousands of rows. Chosen.
 SINGULAR_ULPS = 100
 
-# Tolerance of the solves for the diagonal of an inverse: far below the standard error of any number of samples. Chosen.
-# Ulps, in float32: what rounding leaves.
+# Residual of the solves for the diagonal of an inverse, relative to the right-hand side, and in ulps, which rounding leaves in
+# float32: the larger counts. The error is this times the condition number, which the standard error does not show. Chosen.
 SOLVE_RTOL, SOLVE_ULPS = 1e-6, 1000
 
 # Columns of the identity that are solved with at a time, for the diagonal of an inverse. Chosen.
