@@ -18,7 +18,7 @@ from hessop._base.arguments import check_vector, is_positive_int
 from hessop._base.layout import TreeLayout
 from hessop._certify import tuning
 from hessop._krylov import tuning as krylov_tuning, vectors as vec
-from hessop._krylov.dense import contract, project_out
+from hessop._krylov.dense import contract, without
 from hessop._krylov.lanczos import Lowest, lowest_eigenpair
 from hessop._krylov.options import nonnegative
 from hessop._operator.abstract import AbstractHessian, Hessian
@@ -326,4 +326,4 @@ def _is_rigid(direction: Array, leaves: list[Any]) -> Array:
     if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] not in (2, 3):
         return jnp.zeros((), bool)
     rows = orthonormal(motions(leaves[0].astype(direction.dtype), periodic=False))
-    return jnp.linalg.norm(project_out(direction, rows)[0]) <= tuning.RIGID
+    return jnp.linalg.norm(without(direction, rows)) <= tuning.RIGID

@@ -12,6 +12,11 @@ def contract(a: Array, b: Array) -> Array:
     return jnp.tensordot(a, b, axes=1, precision=lax.Precision.HIGHEST)
 
 
+def without(v: Array, rows: Array | None) -> Array:
+    """Vectors [..., n] without their components along orthonormal (or zero) rows [k, n]: one pass of Gram-Schmidt."""
+    return v if rows is None else v - contract(contract(v, rows.T), rows)
+
+
 def project_out(v: Array, rows: Array, dual: Array | None = None) -> tuple[Array, Array]:
     """One pass of Gram-Schmidt: v without its components along orthonormal rows, and those components.
 

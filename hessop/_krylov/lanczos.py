@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hessop._krylov import tuning, vectors as vec
-from hessop._krylov.dense import contract, project_out, spectrum, symmetric
+from hessop._krylov.dense import contract, spectrum, symmetric, without
 
 
 class Lowest(NamedTuple):
@@ -91,20 +91,19 @@ def gauss_rule(product: Callable[[Array], Array], start: Array, null: Array | No
 def _chain(product: Callable[[Array], Array], start: Array, null: Array | None, m: int) -> _Chain:
     """Lanczos vectors until there are m, or their span is invariant."""
     n, dtype = start.shape[0], start.dtype
-    complement = lambda v: v if null is None else project_out(v, null)[0]
-    start = complement(start)
+    start = without(start, null)
     basis = jnp.zeros((m + 1, n), dtype).at[0].set(vec.quotient(start, jnp.linalg.norm(start)))
     zero = jnp.zeros((), dtype)
     chain = _Chain(basis, jnp.zeros((m + 1, m + 1), dtype), jnp.zeros((), jnp.int32), zero, jnp.zeros((), bool))
-    advance = lambda chain: _advance(chain, product(chain.basis[chain.step]), complement)
+    advance = lambda chain: _advance(chain, product(chain.basis[chain.step]), null)
     return lax.while_loop(lambda chain: (chain.step < m) & ~chain.ended, advance, chain)
 
 
-def _advance(chain: _Chain, q: Array, complement: Callable[[Array], Array]) -> _Chain:
+def _advance(chain: _Chain, q: Array, null: Array | None) -> _Chain:
     """One more row: what is left of q = A times the last one."""
     components = contract(chain.basis, q)
     for _ in range(tuning.ORTHOGONALIZATIONS):
-        q, _ = project_out(complement(q), chain.basis)
+        q = without(without(q, null), chain.basis)
     length = jnp.linalg.norm(q)
     size = jnp.maximum(chain.size, jnp.sqrt(jnp.sum(components**2) + length**2))
     new = length > tuning.DEPENDENT_ULPS * jnp.finfo(q.dtype).eps * size  # false for NaN

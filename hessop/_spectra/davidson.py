@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from hessop._krylov import tuning as krylov_tuning, vectors as vec
-from hessop._krylov.dense import contract, spectrum
+from hessop._krylov.dense import contract, spectrum, without
 from hessop._spectra import tuning
 
 
@@ -256,7 +256,7 @@ def _next_round(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted
 def extend(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted) -> Search:
     """One block more in the basis, and the Ritz pairs of it."""
     space = search.space
-    project = lambda rows: _without(_without(operator.complement(rows), search.found.vectors), space.V)
+    project = lambda rows: without(without(operator.complement(rows), search.found.vectors), space.V)
     pending = space.pending
     if operator.precondition is not None:
         # Random vectors stay random, and rows that it makes zero or not finite stay as they are.
@@ -265,7 +265,7 @@ def extend(search: Search, sizes: Sizes, operator: Operator, wanted: Wanted) -> 
         pending = jnp.where((space.blocks > 0) & jnp.isfinite(norms) & (norms > 0), better, pending)
     new = _independent(pending, project)
     images = operator.products(new)
-    images = _without(images, search.found.vectors)
+    images = without(images, search.found.vectors)
     at = space.used
     V = lax.dynamic_update_slice(space.V, new, (at, jnp.zeros_like(at)))
     W = lax.dynamic_update_slice(space.W, images, (at, jnp.zeros_like(at)))
@@ -320,11 +320,6 @@ def _restarted(space: _Space, sizes: Sizes, wanted: Wanted) -> _Space:
     T = jnp.diag(jnp.pad(jnp.where(exist, values, 0), padding[0]))
     V, W = (jnp.pad(contract(C.T, rows), padding) for rows in (space.V, space.W))
     return space._replace(V=V, W=W, T=T, used=jnp.asarray(sizes.kept, jnp.int32))
-
-
-def _without(rows: Array, others: Array) -> Array:
-    """Rows [b, n] without their components along orthonormal (or zero) rows [m, n]."""
-    return rows - contract(contract(rows, others.T), others)
 
 
 def _independent(rows: Array, project: Callable[[Array], Array]) -> Array:

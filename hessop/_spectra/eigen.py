@@ -25,6 +25,7 @@ from hessop._spectra.methods import (
     by_decomposition,
     by_factorization,
     by_products,
+    check_memory_of_decomposition,
     factors_of_dense,
 )
 from hessop._spectra.pairs import Eigenpairs, Which
@@ -151,6 +152,7 @@ def eigvalsh(H: Any, *, null: Any = None, mass: Any = None) -> Array:
         [-2.  2.]
     """
     problem = problem_of(H, null, mass, "eigvalsh")
+    check_memory_of_decomposition(problem, "eigsh finds a few of them, and spectral_density estimates their distribution")
     values, count = all_values(problem.matrix(), problem.null)
     rank = problem.rank()
     if rank is None:

@@ -3,7 +3,6 @@
 Each returns `Eigenpairs` of a `Problem`. Depends on the algorithms next to it. Must never know which one is chosen, or a route.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hessop._base.bytes import free_memory
+from hessop._base.bytes import format_bytes, free_memory
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.progress import Progress, ProgressOption, progress_bar
 from hessop._krylov import vectors as vec
@@ -27,6 +26,18 @@ from hessop._spectra.shift_invert import HostPairs, closest, lowest, number_belo
 # --- the dense matrix ---
 
 
+def check_memory_of_decomposition(problem: Problem, instead: str) -> None:
+    """Raise a `MemoryBudgetError` if the decomposition of the dense matrix does not fit; `instead` says what else there is."""
+    needed = tuning.COPIES_OF_DECOMPOSITION * problem.n**2 * problem.dtype.itemsize
+    if problem.n > tuning.DENSE_ROWS and needed > (free := free_memory()):
+        raise MemoryBudgetError(
+            f"the eigenvalues of a dense matrix of {problem.n} rows need {format_bytes(needed)}, and {format_bytes(free)} are "
+            f"free; {instead}",
+            needed=needed,
+            budget=free,
+        )
+
+
 @jax.jit
 def all_values(matrix: Array, null: Array | None) -> tuple[Array, Array]:
     """All eigenvalues in ascending order [n], and how many of them count: those of null directions come last."""
@@ -36,7 +47,7 @@ def all_values(matrix: Array, null: Array | None) -> tuple[Array, Array]:
     return w, count
 
 
-@functools.partial(jax.jit, static_argnames=("which", "k"))
+@eqx.filter_jit
 def _from_matrix(matrix: Array, null: Array | None, which: Which, k: int) -> tuple[Array, Array, Array, Array]:
     w, vectors, count = decomposed(matrix, null)
     order = jnp.where(jnp.arange(w.size, dtype=count.dtype) < count, which.order(w), jnp.inf)
@@ -51,6 +62,8 @@ def _from_matrix(matrix: Array, null: Array | None, which: Which, k: int) -> tup
 
 def by_decomposition(problem: Problem, which: Which, k: int) -> Eigenpairs:
     """From the whole spectrum of the dense matrix."""
+    check_memory_of_decomposition(problem, "max_products limits the search to products")
+    which = which.as_array(problem.dtype)
     values, rows, residuals, complete = _from_matrix(problem.matrix(), problem.null, which, k)
     return Eigenpairs(values, problem.vectors(rows), residuals, complete, jnp.zeros((), jnp.int32), "dense")
 
@@ -92,6 +105,7 @@ def by_products(
         sizes = davidson.Sizes.of(problem.n, k, block=block, blocks=tuning.PRECONDITIONED_BLOCKS)
     limit = jnp.asarray(max_products // (2 if folded else 1), jnp.int32)
     state = davidson.start(sizes, problem.dtype, key)
+    which = which.as_array(problem.dtype)
     how = {"sizes": sizes, "which": which}
     if progress is False or problem.traced:
         state = _advance(problem, preconditioner, state, tolerance, limit, limit + 1, **how)
@@ -263,7 +277,7 @@ def _host_pairs(matrix: Matrix, which: Which, k: int, negative: Callable[[], Mat
     if which.name == "SA":
         return lowest(matrix, k)
     if which.name in ("SM", "closest"):
-        return closest(matrix, k, which.sigma)
+        return closest(matrix, k, float(which.sigma))
     left = matrix.n - len(matrix.null)
     # From half of all pairs on, both ends have some in common, so one end has them all.
     highest = lowest(negative(), k if 2 * k <= left or which.name == "LA" else left)

@@ -54,7 +54,11 @@ class Which(NamedTuple):
     """Which eigenvalues are wanted: by name, or those closest to `sigma`."""
 
     name: str
-    sigma: float = 0.0
+    sigma: float | Array = 0.0
+
+    def as_array(self, dtype: Any) -> "Which":
+        """The same with `sigma` as an array, so that another number does not recompile."""
+        return self._replace(sigma=jnp.asarray(self.sigma, dtype))
 
     def order(self, values: Array) -> Array:
         """Numbers that are the smaller, the more an eigenvalue is wanted."""

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from hessop._base.arguments import as_array, check_vector
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.layout import TreeLayout, leaf_name
-from hessop._krylov.dense import contract, project_out
+from hessop._krylov.dense import contract, without
 from hessop._krylov.options import check_operator
 from hessop._krylov.vectors import power_of_two, working_dtype
 from hessop._operator.abstract import AbstractHessian
@@ -58,7 +58,7 @@ class Problem(eqx.Module):
 
     def complement(self, rows: Array) -> Array:
         """Rows without their components along the null directions."""
-        return rows if self.null is None else rows - contract(contract(rows, self.null.T), self.null)
+        return without(rows, self.null)
 
     def products(self, rows: Array) -> Array:
         """D times rows [b, n] that are orthogonal to the null directions."""
@@ -197,11 +197,6 @@ def decomposed(matrix: Array, null: Array | None) -> tuple[Array, Array, Array]:
         count = count - jnp.sum(jnp.any(null != 0, axis=1), dtype=jnp.int32)
     w, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     return w * unit, vectors, count
-
-
-def without(v: Array, null: Array | None) -> Array:
-    """A vector [n] without its components along null directions."""
-    return v if null is None else project_out(v, null)[0]
 
 
 def cheap_sparse_matrix(operator: Any) -> Any:

@@ -33,6 +33,10 @@ BYTES_OF_CHOLESKY, BYTES_OF_LDL = 24, 32
 # attempts with shifts that grow by SHIFT_GROWTH. Chosen.
 CHOLESKY_SHIFT, CHOLESKY_ATTEMPTS = 1e-5, 4
 
+# Matrices that the decomposition of one holds at a time: LAPACK's divide and conquer has two as workspace, and lifting null
+# directions two more.
+COPIES_OF_DECOMPOSITION = 6
+
 # --- block Davidson (davidson.py) ---
 
 # Products for each eigenpair, and in any case, if `max_products` is None. Chosen: ten pairs of 19,652 atoms on a neighbour list

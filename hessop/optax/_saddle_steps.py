@@ -17,12 +17,12 @@ from jax import Array, lax
 
 from hessop._base.layout import TreeLayout
 from hessop._krylov import vectors as vec
-from hessop._krylov.dense import contract
+from hessop._krylov.dense import contract, without
 from hessop._krylov.truncated_cg import TruncatedCG
 from hessop._operator.hessian import HessianOperator
 from hessop._routes.tiled import tiled
 from hessop._spectra import davidson
-from hessop._spectra.problem import Problem, decomposed, orthonormal, without
+from hessop._spectra.problem import Problem, decomposed, orthonormal
 from hessop._spectra.rigid import motions
 from hessop.optax import _tuning as tuning
 

@@ -11,10 +11,8 @@ import numpy as np
 from hessop._base.annotations import Count
 from hessop._base.arguments import is_positive_int
 from hessop._operator.abstract import AbstractHessian
+from hessop.plot import _tuning as tuning
 from hessop.plot._axes import axes_or_new
-
-# Rows that are computed at a time, and the share of nonzeros up to which these are read instead of all rows. Chosen.
-_ROWS, _SPARSE_PART = 256, 0.05
 
 
 def hessian(H: Any, *, ax: Any = None, cells: Count = 256, **style: Any) -> Any:
@@ -43,7 +41,7 @@ def hessian(H: Any, *, ax: Any = None, cells: Count = 256, **style: Any) -> Any:
     _check(H, cells)
     n = H.in_size()
     edges = _edges(n, cells)
-    sums = _sums_of_nonzeros(H, edges) if H.most_nonzeros() <= _SPARSE_PART * n * n else _sums_of_rows(H, edges)
+    sums = _sums_of_nonzeros(H, edges) if H.most_nonzeros() <= tuning.SPARSE_PART * n * n else _sums_of_rows(H, edges)
     counts = np.diff(edges)
     sizes = np.sqrt(sums / (counts[:, None] * counts))
     ax = axes_or_new(ax)
@@ -52,7 +50,7 @@ def hessian(H: Any, *, ax: Any = None, cells: Count = 256, **style: Any) -> Any:
     shown = np.ma.masked_less_equal(sizes, 0)
     if shown.count():
         top = float(shown.max())
-        style = {"norm": LogNorm(vmin=max(float(shown.min()), 1e-8 * top), vmax=top), **style}
+        style = {"norm": LogNorm(vmin=max(float(shown.min()), tuning.LEAST_ENTRY * top), vmax=top), **style}
     image = ax.imshow(shown, **{"cmap": "viridis", "interpolation": "none", "extent": (0, n, n, 0), **style})
     ax.figure.colorbar(image, ax=ax, label="root mean square of the entries")
     ax.set(xlabel="column", ylabel="row")
@@ -125,7 +123,7 @@ def _sums_of_nonzeros(H: AbstractHessian, edges: np.ndarray) -> np.ndarray:
 def _sums_of_rows(H: AbstractHessian, edges: np.ndarray) -> np.ndarray:
     n, count = edges[-1], len(edges) - 1
     sums = np.zeros((count, count))
-    rows = min(_ROWS, n)
+    rows = min(tuning.ROWS, n)
     for first in range(0, n, rows):
         # The last chunk starts early, so that one executable serves all.
         start = min(first, n - rows)

@@ -12,6 +12,7 @@ from hessop._base.annotations import Count, Scalar
 from hessop._base.arguments import is_positive_int
 from hessop._spectra.density import SpectralDensity
 from hessop.modes import BandStructure, NormalModes
+from hessop.plot import _tuning as tuning
 from hessop.plot._axes import BLUE, GREEN, GREY, VERMILION, axes_or_new, numbers
 
 
@@ -41,14 +42,15 @@ def spectrum(eigenvalues: Any, *, ax: Any = None, label: str = "eigenvalue", **s
     number = np.arange(1, len(values) + 1)
     style = {"linestyle": "none", "marker": "o", "markersize": 4, **style}
     negative = values < 0
-    ax.plot(number[~negative], values[~negative], color=BLUE, label="positive", **style)
+    ax.plot(number[~negative], values[~negative], **{"color": BLUE, "label": "positive", **style})
     if np.any(negative):
-        ax.plot(number[negative], values[negative], color=VERMILION, label="negative", **style)
+        ax.plot(number[negative], values[negative], **{"color": VERMILION, "label": "negative", **style})
         ax.legend()
     ax.axhline(0, color=GREY, linewidth=0.8)
     sizes = np.abs(values[values != 0])
-    if sizes.size and np.max(sizes) > 100 * np.min(sizes):
-        ax.set_yscale("symlog", linthresh=max(np.percentile(sizes, 10), 1e-12 * np.max(sizes)))
+    if sizes.size and np.max(sizes) > tuning.LOGARITHMIC * np.min(sizes):
+        least = np.percentile(sizes, tuning.LINEAR_PERCENT)
+        ax.set_yscale("symlog", linthresh=max(least, tuning.LEAST_EIGENVALUE * np.max(sizes)))
     ax.set(xlabel="number", ylabel=label)
     return ax
 
@@ -91,9 +93,9 @@ def density(
     ax = axes_or_new(ax)
     low, high = (float(edge) for edge in density.support())
     sigma = float(density.default_width() if width is None else width)
-    grid = np.linspace(low - 5 * sigma, high + 5 * sigma, points)
+    grid = np.linspace(low - tuning.TAILS * sigma, high + tuning.TAILS * sigma, points)
     mean, error = (np.asarray(values, np.float64) for values in density(grid.astype(density.nodes.dtype), width=sigma))
-    floor = 1e-6 * np.max(mean)
+    floor = tuning.LEAST_DENSITY * np.max(mean)
     style = {"color": BLUE, **style}
     ax.semilogy(grid, np.maximum(mean, floor), **style)
     if np.all(np.isfinite(error)):
@@ -140,8 +142,8 @@ def sticks(
     if not width > 0:
         raise ValueError(f"broadening: got {broadening!r}, expected a positive number")
     ax = axes_or_new(ax)
-    margin = 5 * width + 0.02 * (np.max(values) - np.min(values))
-    grid = np.linspace(min(0.0, np.min(values)) - margin, np.max(values) + margin, 2000)
+    margin = tuning.TAILS * width + tuning.MARGIN * (np.max(values) - np.min(values))
+    grid = np.linspace(min(0.0, np.min(values)) - margin, np.max(values) + margin, tuning.POINTS)
     curve = np.exp(-((grid[:, None] - values) ** 2) / (2 * width**2)) @ heights
     ax.plot(grid, curve, color=GREY, linewidth=1)
     for some, color, name in ((values >= 0, BLUE, "real"), (values < 0, VERMILION, "imaginary")):

@@ -122,8 +122,8 @@ def test_bands_have_corners():
 def test_the_image_of_a_hessian(route, monkeypatch):
     from hessop.plot import _matrices
 
-    monkeypatch.setattr(_matrices, "_SPARSE_PART", 1.0 if route == "sparse" else 0.0)
-    monkeypatch.setattr(_matrices, "_ROWS", 7)
+    monkeypatch.setattr(_matrices.tuning, "SPARSE_PART", 1.0 if route == "sparse" else 0.0)
+    monkeypatch.setattr(_matrices.tuning, "ROWS", 7)
     H = chain(31)
     matrix = np.asarray(H.materialize())
     for cells in (31, 6, 100):

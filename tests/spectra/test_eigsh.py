@@ -302,6 +302,17 @@ def test_a_new_point_does_not_recompile(compilations):
 
 
 @pytest.mark.slow
+def test_another_number_does_not_recompile(compilations):
+    H = diagonal(np.arange(1.0, 41.0))
+    for how in ({}, {"max_products": 2000}):
+        hessop.eigsh(H, 2, 3.3, **how)
+        with compilations() as seen:
+            pairs = hessop.eigsh(H, 2, 7.4, **how)
+        assert seen == []
+        np.testing.assert_allclose(pairs.eigenvalues, [7, 8], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_sums_of_hessians_and_other_operators():
     first, second = diagonal([1.0, 5.0, 2.0]), diagonal([4.0, -3.0, 1.0])
     both = first + second
@@ -371,6 +382,16 @@ def test_eigvalsh():
 
 
 # --- errors ---
+
+
+def test_a_matrix_that_is_too_large_to_decompose_is_said(monkeypatch):
+    monkeypatch.setattr(tuning, "DENSE_ROWS", 10)
+    monkeypatch.setattr(methods, "free_memory", lambda: 10_000)
+    H = diagonal(np.arange(1.0, 41.0))
+    with pytest.raises(hessop.MemoryBudgetError, match="dense matrix of 40 rows need"):
+        hessop.eigvalsh(H)
+    with pytest.raises(hessop.MemoryBudgetError, match="max_products limits the search to products"):
+        hessop.eigsh(H, 30)
 
 
 @pytest.mark.parametrize(
