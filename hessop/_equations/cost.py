@@ -13,8 +13,13 @@ from hessop._equations import tuning
 from hessop._equations.flat import Equations, carried_jaxprs, variables
 from hessop._equations.primitives import CALLS, VIEWS, WITHOUT_KERNEL
 
-# Elements for writing one element inside a tile: the least that an element can take.
-LEAST_WORK = 1 / tuning.TILE_SPEEDUP
+Rates = tuning.Rates
+_CPU = tuning.RATES["cpu"]
+
+
+def rates_of(platform: str) -> Rates:
+    """The rates of a platform."""
+    return tuning.RATES.get(platform, tuning.RATES["gpu"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +43,17 @@ class Cost:
         return f"{self.compile:.2g} s to compile and {run} a call"
 
 
-def cost(eqns: Iterable[Any], work: float, *, tiled: bool = False) -> Cost:
+def cost(eqns: Iterable[Any], work: float, *, tiled: bool = False, rates: Rates = _CPU) -> Cost:
     """The cost of one executable.
 
     Args:
         eqns: its equations.
         work: elements of a call, see `work_of`.
         tiled: whether the equations are evaluated by tiles, which takes longer to trace and compile.
+        rates: those of the platform, here and below.
     """
     seconds = tuning.COMPILE_SECONDS["executable"] + sum(tuning.COMPILE_SECONDS[kind_of(eqn)] for eqn in with_carried(eqns))
-    return Cost(tuning.TILES_COMPILE_RATIO * seconds if tiled else seconds, tuning.SECONDS_PER_ELEMENT * work)
+    return Cost(tuning.TILES_COMPILE_RATIO * seconds if tiled else seconds, rates.seconds_per_element * work)
 
 
 def pays(slower: Cost, other: Cost, calls: float) -> bool:
@@ -98,42 +104,43 @@ def kind_of(eqn: Any) -> str:
     return "scatter" if name.startswith(("gather", "scatter", "dynamic", "sort", "cum")) else "equation"
 
 
-class _Rates(NamedTuple):
+class _Pass(NamedTuple):
     """Elements of work for one element that an elementwise operation writes, and for one that a sum reads."""
 
     written: float
     summed: float
 
 
-_WHOLE = _Rates(1.0, 1.0)
-_TILED = _Rates(LEAST_WORK, LEAST_WORK)
-_FUSED = _Rates(tuning.FUSED_WRITE, tuning.FUSED_SUM)
+_WHOLE = _Pass(1.0, 1.0)
+_FUSED = _Pass(tuning.FUSED_WRITE, tuning.FUSED_SUM)
 
 
-def work_of(eqns: Iterable[Any], *, tiled: bool = False, batch: int = 1) -> float:
+def work_of(eqns: Iterable[Any], *, tiled: bool = False, batch: int = 1, rates: Rates = _CPU) -> float:
     """Elements of work of equations; the body of a loop counts as often as it runs.
 
     Args:
         eqns: equations.
         tiled: whether elementwise passes run by tiles, in a cache.
         batch: how often they run at once, each time on values of its own.
+        rates: those of the platform.
     """
-    return batch * sum(_work(eqn, _TILED if tiled else _WHOLE, batch) for eqn in eqns)
+    cost = _Pass(1 / rates.tile_speedup, 1 / rates.tile_speedup) if tiled else _WHOLE
+    return batch * sum(_work(eqn, cost, rates, batch) for eqn in eqns)
 
 
-def reading_work(equations: Equations, inputs: int) -> float:
+def reading_work(equations: Equations, inputs: int, rates: Rates = _CPU) -> float:
     """Elements of work if only the first `inputs` arrays are large: elementwise operations are fused with reading them."""
     multiplied: set[Any] = set()  # the work of a matrix product includes reading its operands
     for eqn in reversed(equations.eqns):
         if eqn.primitive.name == "dot_general" or (eqn.primitive.name in WITHOUT_KERNEL and multiplied.issuperset(eqn.outvars)):
             multiplied.update(variables(eqn.invars))
     read = sum(v.aval.size for v in equations.invars[:inputs] if v not in multiplied)
-    return read + sum(_work(eqn, _FUSED) for eqn in equations.eqns)
+    return read + sum(_work(eqn, _FUSED, rates) for eqn in equations.eqns)
 
 
-def _work(eqn: Any, rates: _Rates, batch: int = 1) -> float:
+def _work(eqn: Any, cost: _Pass, rates: Rates, batch: int = 1) -> float:
     name = eqn.primitive.name
-    inner = sum(_work(e, rates, batch) for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns)
+    inner = sum(_work(e, cost, rates, batch) for jaxpr in carried_jaxprs(eqn) for e in jaxpr.eqns)
     if name == "scan":
         return inner * eqn.params["length"]
     if inner:
@@ -144,22 +151,22 @@ def _work(eqn: Any, rates: _Rates, batch: int = 1) -> float:
     if name == "dot_general":
         ((contract, _), _) = eqn.params["dimension_numbers"]
         depth = math.prod(eqn.invars[0].aval.shape[d] for d in contract)
-        return _product_work(written, depth, sum(v.aval.size for v in eqn.invars))
+        return _product_work(written, depth, sum(v.aval.size for v in eqn.invars), rates)
     if name.startswith(("gather", "scatter")):
         read = max((v.aval.size for v in variables(eqn.invars[1:])), default=0)
         if name == "gather":
-            return tuning.ELEMENTS_PER_SCATTER * max(read, written)
-        return tuning.ELEMENTS_PER_SCATTER * read + written
+            return rates.elements_per_scatter * max(read, written)
+        return rates.elements_per_scatter * read + written
     if name.startswith("reduce"):
-        return rates.summed * sum(v.aval.size for v in variables(eqn.invars))
+        return cost.summed * sum(v.aval.size for v in variables(eqn.invars))
     large = batch > 1 and batch * sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars) > tuning.UNCACHED_BYTES
-    return rates.written * written * (tuning.UNCACHED_RATIO if large else 1)
+    return cost.written * written * (tuning.UNCACHED_RATIO if large else 1)
 
 
 def matrix_product_work(rows: int, depth: int, columns: int) -> float:
     """Elements of work of the product of matrices [rows, depth] and [depth, columns]."""
-    return _product_work(rows * columns, depth, rows * depth + depth * columns)
+    return _product_work(rows * columns, depth, rows * depth + depth * columns, _CPU)
 
 
-def _product_work(written: int, depth: int, read: int) -> float:
-    return max(written, written * depth / tuning.MULTIPLY_ADDS_PER_ELEMENT, read / tuning.READS_PER_ELEMENT)
+def _product_work(written: int, depth: int, read: int, rates: Rates) -> float:
+    return max(written, written * depth / rates.multiply_adds_per_element, read / rates.reads_per_element)

@@ -7,20 +7,45 @@ measures a number again; "no script" means that it was found by hand.
 Depends on nothing. Must never compute.
 """
 
+from typing import NamedTuple
+
 # --- Running ---
 
-# Seconds for one element of work, fitted by `python benchmarks/prices.py`: 8e-11 in a cache, 8e-10 out of it.
-SECONDS_PER_ELEMENT = 2.6e-10
-# Multiply-adds of a matrix product that take as long as one element: a product is bound by arithmetic, a pass by memory.
-# Measured once on one CPU core; no script.
-MULTIPLY_ADDS_PER_ELEMENT = 8
-# Entries of a matrix that a matrix-vector product reads in the time of one element: it is bound by memory. No script.
-READS_PER_ELEMENT = 4
-# Elements for one gathered or scattered entry. No script.
-ELEMENTS_PER_SCATTER = 4
-# How many times faster a pass is inside a tile, in a cache. `python benchmarks/products.py` shows 7 to 20 times for whole
-# functions; no route is chosen for more than it surely gains.
-TILE_SPEEDUP = 6
+
+class Rates(NamedTuple):
+    """How fast one kind of device is.
+
+    Attributes:
+        seconds_per_element: for one element of work.
+        multiply_adds_per_element: multiply-adds of a matrix product that take as long as one element: a product is bound by
+            arithmetic, a pass by memory.
+        reads_per_element: entries of a matrix that a matrix-vector product reads in the time of one element: it is bound by
+            memory.
+        elements_per_scatter: elements for one gathered or scattered entry.
+        tile_speedup: how many times faster a pass is inside a tile.
+    """
+
+    seconds_per_element: float
+    multiply_adds_per_element: float
+    reads_per_element: float
+    elements_per_scatter: float
+    tile_speedup: float
+
+
+# The rates of each platform; "gpu" stands for all that are not named.
+#
+# CPU, one core: seconds fitted by `python benchmarks/prices.py`, 8e-11 in a cache and 8e-10 out of it. The next three were
+# measured once; no script. Inside a tile, in a cache, `python benchmarks/products.py` shows 7 to 20 times for whole functions;
+# no route is chosen for more than it surely gains.
+#
+# GPU: not measured, but from the data sheet of an H100 in float32: 3.35 TB/s, of which an element takes 8 bytes and an entry
+# that is read 4, and 67 TFLOP/s. Tiles gain nothing, as XLA's kernels for GPUs do not store what they fuse. `benchmarks/gpu.py`
+# prints what these should be.
+RATES = {
+    "cpu": Rates(2.6e-10, 8, 4, 4, 6),
+    "gpu": Rates(2.4e-12, 80, 2, 4, 1),
+}
+
 # Where products run at once and a value of all of them has more bytes than this, no cache holds it, and each element takes this
 # many times as long. Measured on the functions of `python benchmarks/first_call.py` at their middle sizes: three-body angles
 # 2.8, bond order 1.6, force field 1.7, embedded atoms 2 to 4.

@@ -27,7 +27,7 @@ from hessop._program.finite import point_problem, warn
 from hessop._program.point import Point, shifted, shifted_product
 from hessop._routes import tiles
 from hessop._routes.choose_products import choose_products
-from hessop._routes.entries import decide, device_of, entries
+from hessop._routes.entries import decide, entries
 from hessop._routes.places import instead_of_matrix
 from hessop._routes.wanted import DIAGONAL, MATRIX, Blocks, Diagonal, Form, Request, Wanted
 
@@ -125,9 +125,9 @@ class AbstractHessian(AbstractSparse):
         self._check_symmetry()
         point = self._point()
         _, route, memory, _, calls = self._options
-        budget = memory or free_memory(device_of(point))
+        budget = memory or free_memory(point.device)
         how = {"route": route, "count": leaves[0].shape[0] if leaves else 0, "calls": calls}
-        key = ("products", memory, *how.values())
+        key = ("products", memory, point.platform, *how.values())
         found = point.program.memo.decision(key, budget, lambda: choose_products(point, budget=budget, **how))
         if found is None:
             return self._like_x(self._run(("mm by products", calls), functools.partial(_products, calls=calls), leaves))

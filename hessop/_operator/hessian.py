@@ -41,7 +41,7 @@ from hessop._program.trace import name_of, trace
 from hessop._routes import tiles
 from hessop._routes.choose_products import ProductDecision, choose_product
 from hessop._routes.chunks import residuals_of
-from hessop._routes.entries import decide, device_of
+from hessop._routes.entries import decide
 from hessop._routes.plan import Plan
 from hessop._routes.terms import terms_of
 from hessop._routes.tiled import untiled
@@ -263,7 +263,7 @@ class HessianOperator(AbstractHessian):
             sizes, lines = terms.term_sizes(), terms.describe()
             described = tuple(line for _, line in sorted(zip(sizes, lines, strict=True), key=lambda pair: -pair[0]))
             fallbacks = terms.fallbacks
-        tiled = tiles.recomputes(point.function, calls=self.calls, expensive=self.route == "tiles")
+        tiled = tiles.recomputes(point.function, calls=self.calls, expensive=self.route == "tiles", rates=point.rates)
         single = "tile by tile, storing no residuals" if tiled else "from residuals computed for it"
         return Plan(
             n=point.layout.n,
@@ -273,7 +273,7 @@ class HessianOperator(AbstractHessian):
             terms=described,
             fallbacks=fallbacks,
             calls=self.calls,
-            budget=given_bytes or free_memory(device_of(point)),
+            budget=given_bytes or free_memory(point.device),
             products=(single, str(self._choose_product(point, memory))),
             self_pairs=point.program.self_pairs,
             rewritten=point.program.rewritten,
@@ -330,10 +330,10 @@ class HessianOperator(AbstractHessian):
 
     def _choose_product(self, point: Point, memory: Memory = None) -> ProductDecision:
         given_bytes = self.memory if memory is None else parse_memory(memory)
-        budget = given_bytes or free_memory(device_of(point))
+        budget = given_bytes or free_memory(point.device)
         count, compile = tiles.expected(point.layout.n), given_bytes is not None or not point.traced
         how = {"route": self.route, "count": count, "calls": self.calls, "compile": compile}
-        key = ("product", given_bytes, *how.values())
+        key = ("product", given_bytes, point.platform, *how.values())
         return point.program.memo.decision(key, budget, lambda: choose_product(point, budget=budget, **how))
 
     def _gradient(self) -> list[Array]:

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from hessop._base.layout import Layout
 from hessop._base.settings import is_staging
+from hessop._equations.cost import Rates, rates_of
 from hessop._equations.flat import shape_of
 from hessop._program.program import AbstractProgram, HessianProgram
 
@@ -70,6 +71,25 @@ class Point(NamedTuple):
     def traced(self) -> bool:
         """Whether results will be tracers, so that no loop on the host is possible."""
         return any(issubclass(kind, Tracer) for kind in {*map(type, self.source), type(self.shift)}) or is_staging()
+
+    @property
+    def device(self) -> Any:
+        """The device that holds the point, or one of them; None inside a trace."""
+        for a in self.source:
+            if isinstance(a, Array) and not isinstance(a, Tracer):
+                return next(iter(a.devices()))
+        return None
+
+    @property
+    def platform(self) -> str:
+        """That of its device; inside a trace, the default one."""
+        device = self.device
+        return jax.default_backend() if device is None else device.platform
+
+    @property
+    def rates(self) -> Rates:
+        """How fast its platform is."""
+        return rates_of(self.platform)
 
     @property
     def index_dtype(self) -> Any:

@@ -41,7 +41,8 @@ class _Candidates:
         """The cost of n products."""
         point = self.point
         primal, linear = point.residual_equations, point.program.linear.eqns
-        return cost((*primal, *linear), work_of(primal) + work_of(linear, batch=point.layout.n))
+        work = work_of(primal, rates=point.rates) + work_of(linear, batch=point.layout.n, rates=point.rates)
+        return cost((*primal, *linear), work, rates=point.rates)
 
     def columns(self, reason: str) -> Decision:
         """Products with basis vectors.
@@ -169,7 +170,8 @@ def _seconds_by_rows(point: Point, structure: StructurePrice, chunking: Chunking
     """Seconds for all rows from terms, in chunks; sums that every row needs are computed again for each chunk."""
     assert chunking is not None
     chunks = -(-point.layout.n // chunking.chunk)
-    return ROW_RATE * structure.tiled.run + chunks * cost((), work_of(point.residual_equations, tiled=True)).run
+    again = work_of(point.residual_equations, tiled=True, rates=point.rates)
+    return ROW_RATE * structure.tiled.run + chunks * cost((), again, rates=point.rates).run
 
 
 def bytes_without_rule(program: AbstractProgram, budget: int) -> int:

@@ -11,7 +11,7 @@ import functools
 import jax
 
 from hessop._base.bytes import format_bytes
-from hessop._equations.cost import LEAST_WORK, Cost, cost, pays, reading_work, results_worth, work_of
+from hessop._equations.cost import Cost, Rates, cost, pays, reading_work, results_worth, work_of
 from hessop._equations.flat import peak_bytes
 from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, shapes_of
@@ -61,8 +61,9 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     """
     if route == "tiles":
         return ProductDecision(point.function, False, "route='tiles' stores nothing else")
-    program, stored = point.function, _stores(point.function, budget)
-    plain_cost = _plain_cost(program, stored, count)
+    program, rates = point.function, point.rates
+    stored = _stores(program, budget, rates)
+    plain_cost = _plain_cost(program, stored, count, rates)
     plain = functools.partial(ProductDecision, program, stored)
     if route in _WITHOUT_TERMS:
         return plain(f"route={route!r} makes no terms")
@@ -76,7 +77,8 @@ def choose_product(point: Point, *, route: str, budget: int, count: int, calls: 
     # Intermediates must fit the budget, if not all at once, and the products must repay the compilation.
     most, results = BUDGETS_TO_MAKE_TERMS * budget / point.layout.dtype.itemsize, results_worth(plain_cost, calls)
     needed_bytes = 0
-    for terms, of_terms in _forms(program, limit_bytes, (most, results) if route == "auto" else (None, None), count):
+    bounds = (most, results) if route == "auto" else (None, None)
+    for terms, of_terms in _forms(program, limit_bytes, bounds, count, rates):
         figures = f"terms take {of_terms}, otherwise {plain_cost}; {count} products per call and {calls:g} calls are expected"
         clear = (1 if stored else MARGIN_OF_TERMS) * of_terms.run < plain_cost.run
         if route == "auto" and not (clear and pays(of_terms, plain_cost, calls)):
@@ -100,21 +102,22 @@ def choose_products(point: Point, *, route: str, budget: int, count: int, calls:
     """
     if route in _WITHOUT_TERMS or point.layout.n == 0 or point.stored:
         return None
-    program, limit_bytes = point.function, bytes_without_rule(point.program, budget)
+    program, limit_bytes, rates = point.function, bytes_without_rule(point.program, budget), point.rates
     if route in ("structure", "tiles"):
         return products_by_tiles(program, limit_bytes, count)
-    work = count * _work(program, _stores(program, budget))
-    plain = cost((*program.primal.eqns, *program.linear.eqns), work)
-    found = products_by_tiles(program, limit_bytes, count, (work / (MARGIN_OF_TERMS * LEAST_WORK), results_worth(plain, calls)))
+    work = count * _work(program, _stores(program, budget, rates), rates)
+    plain = cost((*program.primal.eqns, *program.linear.eqns), work, rates=rates)
+    most = work * rates.tile_speedup / MARGIN_OF_TERMS
+    found = products_by_tiles(program, limit_bytes, count, (most, results_worth(plain, calls)))
     if found is None:
         return None
     eqns = found.final().eqns
-    by_tiles = cost(eqns, work_of(eqns, tiled=True))
+    by_tiles = cost(eqns, work_of(eqns, tiled=True, rates=rates), rates=rates)
     return found if MARGIN_OF_TERMS * by_tiles.run < plain.run and pays(by_tiles, plain, calls) else None
 
 
 def _forms(
-    program: HessianProgram, limit_bytes: int, most: tuple[float | None, int | None], count: int
+    program: HessianProgram, limit_bytes: int, most: tuple[float | None, int | None], count: int, rates: Rates
 ) -> list[tuple[TermsProgram, Cost]]:
     """The forms in which terms can be stored, the cheapest first, with the cost of making each and of `count` products."""
     found: list[tuple[TermsProgram, Cost]] = []
@@ -126,36 +129,40 @@ def _forms(
         if terms is None:
             return found
         make = terms.make.equations.flat.eqns
-        work = work_of(make, tiled=True) + count * _stored_work(terms)
-        found.append((terms, cost((*make, *terms.linear.eqns), work)))
+        work = work_of(make, tiled=True, rates=rates) + count * _stored_work(terms, rates)
+        found.append((terms, cost((*make, *terms.linear.eqns), work, rates=rates)))
     return sorted(found, key=lambda form: form[1].run)
 
 
-def _plain_cost(program: HessianProgram, stored: bool, count: int) -> Cost:
+def _plain_cost(program: HessianProgram, stored: bool, count: int, rates: Rates) -> Cost:
     """The cost of `count` products without terms, including that of residuals if these are stored."""
     primal, linear = program.primal.eqns, program.linear.eqns
     if stored:
-        return cost((*primal, *linear), work_of(primal, tiled=True) + count * _stored_work(program))
-    return cost((*primal, *linear), count * _work(program, stored))
+        work = work_of(primal, tiled=True, rates=rates) + count * _stored_work(program, rates)
+    else:
+        work = count * _work(program, stored, rates)
+    return cost((*primal, *linear), work, rates=rates)
 
 
-def _stored_work(program: AbstractProgram) -> float:
+def _stored_work(program: AbstractProgram, rates: Rates) -> float:
     """The work of a product that reads stored arrays."""
-    return reading_work(program.linear, len(program.kept_avals))
+    return reading_work(program.linear, len(program.kept_avals), rates)
 
 
-def _stores(program: HessianProgram, budget: int) -> bool:
+def _stores(program: HessianProgram, budget: int, rates: Rates) -> bool:
     """Whether products without terms store residuals: if these fit, and reading is cheaper than recomputing."""
-    if not recomputes(program):
+    if not recomputes(program, rates=rates):
         return True
     fits = sum(a.size * a.dtype.itemsize for a in program.kept_avals) <= budget
-    return fits and _work(program, True) <= _work(program, False)
+    return fits and _work(program, True, rates) <= _work(program, False, rates)
 
 
-def _work(program: HessianProgram, stored: bool) -> float:
+def _work(program: HessianProgram, stored: bool, rates: Rates) -> float:
     """The work of a product without terms."""
     linear = program.linear.eqns
-    return work_of(linear) if stored else work_of((*program.primal.eqns, *linear), tiled=True)
+    if stored:
+        return work_of(linear, rates=rates)
+    return work_of((*program.primal.eqns, *linear), tiled=True, rates=rates)
 
 
 def _peak(point: Point, terms: TermsProgram, budget: int, compile: bool) -> Peak:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from hessop._base.bytes import free_memory, is_out_of_memory
 from hessop._base.progress import Progress, ProgressOption, progress_bar
@@ -37,22 +36,14 @@ def decide(point: Point, request: Request) -> Decision:
     """
     budget = request.memory
     if budget is None and request.chunk is None:
-        budget = free_memory(device_of(point))
+        budget = free_memory(point.device)
     return point.program.memo.decision(
-        (request, not point.stored, point.shift is None),
+        (request, not point.stored, point.shift is None, point.platform),
         budget or 0,  # None means that a given chunk is not checked
         lambda: choose_route(point, request, budget),
         needs_bytes=lambda decision: decision.peak.bytes or 0,
         where=lambda decision: placement(point.source) if decision.peak.measured else None,
     )
-
-
-def device_of(point: Point) -> Any:
-    """The device that holds the point, for its free memory; None inside a trace."""
-    for a in point.source:
-        if isinstance(a, Array) and not isinstance(a, Tracer):
-            return next(iter(a.devices()))
-    return None
 
 
 def entries(
@@ -194,7 +185,7 @@ def _copied_on_host(point: Point, wanted: Wanted, form: Form) -> bool:
 
 
 def _on_cpu(point: Point) -> bool:
-    return (device_of(point) or jax.devices()[0]).platform == "cpu"
+    return point.platform == "cpu"
 
 
 def _checked(point: Point, wanted: Wanted, taken: Taken, decision: Decision, problem: Callable[[], str | None]) -> Array | None:

@@ -22,16 +22,16 @@ from hessop._equations.flat import Equations, evaluate, flatten_jaxpr, needed_eq
 from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shapes_of
 from hessop._routes.choose_entries import bytes_without_rule
-from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.terms import terms_of
 from hessop._routes.tuning import BYTES_PER_BLOCK, BYTES_PER_NONZERO, MOST_TRACES, STORED_BLOCKS
 from hessop._structure import Joins, Known
 from hessop._structure.coordinates import Coordinates, coordinates
 from hessop._tiles import Options, Tiled, trace_tiled
+from hessop._tiles.tuning import ARRAYS
 
 # Lists that are compared with lists make arrays [entries, matches, 3, 3], which are added to the nonzeros part by part.
-BY_TILES = Options(threshold_elements=STORED_BLOCKS, plane_elements=STORED_BLOCKS, planes=False, lists=True)
+BY_TILES = Options(threshold_elements=STORED_BLOCKS, plane_elements=STORED_BLOCKS, form=ARRAYS, lists=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def places_within(point: Point, budget: int | None, nonzeros: int = 0) -> Places
         MemoryBudgetError: they do not fit the budget.
     """
     places, key = places_of(point, budget), key_of(point, budget)
-    limit = budget or (None if point.traced else free_memory(device_of(point)))
+    limit = budget or (None if point.traced else free_memory(point.device))
     if limit is not None:
         _check_budget(point, places, limit, nonzeros, (*key, places.known, placement(point.source)))
     return places
@@ -113,7 +113,7 @@ def key_of(point: Point, budget: int | None) -> tuple[Any, ...]:
 
 
 def _limit_bytes(point: Point, budget: int | None) -> int:
-    return bytes_without_rule(point.program, budget or free_memory(device_of(point)))
+    return bytes_without_rule(point.program, budget or free_memory(point.device))
 
 
 def how_computed(point: Point, budget: int | None) -> tuple[int, tuple[Known, ...]]:
@@ -264,6 +264,6 @@ def instead_of_matrix(point: Point, budget: int | None) -> str:
     """
     key = key_of(point, budget)
     places = point.program.memo.once(("places", *key, ()), lambda: _traced(point, key[-1], ()))
-    limit, count = budget or free_memory(device_of(point)), places.coordinates.count
+    limit, count = budget or free_memory(point.device), places.coordinates.count
     fits = _estimate(point, places, (*key, places.known)) <= limit
     return f"; a sparse matrix fits: its terms have {count} entries (to_bcoo, to_csr)" if fits else ""

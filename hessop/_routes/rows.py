@@ -19,7 +19,6 @@ from hessop._equations.flat import Equations, flatten_jaxpr, peak_bytes
 from hessop._equations.xla import executable_bytes
 from hessop._program.point import Point, placed_shapes, placement, shifted, shifted_product
 from hessop._routes.choose_entries import bytes_without_rule
-from hessop._routes.entries import device_of
 from hessop._routes.fits import peak_of, too_little
 from hessop._routes.places import coordinates_of, known_arrays
 from hessop._routes.terms import terms_of
@@ -39,7 +38,7 @@ def some_rows(point: Point, index: Array, *, route: str, memory: int | None, cal
     Raises:
         MemoryBudgetError: neither form fits the budget.
     """
-    budget, memo = memory or free_memory(device_of(point)), point.program.memo
+    budget, memo = memory or free_memory(point.device), point.program.memo
     limit_bytes = bytes_without_rule(point.program, budget)
     bare, known = point.without_arrays, known_arrays(point, memory)
     by_entries = _by_entries(bare, limit_bytes, known)
@@ -69,7 +68,8 @@ def _cheapest(point: Point, forms: dict[str, Any], index: Array, budget: int, ca
     priced = []
     for name, jitted in forms.items():
         flat, _ = flatten_jaxpr(jax.make_jaxpr(jitted)(*shapes))
-        priced.append((cost(flat.eqns, work_of(flat.eqns)).total(calls), name, jitted, flat))
+        price = cost(flat.eqns, work_of(flat.eqns, rates=point.rates), rates=point.rates)
+        priced.append((price.total(calls), name, jitted, flat))
     needed_bytes = []
     for _, name, jitted, flat in sorted(priced, key=lambda form: form[0]):
         compiled = (lambda jitted=jitted: executable_bytes(jitted.lower(*shapes).compile())) if compile else None

@@ -19,7 +19,6 @@ from hessop._base.bytes import free_memory
 from hessop._base.errors import MemoryBudgetError
 from hessop._program.point import Point
 from hessop._routes.coloring import choose_chunk, coloring, nonzeros as nonzeros_by_products
-from hessop._routes.entries import device_of
 from hessop._routes.fits import too_little
 from hessop._routes.places import (
     BY_TILES,
@@ -53,7 +52,7 @@ def chosen(point: Point, budget: int | None, route: str) -> str:
             raise
         # An ImportError comes without asdex, and with an asdex that is older than JAX.
         with contextlib.suppress(MemoryBudgetError, NotImplementedError, ImportError):
-            choose_chunk(point, coloring(point), budget or free_memory(device_of(point)), 0)
+            choose_chunk(point, coloring(point), budget or free_memory(point.device), 0)
             return "coloring"
         raise
     return "structure"
@@ -102,7 +101,7 @@ def nonzeros(point: Point, where: Pattern, budget: int | None, route: str) -> Ar
         MemoryBudgetError: the entries of the terms do not fit the budget.
     """
     if chosen(point, budget, route) == "coloring":
-        return nonzeros_by_products(point, coloring(point), budget or free_memory(device_of(point)))
+        return nonzeros_by_products(point, coloring(point), budget or free_memory(point.device))
     bare, how, memo = point.without_arrays, how_computed(point, budget), point.program.memo
 
     def run(source: Sequence[Array], shift: Array | None, runs: Sequence[Any], lower: Array) -> Array:

@@ -91,8 +91,9 @@ def structure_price(
     primal = point.residual_equations
     terms = Equations((*jaxpr.constvars, *jaxpr.invars), tuple(jaxpr.eqns), tuple(jaxpr.outvars))
     every = (*primal, *jaxpr.eqns)
-    whole = cost(every, work_of(primal) + work_of(jaxpr.eqns))
-    tiled = cost(every, work_of(every, tiled=True), tiled=True)
+    rates = point.rates
+    whole = cost(every, work_of(primal, rates=rates) + work_of(jaxpr.eqns, rates=rates), rates=rates)
+    tiled = cost(every, work_of(every, tiled=True, rates=rates), tiled=True, rates=rates)
     return StructurePrice(whole, tiled, point.source_bytes + peak_bytes(terms, terms.invars))
 
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax import Array
 
-from hessop._equations.cost import cost, pays, work_of
+from hessop._equations.cost import Rates, cost, pays, rates_of, work_of
 from hessop._equations.flat import peak_bytes, shape_of
 from hessop._program.program import HessianProgram
 from hessop._routes.tuning import LEAST_BYTES_TO_SAVE, LONGEST_RECOMPUTED_SUM
@@ -56,6 +57,7 @@ def recomputed_product(
     *,
     calls: float = math.inf,
     expensive: bool = False,
+    rates: Rates | None = None,
 ) -> list[Array]:
     """The leaves of H t from the point; residuals are recomputed where they are read.
 
@@ -65,29 +67,34 @@ def recomputed_product(
         tangents: the leaves of t.
         calls: the expected number of points with `expected(n)` products each, which have to repay the compilation.
         expensive: whether to recompute residuals even if that is expensive.
+        rates: those of the platform; None for those of the default one.
     """
-    tiled = _tiled_product(program, calls, expensive)
+    tiled = _tiled_product(program, calls, expensive, rates)
     return program.product(program.residuals(primals), tangents) if tiled is None else tiled(*primals, *tangents)
 
 
-def recomputes(program: HessianProgram, *, calls: float = math.inf, expensive: bool = False) -> bool:
+def recomputes(
+    program: HessianProgram, *, calls: float = math.inf, expensive: bool = False, rates: Rates | None = None
+) -> bool:
     """Whether products from the point recompute residuals where they are read, rather than store them."""
-    return _tiled_product(program, calls, expensive) is not None
+    return _tiled_product(program, calls, expensive, rates) is not None
 
 
-def _tiled_product(program: HessianProgram, calls: float, expensive: bool) -> Tiled | None:
-    if expensive or program.memo.once(("tiles pay", calls), lambda: _pays(program, calls)):
+def _tiled_product(program: HessianProgram, calls: float, expensive: bool, rates: Rates | None) -> Tiled | None:
+    rates = rates_of(jax.default_backend()) if rates is None else rates
+    if expensive or program.memo.once(("tiles pay", calls, rates), lambda: _pays(program, calls, rates)):
         return _any_tiled_product(program, expensive)
     return None
 
 
-def _pays(program: HessianProgram, calls: float) -> bool:
+def _pays(program: HessianProgram, calls: float, rates: Rates) -> bool:
     """Whether tiles save more time than they take to compile, or much memory."""
     eqns = (*program.primal.eqns, *program.linear.eqns)
     if math.isinf(calls) or peak_bytes(program.primal, program.primal.invars) > LEAST_BYTES_TO_SAVE:
         return True
-    by_tiles = cost(eqns, work_of(eqns, tiled=True), tiled=True)
-    return pays(by_tiles, cost(eqns, work_of(eqns)), calls * expected(program.layout.n))
+    by_tiles = cost(eqns, work_of(eqns, tiled=True, rates=rates), tiled=True, rates=rates)
+    whole = cost(eqns, work_of(eqns, rates=rates), rates=rates)
+    return pays(by_tiles, whole, calls * expected(program.layout.n))
 
 
 def _any_tiled_product(program: HessianProgram, expensive: bool) -> Tiled | None:

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from hessop._equations.flat import bind
 from hessop._tiles.planes import Cell, Cells, Planes, common_shape
-from hessop._tiles.rules.sums import is_low_precision, reduced
+from hessop._tiles.rules.sums import is_low_precision, reduced, reduced_axes
 from hessop._tiles.rules.table import Tools
 from hessop._tiles.windows import Window
 
@@ -76,8 +76,8 @@ def only_new(cells: Cells, planes: Planes, axis: int | None, new: Array | None, 
     return planes.map(masked)
 
 
-def _reduced_axes(eqn: Any) -> list[Axes]:
-    return [(int(a),) for a in eqn.params["axes"]]
+def _reduced_over(eqn: Any) -> list[Axes]:
+    return [(a,) for a in reduced_axes(eqn)]
 
 
 def _limits(dtype: Any) -> tuple[Any, Any]:
@@ -94,11 +94,29 @@ def _reduced(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, neutral:
     """The reduction of a part."""
     (planes,) = ins
     planes = only_new(tools.cells, planes, part.over[0], part.new, neutral(planes.dtype))
-    return tools.cells.join(reduced(tools, eqn, planes, tools.frame(eqn.outvars[0].aval.shape, part.window)))
+    name, axes = eqn.primitive.name, reduced_axes(eqn)
+    return tools.cells.join(reduced(tools, name, axes, planes, tools.frame(eqn.outvars[0].aval.shape, part.window)))
+
+
+class Monoid(NamedTuple):
+    """An associative operation on two arrays, and its neutral element for each dtype."""
+
+    neutral: Callable[[Any], Any]
+    combine: Callable[[Any, Any], Any]
+
+
+MONOIDS: dict[str, Monoid] = {
+    "reduce_sum": Monoid(lambda dtype: 0, lax.add),
+    "reduce_prod": Monoid(lambda dtype: 1, lax.mul),
+    "reduce_max": Monoid(lambda dtype: _limits(dtype)[0], lax.max),
+    "reduce_min": Monoid(lambda dtype: _limits(dtype)[1], lax.min),
+    "reduce_and": Monoid(lambda dtype: np.invert(np.zeros((), dtype)), lax.bitwise_and),
+    "reduce_or": Monoid(lambda dtype: 0, lax.bitwise_or),
+}
 
 
 def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -> Accumulate:
-    """Accumulate with an associative operation, which has a neutral element for each dtype."""
+    """Accumulate with a monoid."""
 
     def start(eqn: Any, count: int, stored: Any) -> State:
         aval = eqn.outvars[0].aval
@@ -107,38 +125,42 @@ def _monoid(neutral: Callable[[Any], Any], combine: Callable[[Any, Any], Any]) -
     def step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
         return (combine(state[0], _reduced(tools, eqn, ins, part, neutral)),)
 
-    return Accumulate(_reduced_axes, start, step)
+    return Accumulate(_reduced_over, start, step)
 
 
 # --- sums ---
 
 
+def zeros(shape: Sequence[int], dtype: Any, count: int) -> State:
+    """The start of a sum of `count` parts: zero; in low precision also a zero for the rounding errors."""
+    zero = jnp.zeros(shape, dtype)
+    return (zero, zero) if count > 1 and is_low_precision(dtype) else (zero,)
+
+
 def _sum_start(eqn: Any, count: int, stored: Any) -> State:
-    """Zero; in low precision also a zero for the rounding errors."""
-    aval = eqn.outvars[0].aval
-    zero = jnp.zeros(aval.shape, aval.dtype)
-    return (zero, zero) if count > 1 and is_low_precision(aval.dtype) else (zero,)
+    return zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype, count)
 
 
-def _compensated(state: State, part: Array) -> State:
+def compensated(state: State, part: Array) -> State:
     """Add to a sum, and its rounding error to those before: Neumaier (1974), doi:10.1002/zamm.19740540106; Knuth's two-sum."""
     if len(state) == 1:
         return (state[0] + part,)
-    total, error = state
-    new = total + part
-    added = new - total
-    return new, error + ((total - (new - added)) + (part - added))
+    value, error = state
+    new = value + part
+    added = new - value
+    return new, error + ((value - (new - added)) + (part - added))
 
 
-def _sum_finish(state: State) -> Array:
+def total(state: State) -> Array:
+    """The value of a sum."""
     if len(state) == 1:
         return state[0]
-    total, error = state
-    return total + jnp.where(jnp.isfinite(error), error, 0)  # the error of an infinite sum is NaN
+    value, error = state
+    return value + jnp.where(jnp.isfinite(error), error, 0)  # the error of an infinite sum is NaN
 
 
 def _sum_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: State) -> State:
-    return _compensated(state, _reduced(tools, eqn, ins, part, lambda dtype: 0))
+    return compensated(state, _reduced(tools, eqn, ins, part, lambda dtype: 0))
 
 
 def _dot_over(eqn: Any) -> list[Axes]:
@@ -150,7 +172,7 @@ def _dot_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, state: 
     # Mask both: a zero of one times an infinite entry of the other would be NaN.
     parts = [only_new(tools.cells, p, axis, part.new, 0) for p, axis in zip(ins, part.over, strict=True)]
     (product,) = bind(eqn, [tools.cells.join(p) for p in parts])
-    return _compensated(state, product)
+    return compensated(state, product)
 
 
 def _extreme(largest: bool) -> Accumulate:
@@ -177,7 +199,7 @@ def _extreme(largest: bool) -> Accumulate:
         better |= first == 0
         return jnp.where(better, value, best), jnp.where(better, place, at)
 
-    return Accumulate(_reduced_axes, start, step, lambda state: state[1])
+    return Accumulate(_reduced_over, start, step, lambda state: state[1])
 
 
 # --- sums of updates ---
@@ -202,14 +224,10 @@ def _scatter_step(tools: Tools, eqn: Any, ins: Sequence[Planes], part: Part, sta
 
 
 ACCUMULATE: dict[str, Accumulate] = {
-    "reduce_sum": Accumulate(_reduced_axes, _sum_start, _sum_step, _sum_finish),
-    "reduce_prod": _monoid(lambda dtype: 1, lax.mul),
-    "reduce_max": _monoid(lambda dtype: _limits(dtype)[0], lax.max),
-    "reduce_min": _monoid(lambda dtype: _limits(dtype)[1], lax.min),
-    "reduce_and": _monoid(lambda dtype: np.invert(np.zeros((), dtype)), lax.bitwise_and),
-    "reduce_or": _monoid(lambda dtype: 0, lax.bitwise_or),
+    "reduce_sum": Accumulate(_reduced_over, _sum_start, _sum_step, total),
+    **{name: _monoid(*monoid) for name, monoid in MONOIDS.items() if name != "reduce_sum"},
     "argmax": _extreme(largest=True),
     "argmin": _extreme(largest=False),
     "scatter-add": Accumulate(_scatter_over, _scatter_start, _scatter_step),
-    "dot_general": Accumulate(_dot_over, _sum_start, _dot_step, _sum_finish),
+    "dot_general": Accumulate(_dot_over, _sum_start, _dot_step, total),
 }

@@ -101,7 +101,7 @@ class TileLoop:
 
     def longest(self, size: int) -> int:
         """The longest tile of an axis whose planes have no more elements than the options allow."""
-        most = self.options.plane_elements // max(1, max(self.elements(*step) for step in self.steps))
+        most = self.options.most_elements // max(1, max(self.elements(*step) for step in self.steps))
         # At least two tiles if a value is to be stored: without a loop, XLA would recompute it in each kernel that reads it.
         stores = any(eqn.primitive.name in ELEMENTWISE for eqn, _ in self.steps)
         return part_length(size, min(most, -(-size // 2)) if stores else most)
@@ -235,11 +235,9 @@ class ChunkedTileLoop(TileLoop):
 def chunk_axis(loop: Loop, options: Options) -> Axis | None:
     """The summed axis of a loop's reductions, divided into chunks; None if they are not long sums in low precision."""
     loses_digits = any(e.primitive.name == "reduce_sum" and is_low_precision(e.outvars[0].aval.dtype) for e in loop.eqns)
-    if options.chunk is None and not (options.planes and loses_digits):
-        return None
+    most = options.chunk or (options.written.chunk_elements if loses_digits else None)
     lengths = {place.long for place in loop.places}
-    most = options.chunk or tuning.CHUNK_ELEMENTS
-    if len(lengths) != 1 or min(lengths) <= most:
+    if most is None or len(lengths) != 1 or min(lengths) <= most:
         return None
     width = max(eqn.outvars[0].aval.size // place.size for eqn, place in zip(loop.eqns, loop.places, strict=True))
     if options.chunk is None and tuning.CHUNK_WIDTHS * width > most:

@@ -17,11 +17,11 @@ class Options:
 
     Attributes:
         tile: length of a tile; None to choose it.
-        chunk: length of the chunks in which long sums are added up; None to choose it, and then only in low precision.
+        chunk: length of the chunks in which long sums are added up; None for that of the form, and then only in low precision.
         threshold_elements: elements of a plane above which a value is virtual, if rules allow it.
-        plane_elements: most elements of a plane inside a tile, where `tile` is None.
+        plane_elements: most elements of a plane inside a tile, where `tile` is None; None for those of the form.
         tile_bytes: most bytes that a tile takes, where `tile` is None; None for no limit.
-        planes: whether to split short axes into planes, and to compute long sums as products with ones: faster on CPUs.
+        form: how tiles are written; None for the form of the platform.
         lists: whether to compute gathers and sums of updates by tiles, for lists of the neighbours of each position.
         regroup: whether to multiply products in another order, and to take factors out of sums. Results differ by rounding,
             and an infinite factor may give infinity instead of NaN.
@@ -30,13 +30,29 @@ class Options:
     tile: int | None = None
     chunk: int | None = None
     threshold_elements: int = tuning.THRESHOLD_ELEMENTS
-    plane_elements: int = tuning.PLANE_ELEMENTS
+    plane_elements: int | None = None
     tile_bytes: int | None = None
-    planes: bool = True
+    form: tuning.Form | None = None
     lists: bool = False
     regroup: bool = False
 
+    def on(self, platform: str) -> "Options":
+        """The same with the form of a platform, unless they have one."""
+        form = tuning.FORMS.get(platform, tuning.FORMS["gpu"])
+        return self if self.form is not None else dataclasses.replace(self, form=form)
+
+    @property
+    def written(self) -> tuning.Form:
+        """The form: that of CPUs before it is known where the equations will run."""
+        return tuning.FORMS["cpu"] if self.form is None else self.form
+
+    @property
+    def most_elements(self) -> int:
+        """Most elements of a plane inside a tile."""
+        return self.written.plane_elements if self.plane_elements is None else self.plane_elements
+
     def tools(self, *starts: Any, seed: Any = None) -> Tools:
         """The tools of rules at one iteration of the loops, which have come to the positions `starts`."""
-        short_axis = tuning.SHORT_AXIS if self.planes else 1
-        return Tools(Cells(self.regroup), short_axis, self.planes, starts, seed if self.planes else None)
+        form = self.written
+        short_axis = tuning.SHORT_AXIS if form.planes else 1
+        return Tools(Cells(self.regroup), short_axis, form.products, starts, seed if form.products else None)

@@ -27,6 +27,7 @@ from hessop._equations.flat import (
     has_primitive,
     inline_rules,
     needed_equations,
+    shape_of,
     without_duplicates,
 )
 from hessop._tiles.evaluate import evaluate_tiled, stored_bytes
@@ -58,6 +59,14 @@ class Tiled:
         """Which values are virtual, and which loops run."""
         options = self.equations.options
         return schedule(self.final(), options.threshold_elements, options.lists)
+
+    def refused_kernels(self, platform: str = "gpu") -> list[str]:
+        """Why loops are not kernels, if the form on that platform has kernels."""
+        refused: list[str] = []
+        options, equations = self.equations.options.on(platform), self.final()
+        run = lambda *values: evaluate_tiled(equations, values, options, interpret=True, refused=refused)
+        jax.eval_shape(run, *(shape_of(v.aval) for v in equations.invars))
+        return refused
 
     def stored_bytes(self) -> int:
         """An upper estimate of the bytes that a call stores; see `evaluate.stored_bytes`."""
@@ -145,17 +154,20 @@ tiled_p = Primitive("tiled")
 tiled_p.multiple_results = True
 
 
-def _lowered(planes: bool) -> Callable[..., list[Array]]:
+def _lowered(platform: str) -> Callable[..., list[Array]]:
     def run(*values: Any, tiled: TiledEquations) -> list[Array]:
-        options = dataclasses.replace(tiled.options, planes=planes and tiled.options.planes)
-        return [jnp.asarray(out) for out in evaluate_tiled(tiled.final(), values, options)]
+        options = tiled.options.on(platform)
+        # Kernels are for GPUs; elsewhere, they run as plain JAX, for tests.
+        found = evaluate_tiled(tiled.final(), values, options, interpret=platform != "gpu")
+        return [jnp.asarray(out) for out in found]
 
     return run
 
 
-# Planes, and sums as products with ones, are for XLA's CPU backend only.
-mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=False), multiple_results=True))
-mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(planes=True), multiple_results=True), platform="cpu")
+mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered("other"), multiple_results=True))
+for _platform, _names in (("cpu", ("cpu",)), ("gpu", ("cuda", "rocm"))):
+    for _name in _names:
+        mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(_platform), multiple_results=True), platform=_name)
 
 
 @tiled_p.def_impl

@@ -14,6 +14,7 @@ from hessop._equations.cost import (
     kind_of,
     matrix_product_work,
     pays,
+    rates_of,
     reading_work,
     results_worth,
     with_carried,
@@ -22,6 +23,7 @@ from hessop._equations.cost import (
 from hessop._equations.flat import flatten_jaxpr
 
 pytestmark = pytest.mark.once
+CPU = tuning.RATES["cpu"]
 X = np.ones((40, 30), np.float32)
 
 
@@ -57,25 +59,36 @@ def test_compile_time_is_that_of_the_executable_and_its_equations():
     expected = tuning.COMPILE_SECONDS["executable"] + tuning.COMPILE_SECONDS["equation"]
     assert whole.compile == pytest.approx(expected)
     assert by_tiles.compile == pytest.approx(tuning.TILES_COMPILE_RATIO * expected)
-    assert whole.run == by_tiles.run == pytest.approx(1e6 * tuning.SECONDS_PER_ELEMENT)
+    assert whole.run == by_tiles.run == pytest.approx(1e6 * CPU.seconds_per_element)
 
 
 def test_work():
     assert work_of(flat(jnp.sin).eqns) == X.size
-    assert work_of(flat(jnp.sin).eqns, tiled=True) == pytest.approx(X.size / tuning.TILE_SPEEDUP)
+    assert work_of(flat(jnp.sin).eqns, tiled=True) == pytest.approx(X.size / CPU.tile_speedup)
     assert work_of(flat(lambda x: lax.reduce_sum(x, (1,))).eqns) == X.size
     assert work_of(flat(lambda x: lax.reshape(x, (1200,))).eqns) == 0
     loop = flat(lambda x: lax.scan(lambda s, r: (lax.sin(s), None), x[0], x)[0])
     assert work_of([eqn for eqn in loop.eqns if eqn.primitive.name == "scan"]) == 40 * 30
     rows = np.array([0, 2, 5])
     (gather,) = [eqn for eqn in flat(lambda x: x[rows]).eqns if eqn.primitive.name == "gather"]
-    assert work_of([gather]) == tuning.ELEMENTS_PER_SCATTER * 90
+    assert work_of([gather]) == CPU.elements_per_scatter * 90
+
+
+def test_rates_are_those_of_the_platform():
+    assert rates_of("cpu") == CPU
+    assert rates_of("gpu") == rates_of("cuda") == tuning.RATES["gpu"] != CPU
+    H = hessop.HessianOperator(lambda x: jnp.sum(x**3), jnp.ones(3))
+    assert H._point().rates == rates_of(jax.default_backend())
+    faster = CPU._replace(multiply_adds_per_element=1e3, seconds_per_element=1.0)
+    eqns = flat(lambda x: lax.dot(x, x.T)).eqns
+    assert work_of(eqns, rates=faster) < work_of(eqns)
+    assert cost(eqns, 2.0, rates=faster).run == 2.0
 
 
 def test_a_matrix_product_is_bound_by_what_takes_longest():
     assert matrix_product_work(100, 1, 100) == 100 * 100  # writing
-    assert matrix_product_work(100, 80, 100) == 100 * 100 * 80 / tuning.MULTIPLY_ADDS_PER_ELEMENT  # arithmetic
-    assert matrix_product_work(100, 100, 1) == (100 * 100 + 100) / tuning.READS_PER_ELEMENT  # reading
+    assert matrix_product_work(100, 80, 100) == 100 * 100 * 80 / CPU.multiply_adds_per_element  # arithmetic
+    assert matrix_product_work(100, 100, 1) == (100 * 100 + 100) / CPU.reads_per_element  # reading
 
 
 def test_elementwise_operations_are_fused_with_reading():

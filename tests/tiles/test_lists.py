@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hessop._tiles import Choice, Options, trace_tiled
+from hessop._tiles.tuning import ARRAYS
 
 N, WIDTH = 13, 9
 RNG = np.random.RandomState(0)
@@ -42,7 +43,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_equal_to_jax(name, tile):
     fn, y = FUNCTIONS[name], jnp.asarray(Y)
-    options = Options(tile=tile, threshold_elements=1, planes=False, lists=True)
+    options = Options(tile=tile, threshold_elements=1, form=ARRAYS, lists=True)
     found = trace_tiled(lambda *a: [fn(*a)], [y, NEIGHBOURS], options)(y, NEIGHBOURS)[0]
     assert jnp.allclose(found, fn(y, NEIGHBOURS), rtol=1e-6, atol=1e-6)
 
@@ -50,7 +51,7 @@ def test_equal_to_jax(name, tile):
 def test_derivatives():
     y = jnp.asarray(Y)
     tiled = trace_tiled(
-        lambda *a: [forces(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, planes=False, lists=True)
+        lambda *a: [forces(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, form=ARRAYS, lists=True)
     )
     value = lambda fn: lambda y: jnp.sum(jnp.sin(fn(y, NEIGHBOURS)))
     found = jax.grad(value(lambda *a: tiled(*a)[0]))(y)
@@ -61,7 +62,7 @@ def test_an_infinite_update_is_added_once_only_at_its_place():
     """The last tile overlaps the one before it."""
     y = jnp.asarray(Y).at[N - 2].set(jnp.inf)
     fn = lambda y, near: jnp.zeros_like(y).at[near].add(jnp.broadcast_to(y[:, None], (*near.shape, 3)) * 1.0)
-    found = trace_tiled(lambda *a: [fn(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, planes=False, lists=True))
+    found = trace_tiled(lambda *a: [fn(*a)], [y, NEIGHBOURS], Options(tile=4, threshold_elements=1, form=ARRAYS, lists=True))
     assert np.array_equal(np.isfinite(found(y, NEIGHBOURS)[0]), np.isfinite(fn(y, NEIGHBOURS)))
 
 

@@ -71,7 +71,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(PAIRS), st.booleans()), min_size=1, m
 ENDS = st.lists(st.sampled_from(SUMS), min_size=1, max_size=3)
 
 
-def check(n, tile, steps, ends, bad, chunk=None):
+def check(n, tile, steps, ends, bad, chunk=None, form=None):
     if bad is not None and np.isnan(bad) and any(step is middle_max for step, _ in steps):
         hypothesis.reject()
     dtype = jnp.float64 if X64 else jnp.float32
@@ -88,13 +88,14 @@ def check(n, tile, steps, ends, bad, chunk=None):
             return [end(p, q, x, y) for end in ends]
 
     expected = jax.jit(function)(*arrays)
-    tiled = trace_tiled(function, arrays, Options(threshold_elements=1, tile=tile, chunk=chunk))
+    tiled = trace_tiled(function, arrays, Options(threshold_elements=1, tile=tile, chunk=chunk, form=form))
     for got, want in zip(jax.jit(tiled)(*arrays), expected, strict=True):
         assert got.dtype == want.dtype
         got, want = np.asarray(got), np.asarray(want)
         finite = want[np.isfinite(want)]
         scale = max(1.0, np.abs(finite).max(initial=0.0)) if finite.dtype != bool else 1.0
         np.testing.assert_allclose(got, want, rtol=0, atol=0 if want.dtype.kind in "bi" else TOLERANCE * scale)
+    return tiled
 
 
 CASES = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessop._tiles import Choice, Options, trace_tiled
+from hessop._tiles import Choice, Options, trace_tiled, tuning
 from hessop._tiles.evaluate import evaluate_tiled
 from hessop._tiles.loops import Axis, part_length
 
@@ -218,7 +218,7 @@ def test_long_sums_in_low_precision_are_chunked():
     assert sorted(lengths(rows, jnp.ones(600, jnp.float32))) == [2, 2]
     assert lengths(rows, jnp.ones(300, jnp.float32)) == []
     assert sorted(lengths(rows, jnp.ones(600, jnp.float32), tile=100)) == [2, 6]
-    assert len(lengths(rows, jnp.ones(600, jnp.float32), planes=False)) == 1
+    assert len(lengths(rows, jnp.ones(600, jnp.float32), form=tuning.ARRAYS)) == 1
     # The accumulator is as wide as a chunk is long.
     wide = lambda a: jnp.sum(pair(a)[:, :, None, None] * jnp.ones((1, 1, 8, 8), a.dtype), axis=1)
     assert len(lengths(wide, jnp.ones(600, jnp.float32), tile=100)) == 1

@@ -99,8 +99,8 @@ def test_threshold_elements():
 
 
 def test_plane_elements():
-    side = math.isqrt(tuning.PLANE_ELEMENTS)
-    assert side**2 == tuning.PLANE_ELEMENTS
+    side = math.isqrt(tuning.FORMS["cpu"].plane_elements)
+    assert side**2 == tuning.FORMS["cpu"].plane_elements
     rows = lambda a: jnp.max(pair(a), axis=1)
     assert loops(rows, arrays((side,))) == []
     assert loops(rows, arrays((side + 1,))) == [2]

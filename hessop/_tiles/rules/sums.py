@@ -19,17 +19,18 @@ from hessop._tiles.rules.table import RULES, Rule, Tools, out_shape, shape_of, t
 from hessop._tiles.windows import Follow, Follows, Window
 
 
-def _reduced_axes(eqn: Any) -> tuple[int, ...]:
+def reduced_axes(eqn: Any) -> tuple[int, ...]:
+    """The axes that a reduction reduces."""
     return tuple(int(a) for a in eqn.params["axes"])
 
 
 def _reduce_follows(eqn: Any) -> list[Follows]:
     kept = iter(range(len(out_shape(eqn))))
-    return [tuple(None if a in _reduced_axes(eqn) else Follow(next(kept)) for a in range(len(shape_of(eqn.invars[0]))))]
+    return [tuple(None if a in reduced_axes(eqn) else Follow(next(kept)) for a in range(len(shape_of(eqn.invars[0]))))]
 
 
 def _reduce(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
-    return reduced(tools, eqn, ins[0], tools.frame(out_shape(eqn), window))
+    return reduced(tools, eqn.primitive.name, reduced_axes(eqn), ins[0], tools.frame(out_shape(eqn), window))
 
 
 # The operation on two planes. That along an axis of a plane is the function of `jax.lax` with the primitive's name, not
@@ -44,9 +45,17 @@ _ACROSS_PLANES = {
 }
 
 
-def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
-    """The reduction of a part, laid out as `frame`: first across planes by the binary operation, then along each plane."""
-    cells, name, axes = tools.cells, eqn.primitive.name, _reduced_axes(eqn)
+def reduced(tools: Tools, name: str, axes: Sequence[int], planes: Planes, frame: Frame | None = None) -> Planes:
+    """The reduction of a part along some axes: first across planes by the binary operation, then along each plane.
+
+    Args:
+        tools: what to work with.
+        name: that of the primitive.
+        axes: the axes.
+        planes: the part.
+        frame: the layout of the result; None for what is left of that of the part.
+    """
+    cells = tools.cells
     gone = [k for k, a in enumerate(planes.frame.short) if a in axes]
     stay = [k for k, a in enumerate(planes.frame.short) if a not in axes]
     table = np.empty([planes.table.shape[k] for k in stay], object)
@@ -68,7 +77,8 @@ def reduced(tools: Tools, eqn: Any, planes: Planes, frame: Frame) -> Planes:
         tuple(renamed[a] for a in planes.frame.short if a in renamed),
         tuple(renamed[a] for a in planes.frame.order if a in renamed),
     )
-    return cells.relabel(Planes(small, table, planes.dtype), range(len(kept)), frame)
+    found = Planes(small, table, planes.dtype)
+    return found if frame is None else cells.relabel(found, range(len(kept)), frame)
 
 
 def _reduction_order(planes: Planes, axes: Sequence[int], name: str) -> list[int]:
@@ -173,7 +183,7 @@ RULES.update({name: Rule(_reduce_follows, through) for name in ("argmax", "argmi
 # --- products ---
 
 
-def _dot_axes(eqn: Any) -> list[tuple[int, ...]]:
+def dot_axes(eqn: Any) -> list[tuple[int, ...]]:
     """For each operand of a dot_general, the number of each of its axes, counting (*output axes, *summed axes)."""
     (contract, batch), rank = eqn.params["dimension_numbers"], len(out_shape(eqn))
     free = iter(range(len(batch[0]), rank))
@@ -186,7 +196,7 @@ def _dot_axes(eqn: Any) -> list[tuple[int, ...]]:
 
 def _dot_follows(eqn: Any) -> list[Follows]:
     rank = len(out_shape(eqn))
-    return [tuple(Follow(a) if a < rank else None for a in to) for to in _dot_axes(eqn)]
+    return [tuple(Follow(a) if a < rank else None for a in to) for to in dot_axes(eqn)]
 
 
 def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Planes:
@@ -200,7 +210,7 @@ def _dot(tools: Tools, eqn: Any, ins: Sequence[Planes], window: Window) -> Plane
     same = all(p.dtype == eqn.outvars[0].aval.dtype for p in ins)
     if not (same and frame.order and math.prod(wide.table_shape) <= tuning.MOST_PRODUCTS):
         return through(tools, eqn, ins, window)
-    left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, _dot_axes(eqn), strict=True))
+    left, right = (cells.relabel(p, to, wide) for p, to in zip(ins, dot_axes(eqn), strict=True))
     multiply = cells.times if not long else functools.partial(_matrix_product, cells, eqn, wide.plane_shape, len(long))
 
     def cell(index: tuple[int, ...]) -> Cell:
