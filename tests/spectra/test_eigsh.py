@@ -75,6 +75,7 @@ def test_products_find_all_copies(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.x64
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_set_is_wrong(kind, method):
