@@ -330,6 +330,45 @@ def forms(table):
     return best
 
 
+@contextlib.contextmanager
+def form_here(form):
+    """All of hessop with another form on this platform."""
+    platform = "gpu" if on_gpu() else "cpu"
+    usual = tuning.FORMS[platform]
+    tuning.FORMS[platform] = form
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        tuning.FORMS[platform] = usual
+        jax.clear_caches()
+
+
+def entry_forms(table):
+    """The dense matrix, its blocks and 64 products, from terms on whole arrays, and by tiles in every form."""
+    n, best = table.sizes.particles, {}
+    for name in table.sizes.form_energies:
+        energy, case = energies.ENERGIES[name], f"entries, {name[:17]}"
+        x, _ = particles(name, n)
+        many = jnp.asarray(np.random.RandomState(2).standard_normal((64, *x.shape)), np.float32)
+        ways = {"whole": (tuning.FORMS["gpu"], "structure")}
+        ways |= {form: (tuning.GPU_FORMS[form], "tiles") for form in table.sizes.forms}
+        for way, (form, route) in ways.items():
+            with form_here(form):
+                H = hessop.HessianOperator(energy, x, route=route)
+                table.add(case, "dense", way, H.materialize)
+                table.add(case, "blocks", way, functools.partial(H.block_diagonal, 3))
+                table.add(case, "64 products", way, H.mm, many)
+        for what in ("dense", "blocks", "64 products"):
+            times = {way: table.median(case, what, way) for way in ways}
+            measured = {way: t for way, t in times.items() if t is not None}
+            best[f"{name}, {what}"] = min(measured, key=measured.__getitem__, default="nothing was measured")
+    print("\nthe fastest ways to entries and many products:")
+    for what, way in best.items():
+        print(f"    {what:<44} {way}")
+    return best
+
+
 def platform_rates(table):
     """What `RATES` should say for this platform."""
     elements = 2**26 if on_gpu() else 2**16
@@ -399,14 +438,14 @@ def main(arguments=None):
     if not on_gpu():
         print("This is no GPU: kernels run as plain JAX, and the times mean nothing.")
     print()
-    parts = (many_particles, issue, others, listed, net, first_calls, platform_rates, forms)
+    parts = (many_particles, issue, others, listed, net, first_calls, platform_rates, forms, entry_forms)
     found = {part.__name__: part(table) for part in parts}
     report = {
         **about,
         "size": size,
         "seconds": time.perf_counter() - table.begun,
         "rows": table.rows,
-        "best_forms": found["forms"],
+        "best_forms": found["forms"] | found["entry_forms"],
         "rates": found["platform_rates"],
     }
     print(f"\nall of it took {report['seconds']:.0f} s")

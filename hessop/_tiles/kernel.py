@@ -301,6 +301,8 @@ def kernel_outputs(
     rows, columns = (Axis(n, min(most, power_of_two(n))) for n, most in ((size, made.rows), (long, made.columns)))
     body = _traced(plan, reductions, rows, columns, options.regroup)
     stored = list(dict.fromkeys(load.v for load in body.loads))
+    if any(v.aval.size >= 2**31 for v in stored):
+        raise NoKernel("it reads an array of 2**31 entries or more, and Triton counts with 32 bits")
 
     def kernel(*refs: Any) -> None:
         given, outs = dict(zip(stored, refs, strict=False)), refs[len(stored) :]
