@@ -5,7 +5,8 @@ part (columns). Sums over both axes leave one number for each program. All outpu
 two programs add to the same number, and results do not depend on their order.
 
 Triton knows fewer operations than XLA, and only arrays whose lengths are powers of two. What it does not know is refused with a
-reason before anything is compiled, and then `loops.py` runs the loop.
+reason before anything is compiled, and then `loops.py` runs the loop. JAX 0.12 warns that Pallas will lose its Triton backend;
+what is specific to Triton here is `_KNOWN`, `_REWRITTEN`, and the parameters of the compiler.
 
 Depends on reading, accumulating, and Pallas, which is imported when a kernel is made. Must never know which loops run, or
 whether a kernel is worth it.

@@ -14,6 +14,8 @@ from hessop._tiles import Options, kernel, trace_tiled
 from hessop._tiles.tuning import ARRAYS, Kernel
 from tests.tiles.test_random import CASES, PAIRS, SUMS, check
 
+# JAX 0.12 says so whenever it lowers a kernel to Triton.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 X64 = jax.config.jax_enable_x64
 FLOAT = jnp.result_type(float)
 EPS = float(jnp.finfo(FLOAT).eps)
@@ -215,6 +217,8 @@ def a_gpu():
 def test_energies_lower_to_triton(energy):
     x, v = positions(), jnp.cos(positions())
     form = ARRAYS._replace(kernel=Kernel(16, 16, 4))
+    if energy is kernel_machine and jax.__version_info__ >= (0, 12):
+        pytest.skip("the mesh of `a_gpu` adds equations to products of matrices, which no kernel has")
     text = lowered(as_kernel(lambda x, v: derivatives(energy, x, v), x, v, form=form), x, v)
     assert "xla.gpu.triton" in text
 
