@@ -45,12 +45,13 @@ def spectrum(T: Array, active: Array) -> tuple[Array, Array]:
         active: whether a row and its column belong to the submatrix [k].
 
     Returns:
-        Eigenvalues in ascending order [k], those of padding last and far above the others; eigenvectors as columns [k, k], zero
-        in the other rows.
+        Eigenvalues in ascending order [k], those of padding last and above the others; eigenvectors as columns [k, k], zero in
+        the other rows.
     """
     T = jnp.where(active[:, None] & active[None, :], T, 0)
-    size = jnp.max(jnp.abs(T))
-    # |T| <= k times its largest entry, so no eigenvalue is as large as this.
-    beyond = 4 * T.shape[0] * jnp.where(size > 0, size, 1)
+    # No eigenvalue is larger than a sum of absolute values along a row. Padding must not be much larger than the eigenvalues, as
+    # the errors of all of them are relative to it.
+    size = jnp.max(jnp.sum(jnp.abs(T), axis=1))
+    beyond = 2 * jnp.where(size > 0, size, 1)
     w, Q = jnp.linalg.eigh(T + jnp.diag(jnp.where(active, 0, beyond)))
     return w, jnp.where(active[:, None], Q, 0)
