@@ -49,8 +49,8 @@ def spectrum(T: Array, active: Array) -> tuple[Array, Array]:
         the other rows.
     """
     T = jnp.where(active[:, None] & active[None, :], T, 0)
-    # No eigenvalue is larger than a sum of absolute values along a row. Padding must not be much larger than the eigenvalues, as
-    # the errors of all of them are relative to it.
+    # No eigenvalue is larger than a sum of absolute values along a row. The padding is not much larger, because divide and
+    # conquer drops what is small relative to the largest eigenvalue.
     size = jnp.max(jnp.sum(jnp.abs(T), axis=1))
     beyond = 2 * jnp.where(size > 0, size, 1)
     w, Q = jnp.linalg.eigh(T + jnp.diag(jnp.where(active, 0, beyond)))
