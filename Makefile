@@ -12,8 +12,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Workers share the cores, so that BLAS, whose threads wait busily for each other, gets one: decompositions take a fifth of the
 # time.
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal
-# For lanes with another dtype or version: skips the tests that depend on neither.
-NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once)"
+# For lanes with another dtype or version: skips the tests that depend on neither, and the long ones, which `make slow` runs.
+NOT_AGAIN := -m "not (slow or gpu or cutest or soak or once or long)"
+LATER := -m "slow or (long and not once)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-long counts test-float64 test-float32 lint format types slow soak bench pictures docs \
@@ -26,7 +27,7 @@ help:
 	@echo "make counts        checks the numbers of Python calls and compilations in small cases"
 	@echo "make lint          formatting and lint rules (make format applies them)"
 	@echo "make types         the type checker"
-	@echo "make slow          the slow tests;  make soak: the random search"
+	@echo "make slow          the slow tests, and the long tests in the other lanes;  make soak: the random search"
 	@echo "make bench         the benchmarks, several hours; BENCH=--quick for a short run, BENCH=--help for options"
 	@echo "make docs          the documentation, into site/; a warning is an error"
 	@echo "make pictures      redraws the pictures of the README and the documentation"
@@ -99,7 +100,8 @@ types: $(VENV)/.dev
 
 slow: $(VENV)/.tests
 	$(PYTEST) -n $(JOBS) -m slow
-	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) -m slow
+	HESSOP_TEST_X64=0 $(PYTEST) -n $(JOBS) $(LATER)
+	$(MAKE) newer CHOSEN='-m "long and not (slow or once)"'
 
 # Random programs; HESSOP_SOAK_PROGRAMS sets their number and HESSOP_SOAK_SEED the seed.
 soak: $(VENV)/.tests
@@ -127,11 +129,12 @@ lineax-tests: $(VENV)/.tests
 	$(BIN)/python tests/contract/lineax_plugin.py "$(LINEAX)"
 
 # One lane is enough here: the lane with 64-bit types off tests hessop, not JAX versions.
+newer: CHOSEN ?= $(NOT_AGAIN)
 newer: $(VENV)/.package
 	@newer=`.ci/newer-python $(BIN)/python`; \
 	if [ -z "$$newer" ]; then echo "no newer Python found: the tests ran on one version only"; \
 	else echo "running the tests again on $$newer"; \
-	  $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(NOT_AGAIN)'; fi
+	  $(MAKE) test-float64 VENV=.venv-newer PYTHON="$$newer" CHOSEN='$(CHOSEN)'; fi
 
 clean:
 	rm -rf .venv .venv-newer build dist site .pytest_cache .ruff_cache .hypothesis

@@ -114,6 +114,7 @@ def test_a_short_list_per_row_stays_entry_by_entry():
     ],
     ids=["norm of columns", "largest in each row", "every other"],
 )
+@pytest.mark.long
 def test_sums_of_sorted_differences(rows):
     """All pairs, each read through an index array: up to 85 million entries for 9,216 places, whose rounding added up."""
     draw = np.random.RandomState(0)

@@ -60,7 +60,8 @@ def kernel_machine(x):
     return jnp.sum(jnp.tanh(jnp.exp(-0.1 * squares(x)) @ x) ** 2)
 
 
-ENERGIES = [gaussians, inverse_squares, periodic, embedded, kernel_machine]
+LONG = [inverse_squares, embedded, kernel_machine]
+ENERGIES = [gaussians, periodic, *(pytest.param(energy, marks=pytest.mark.long) for energy in LONG)]
 
 
 def derivatives(fn, x, v):
@@ -81,6 +82,7 @@ def test_derivatives_of_energies(energy):
         np.testing.assert_allclose(got, want, atol=500 * EPS * (1 + np.max(np.abs(want))), rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_derivatives_through_a_kernel(energy):
     x, v = positions(13), jnp.cos(positions(13))
@@ -98,6 +100,7 @@ def test_under_vmap_and_inside_jit():
     np.testing.assert_allclose(batched, [gaussians(one) for one in x], rtol=100 * EPS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [9, 16, 33])
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 32)])
 def test_any_size_of_a_kernel(n, shape):
@@ -213,6 +216,7 @@ def a_gpu():
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), kinds, abstract_device=device))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_energies_lower_to_triton(energy):
     x, v = positions(), jnp.cos(positions())
@@ -241,6 +245,7 @@ BINARY = [
 
 
 @pytest.mark.once
+@pytest.mark.long
 @pytest.mark.parametrize("k", range(len(UNARY) + len(BINARY)))
 def test_each_operation_lowers_to_triton_and_is_right(k):
     def fn(x):
