@@ -1,7 +1,7 @@
-"""What hessop costs on a GPU, against the alternatives, in one run of less than five minutes.
+"""What hessop costs on a GPU, against the alternatives, in one run of about five minutes.
 
     python benchmarks/gpu.py                 on a machine with one NVIDIA GPU and JAX for CUDA
-    python benchmarks/gpu.py --quick         in less than two minutes
+    python benchmarks/gpu.py --quick         in about two minutes
     python benchmarks/gpu.py --size tiny     on any machine: this shows that the script works, and nothing else
 
 All arrays are float32, and products of matrices are, too: TF32 is off. Errors are relative to the largest entry of the result
@@ -107,6 +107,12 @@ class Table:
             return
         error = "" if row.get("error") is None else f"  error {row['error']:.1e}"
         print(f"{label} first {row['first']:8.3f} s  then {1e3 * row['median']:10.4f} ms{error}", flush=True)
+
+    def fastest(self, case, what, whos):
+        """Whose row has the least median."""
+        times = {who: self.median(case, what, who) for who in whos}
+        measured = {who: t for who, t in times.items() if t is not None}
+        return min(measured, key=measured.__getitem__, default="nothing was measured")
 
     def median(self, case, what, who):
         """The median of a row, or None."""
@@ -321,12 +327,15 @@ def forms(table):
                     continue
                 table.add(f"forms, {name[:19]}", what, form, jax.jit(tiled), *args, expected=expected)
             table.add(f"forms, {name[:19]}", what, "jit", jax.jit(fn), *args, expected=expected)
-            times = {form: table.median(f"forms, {name[:19]}", what, form) for form in (*forms, "jit")}
-            measured = {form: t for form, t in times.items() if t is not None}
-            best[f"{name}, {what}"] = min(measured, key=measured.__getitem__, default="nothing was measured")
-    print("\nthe fastest forms; hessop/_tiles/tuning.py has them in FORMS:")
-    for what, form in best.items():
-        print(f"    {what:<44} {form}")
+            best[f"{name}, {what}"] = table.fastest(f"forms, {name[:19]}", what, (*forms, "jit"))
+    return say_best("the fastest forms; hessop/_tiles/tuning.py has them in FORMS:", best)
+
+
+def say_best(title, best):
+    """Print what is the fastest, and return it."""
+    print(f"\n{title}")
+    for what, who in best.items():
+        print(f"    {what:<44} {who}")
     return best
 
 
@@ -360,13 +369,8 @@ def entry_forms(table):
                 table.add(case, "blocks", way, functools.partial(H.block_diagonal, 3))
                 table.add(case, "64 products", way, H.mm, many)
         for what in ("dense", "blocks", "64 products"):
-            times = {way: table.median(case, what, way) for way in ways}
-            measured = {way: t for way, t in times.items() if t is not None}
-            best[f"{name}, {what}"] = min(measured, key=measured.__getitem__, default="nothing was measured")
-    print("\nthe fastest ways to entries and many products:")
-    for what, way in best.items():
-        print(f"    {what:<44} {way}")
-    return best
+            best[f"{name}, {what}"] = table.fastest(case, what, ways)
+    return say_best("the fastest ways to entries and many products:", best)
 
 
 def platform_rates(table):
@@ -428,7 +432,7 @@ def described():
 def main(arguments=None):
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="less than two minutes")
+    parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--size", choices=list(SIZES), help="by default that of --quick or full on a GPU, and tiny elsewhere")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the table")
     options = parser.parse_args(arguments)

@@ -30,8 +30,8 @@ def _call(kernel, shapes, grid, interpret):
     return pl.pallas_call(kernel, out_shape=shapes, grid=grid, interpret=interpret, compiler_params=params)
 
 
-def product(x, v, interpret=False):
-    """The Hessian of the energy times v [N, 3]."""
+def product(x, v, *, own=False, interpret=False):
+    """The Hessian of the energy times v [N, 3]; with `own`, only its diagonal blocks, each times its own v."""
     n = x.shape[0]
     rows, columns = _tiles(n)
 
@@ -43,7 +43,7 @@ def product(x, v, interpret=False):
         def step(k, sums):
             at, new = _part(lax.convert_element_type(k, jnp.int32), columns, n)
             d = [a[:, None] - b[None] for a, b in zip(xi, load(x_ref, at, columns), strict=True)]
-            e = [a[:, None] - b[None] for a, b in zip(vi, load(v_ref, at, columns), strict=True)]
+            e = [a[:, None] if own else a[:, None] - b[None] for a, b in zip(vi, load(v_ref, at, columns), strict=True)]
             squares = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
             one = 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
             one = jnp.where(new & (squares > 0), one, 0.0)
@@ -62,7 +62,7 @@ def hessian(x, interpret=False):
     n = x.shape[0]
     rows, columns = _tiles(n)
     eye = jnp.broadcast_to(jnp.eye(3, dtype=x.dtype)[None], (n, 3, 3))
-    diagonal = jnp.stack([product_of_own(x, eye[:, c], interpret) for c in range(3)], axis=2)
+    diagonal = jnp.stack([product(x, eye[:, c], own=True, interpret=interpret) for c in range(3)], axis=2)
 
     def kernel(x_ref, diagonal_ref, out_ref):
         i, _ = _part(pl.program_id(0), rows, n)
@@ -82,29 +82,3 @@ def hessian(x, interpret=False):
 
     shape = jax.ShapeDtypeStruct((n, 3, n, 3), x.dtype)
     return _call(kernel, shape, (-(-n // rows), -(-n // columns)), interpret)(x, diagonal).reshape(3 * n, 3 * n)
-
-
-def product_of_own(x, v, interpret=False):
-    """The diagonal blocks of the Hessian, each times its own v [N, 3]."""
-    n = x.shape[0]
-    rows, columns = _tiles(n)
-
-    def kernel(x_ref, v_ref, out_ref):
-        first, _ = _part(pl.program_id(0), rows, n)
-        xi = [x_ref[pl.ds(first, rows), c] for c in range(3)]
-        vi = [v_ref[pl.ds(first, rows), c][:, None] for c in range(3)]
-
-        def step(k, sums):
-            at, new = _part(lax.convert_element_type(k, jnp.int32), columns, n)
-            d = [a[:, None] - x_ref[pl.ds(at, columns), c][None] for c, a in enumerate(xi)]
-            squares = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
-            one = 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
-            one = jnp.where(new & (squares > 0), one, 0.0)
-            along = (d[0] * vi[0] + d[1] * vi[1] + d[2] * vi[2]) * one * one
-            return [s + jnp.sum(2 * one * (f - along * g), axis=1) for s, f, g in zip(sums, vi, d, strict=True)]
-
-        sums = lax.fori_loop(0, -(-n // columns), step, [jnp.zeros(rows, x.dtype)] * 3)
-        for c in range(3):
-            out_ref[pl.ds(first, rows), c] = sums[c]
-
-    return _call(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), (-(-n // rows),), interpret)(x, v)

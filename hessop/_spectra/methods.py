@@ -16,6 +16,7 @@ from hessop._base.bytes import format_bytes, free_memory
 from hessop._base.errors import MemoryBudgetError
 from hessop._base.progress import Progress, ProgressOption, progress_bar
 from hessop._krylov import vectors as vec
+from hessop._krylov.dense import spectrum
 from hessop._spectra import davidson, tuning
 from hessop._spectra.factors import Matrix
 from hessop._spectra.pairs import Eigenpairs, Which
@@ -176,8 +177,7 @@ def _finished(
         # Pairs at equal distances on either side of σ are mixed in those of the square. Missing ones come last.
         images = problem.products(rows)
         small = jnp.matmul(rows, images.T, precision="highest")
-        beyond = 4 * (1 + jnp.max(jnp.abs(small))) * rows.shape[0]
-        values, Q = jnp.linalg.eigh((small + small.T) / 2 + jnp.diag(jnp.where(has, 0, beyond)))
+        values, Q = spectrum((small + small.T) / 2, has)
         rows, images = jnp.matmul(Q.T, rows, precision="highest"), jnp.matmul(Q.T, images, precision="highest")
         residuals = jnp.linalg.norm(images - values[:, None] * rows, axis=1)
         has = jnp.arange(has.size) < jnp.sum(has)

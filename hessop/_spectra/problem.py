@@ -191,7 +191,8 @@ def decomposed(matrix: Array, null: Array | None) -> tuple[Array, Array, Array]:
     if null is not None:
         images = contract(null, matrix)
         cross = contract(null.T, images)
-        lift = 2 * (1 + jnp.linalg.norm(matrix))
+        # No eigenvalue is larger than either; errors are relative to what is lifted.
+        lift = 2 * (1 + jnp.minimum(jnp.linalg.norm(matrix), jnp.max(jnp.sum(jnp.abs(matrix), axis=1))))
         inner = contract(images, null.T) + lift * jnp.eye(null.shape[0], dtype=matrix.dtype)
         matrix = matrix - cross - cross.T + contract(null.T, contract(inner, null))
         count = count - jnp.sum(jnp.any(null != 0, axis=1), dtype=jnp.int32)

@@ -118,7 +118,8 @@ class _Loops:
 
     def kernels(self, env: dict[Any, Array], choice: Choice) -> dict[Any, Array] | None:
         """The same from kernels, in which each reduction writes along an axis of its own output; None if one is refused."""
-        from hessop._tiles.kernel import NoKernel, kernel_outputs
+        from hessop._tiles.kernel import kernel_outputs
+        from hessop._tiles.triton import NoKernel
 
         found = {}
         try:

@@ -4,16 +4,13 @@ Each program of the grid computes some entries of every output (rows), and goes 
 part (columns). Sums over both axes leave one number for each program. All outputs are written along an axis of their own, so no
 two programs add to the same number, and results do not depend on their order.
 
-Triton knows fewer operations than XLA, and only arrays whose lengths are powers of two. What it does not know is refused with a
-reason before anything is compiled, and then `loops.py` runs the loop. JAX 0.12 warns that Pallas will lose its Triton backend;
-what is specific to Triton here is `_KNOWN`, `_REWRITTEN`, and the parameters of the compiler.
+What cannot be said in Triton is refused with a reason before anything is compiled, and then `loops.py` runs the loop.
 
 Depends on reading, accumulating, and Pallas, which is imported when a kernel is made. Must never know which loops run, or
 whether a kernel is worth it.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,12 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
-from jax.extend import core as jex
 
 from hessop._base.bytes import power_of_two
-from hessop._equations.flat import Equations, bind, flatten_jaxpr, needed_equations, variables
-from hessop._equations.primitives import COMPARISONS
+from hessop._equations.flat import Equations, flatten_jaxpr, needed_equations, variables
 from hessop._tiles import tuning
 from hessop._tiles.accumulate import ACCUMULATE, MONOIDS, State, compensated, only_new, total, zeros
 from hessop._tiles.loops import Axis
@@ -37,63 +31,11 @@ from hessop._tiles.reader import Reader
 from hessop._tiles.rules.sums import dot_axes, reduced, reduced_axes
 from hessop._tiles.rules.table import Tools
 from hessop._tiles.schedule import Loop, Place, Schedule
+from hessop._tiles.triton import NoKernel, check_known, number, run, value
 from hessop._tiles.windows import Span, Window
 
 # The loops whose positions `Span.loop` counts: parts of the summed axis, and programs of the grid.
 _COLUMNS, _ROWS = 0, 1
-
-
-class NoKernel(Exception):
-    """A loop cannot be written as a kernel; the message says why."""
-
-
-# --- what Triton knows ---
-
-
-def _rounded(x: Array, *, rounding_method: Any) -> Array:
-    """`lax.round`, which Triton lacks: exact, as x - floor(x) is."""
-    if rounding_method == lax.RoundingMethod.TO_NEAREST_EVEN:
-        below = jnp.floor(x)
-        part = x - below
-        odd = below - 2 * jnp.floor(below / 2) != 0
-        return jnp.where((part > 0.5) | ((part == 0.5) & odd), below + 1, below)
-    below = jnp.floor(jnp.abs(x))
-    away = jnp.where(jnp.abs(x) - below >= 0.5, below + 1, below)
-    return jnp.where(x < 0, -away, away)
-
-
-# In other words: functions of the operands, with the parameters of the equation by name.
-_REWRITTEN: dict[str, Callable[..., Array]] = {
-    "add_any": lax.add,
-    "copy": lambda x: x,
-    "copy_p": lambda x: x,
-    "optimization_barrier": lambda x: x,
-    "stop_gradient": lambda x: x,
-    "round": _rounded,
-}
-# `tests/tiles/test_kernel.py` lowers a kernel with each of these to Triton.
-_WORDS = """
-    abs neg ceil floor exp exp2 expm1 log log1p sqrt rsqrt cbrt square pow integer_pow logistic sign is_finite
-    sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf_inv
-    add sub mul div rem max min clamp select_n nextafter convert_element_type
-    and or xor not shift_left shift_right_arithmetic shift_right_logical population_count clz
-    iota broadcast_in_dim reshape squeeze expand_dims transpose reduce_sum reduce_max reduce_min
-"""
-_KNOWN = COMPARISONS | _REWRITTEN.keys() | set(_WORDS.split())
-
-
-def _check_known(equations: Equations, most_elements: int) -> None:
-    """Refuse what Triton does not know."""
-    for eqn in equations.eqns:
-        name = eqn.primitive.name
-        if name not in _KNOWN:
-            raise NoKernel(f"Triton does not know {name}")
-        for v in eqn.outvars:
-            shape, dtype = v.aval.shape, v.aval.dtype
-            if math.prod(shape) > most_elements or any(n & (n - 1) for n in shape):
-                raise NoKernel(f"{name} has a part of shape {shape}")
-            if jnp.issubdtype(dtype, jnp.complexfloating):
-                raise NoKernel(f"{name} is complex")
 
 
 # --- reductions ---
@@ -305,44 +247,13 @@ def kernel_outputs(
     if any(v.aval.size >= 2**31 for v in stored):
         raise NoKernel("it reads an array of 2**31 entries or more, and Triton counts with 32 bits")
 
-    def kernel(*refs: Any) -> None:
-        given, outs = dict(zip(stored, refs, strict=False)), refs[len(stored) :]
-        program = pl.program_id(0)
-        first = rows.start(program)
-        known = {**body.constants, body.counters[0]: program}
-        known |= {v: load.from_ref(given[load.v], (None, first)) for load, v in body.loads.items() if not load.varies}
-        _run(body.before, known)
-
-        def step(k: Any, states: Sequence[State]) -> list[State]:
-            k = lax.convert_element_type(k, jnp.int32)  # a loop counts with 64 bits if they are on
-            at = (columns.start(k), first)
-            values = {**known, body.counters[1]: k}
-            values |= {v: load.from_ref(given[load.v], at) for load, v in body.loads.items() if load.varies}
-            _run(body.inside, values)
-            planes = [(r, _value(values, v)) for r, (_, group) in zip(reductions, body.outputs, strict=True) for v in group]
-            return [_combined(r.name, state, plane) for (r, plane), state in zip(planes, states, strict=True)]
-
-        start = [
-            _start(r, rows.length, columns.count) for r, (_, group) in zip(reductions, body.outputs, strict=True) for _ in group
-        ]
-        states = iter(lax.fori_loop(0, columns.count, step, start))
-        for r, (frame, group), out in zip(reductions, body.outputs, outs, strict=True):
-            for index in np.ndindex(*frame.table_shape):
-                state = next(states)
-                plane = total(state) if r.name == "reduce_sum" else state[0]
-                if r.out_axis is None:
-                    out[(program, *index)] = _along_rows(r, plane, rows.new(program))
-                else:
-                    out[_place(frame, index, pl.ds(first, rows.length))] = plane
-            assert len(group) == math.prod(frame.table_shape)
-
     avals = [r.eqn.outvars[0].aval for r in reductions]
     shapes = [
         aval.shape if r.out_axis is not None else (rows.count, *frame.table_shape)
         for aval, r, (frame, _) in zip(avals, reductions, body.outputs, strict=True)
     ]
     call = pl.pallas_call(
-        kernel,
+        _kernel(reductions, body, stored, rows, columns),
         out_shape=[jax.ShapeDtypeStruct(shape, aval.dtype) for shape, aval in zip(shapes, avals, strict=True)],
         grid=(rows.count,),
         interpret=interpret,
@@ -391,7 +302,7 @@ def _traced(plan: Schedule, reductions: Sequence[_Reduction], rows: Axis, column
     )
     flat, constants = flatten_jaxpr(jaxpr)
     flat = Equations(flat.invars, tuple(needed_equations(flat, flat.outvars)), flat.outvars)
-    _check_known(flat, rows.length * columns.length)
+    check_known(flat, rows.length * columns.length)
     held, (program, k, *inputs) = flat.invars[: len(constants)], flat.invars[len(constants) :]
     varying = {k, *(v for load, v in zip(wanted, inputs, strict=True) if load.varies)}
     inside = []
@@ -402,41 +313,46 @@ def _traced(plan: Schedule, reductions: Sequence[_Reduction], rows: Axis, column
     before = tuple(eqn for eqn in flat.eqns if eqn not in inside)
     rest = iter(flat.outvars)
     outputs = [(frame, [next(rest) for _ in np.ndindex(*frame.table_shape)]) for frame in frames]
-    numbers = {v: _number(c) for v, c in zip(held, constants, strict=True)}
+    numbers = {v: number(c) for v, c in zip(held, constants, strict=True)}
     return _Body(before, tuple(inside), numbers, (program, k), dict(zip(wanted, inputs, strict=True)), outputs)
 
 
-def _number(constant: Any) -> Callable[[], Array]:
-    """An array of one number, made where it is used: a kernel cannot capture arrays."""
-    if isinstance(constant, Tracer):
-        raise NoKernel("a derivative rule has captured a value")
-    array = np.asarray(constant)
-    if not array.size or not np.array_equal(
-        array, np.broadcast_to(array.flat[0], array.shape), equal_nan=array.dtype.kind == "f"
-    ):
-        raise NoKernel(f"it needs a constant array of shape {array.shape}")
-    return functools.partial(jnp.full, array.shape, array.flat[0].item(), array.dtype)
+def _kernel(
+    reductions: Sequence[_Reduction], body: _Body, stored: Sequence[Any], rows: Axis, columns: Axis
+) -> Callable[..., None]:
+    """What one program of the grid does: a function of the references to stored values, and then to outputs."""
+    from jax.experimental import pallas as pl
 
+    # The planes of all outputs, one after the other.
+    planes = [(r, v) for r, (_, group) in zip(reductions, body.outputs, strict=True) for v in group]
 
-def _run(eqns: Iterable[Any], values: dict[Any, Any]) -> None:
-    """Evaluate equations, in the words of Triton."""
-    for eqn in eqns:
-        ins = [_value(values, v) for v in eqn.invars]
-        rewritten = _REWRITTEN.get(eqn.primitive.name)
-        outs = bind(eqn, ins) if rewritten is None else [rewritten(*ins, **_params(eqn))]
-        values.update(zip(eqn.outvars, outs, strict=True))
+    def loaded(given: dict[Any, Any], starts: Sequence[Any], varies: bool) -> dict[Any, Array]:
+        return {v: load.from_ref(given[load.v], starts) for load, v in body.loads.items() if load.varies == varies}
 
+    def kernel(*refs: Any) -> None:
+        given, outs = dict(zip(stored, refs, strict=False)), refs[len(stored) :]
+        program = pl.program_id(0)
+        first, new = rows.start(program), rows.new(program)
+        known = {**body.constants, body.counters[0]: program, **loaded(given, (None, first), False)}
+        run(body.before, known)
 
-def _params(eqn: Any) -> dict[str, Any]:
-    """The parameters that a rewritten operation needs."""
-    return {name: value for name, value in eqn.params.items() if name == "rounding_method"}
+        def step(k: Any, states: Sequence[State]) -> list[State]:
+            k = lax.convert_element_type(k, jnp.int32)  # a loop counts with 64 bits if they are on
+            values = {**known, body.counters[1]: k, **loaded(given, (columns.start(k), first), True)}
+            run(body.inside, values)
+            return [_combined(r.name, state, value(values, v)) for (r, v), state in zip(planes, states, strict=True)]
 
+        states = iter(lax.fori_loop(0, columns.count, step, [_start(r, rows.length, columns.count) for r, _ in planes]))
+        for r, (frame, _), out in zip(reductions, body.outputs, outs, strict=True):
+            for index in np.ndindex(*frame.table_shape):
+                state = next(states)
+                plane = total(state) if r.name == "reduce_sum" else state[0]
+                if r.out_axis is None:
+                    out[(program, *index)] = _along_rows(r, plane, new)
+                else:
+                    out[_place(frame, index, pl.ds(first, rows.length))] = plane
 
-def _value(values: dict[Any, Any], v: Any) -> Any:
-    if isinstance(v, jex.Literal):
-        return v.val
-    found = values[v]
-    return found() if isinstance(found, functools.partial) else found
+    return kernel
 
 
 def _start(r: _Reduction, rows: int, count: int) -> State:

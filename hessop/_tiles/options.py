@@ -38,8 +38,7 @@ class Options:
 
     def on(self, platform: str) -> "Options":
         """The same with the form of a platform, unless they have one."""
-        form = tuning.FORMS.get(platform, tuning.FORMS["gpu"])
-        return self if self.form is not None else dataclasses.replace(self, form=form)
+        return self if self.form is not None else dataclasses.replace(self, form=tuning.FORMS.get(platform, tuning.ARRAYS))
 
     @property
     def written(self) -> tuning.Form:
@@ -48,8 +47,11 @@ class Options:
 
     @property
     def most_elements(self) -> int:
-        """Most elements of a plane inside a tile."""
-        return self.written.plane_elements if self.plane_elements is None else self.plane_elements
+        """Most elements of a plane inside a tile: an upper bound before it is known where the equations will run."""
+        if self.plane_elements is not None:
+            return self.plane_elements
+        forms = tuning.FORMS.values() if self.form is None else [self.form]
+        return max(form.plane_elements for form in forms)
 
     def tools(self, *starts: Any, seed: Any = None) -> Tools:
         """The tools of rules at one iteration of the loops, which have come to the positions `starts`."""

@@ -157,7 +157,7 @@ tiled_p.multiple_results = True
 def _lowered(platform: str) -> Callable[..., list[Array]]:
     def run(*values: Any, tiled: TiledEquations) -> list[Array]:
         options = tiled.options.on(platform)
-        # Kernels are for GPUs; elsewhere, they run as plain JAX, for tests.
+        # Elsewhere than on a GPU, kernels run as plain JAX, for tests.
         found = evaluate_tiled(tiled.final(), values, options, interpret=platform != "gpu")
         return [jnp.asarray(out) for out in found]
 
@@ -165,9 +165,8 @@ def _lowered(platform: str) -> Callable[..., list[Array]]:
 
 
 mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered("other"), multiple_results=True))
-for _platform, _names in (("cpu", ("cpu",)), ("gpu", ("cuda", "rocm"))):
-    for _name in _names:
-        mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(_platform), multiple_results=True), platform=_name)
+for _name, _platform in {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu"}.items():
+    mlir.register_lowering(tiled_p, mlir.lower_fun(_lowered(_platform), multiple_results=True), platform=_name)
 
 
 @tiled_p.def_impl

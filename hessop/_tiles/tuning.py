@@ -52,8 +52,7 @@ class Form(NamedTuple):
 # Arrays as they are: what no measurement has shown to be better otherwise.
 ARRAYS = Form(planes=False, products=False, plane_elements=2**18, chunk_elements=None)
 
-# The form on each platform; "gpu" stands for all that are not named. To try another form, put it here and call
-# `jax.clear_caches()`.
+# The form on each platform; others have arrays. To try another form, put it here and call `jax.clear_caches()`.
 #
 # CPU: a plane of 2**18 elements takes 1 MB in float32 and 2 MB in float64, so that several stay in a cache; 2**19 was slower:
 # `benchmarks/products.py --parts speed`.
