@@ -256,6 +256,7 @@ def test_printed_certificates():
         assert "away" not in " ".join(lines)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_products", [None, 9])
 def test_rigid_motions_are_suggested_for_null(max_products):
     springs = lambda x: sum((jnp.sum((x[i] - x[j]) ** 2) - 1) ** 2 for i, j in ((0, 1), (1, 2), (2, 0)))
@@ -291,6 +292,7 @@ def test_a_certificate_in_one_line():
     assert seen[0].startswith("<Certificate: lowest eigenvalue ")
 
 
+@pytest.mark.long
 def test_an_uncertain_eigenvalue_is_undecided():
     n = 1200
     d = np.linspace(1e-3, 1, n)

@@ -297,6 +297,7 @@ def test_tangent_operator(getkey, form):
     close(tangent.T.mv(vector), t_matrix @ vector)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "solver",
     [

@@ -120,7 +120,9 @@ def slopes(A, b, x):
     return product / (np.linalg.norm(b, axis=1) * np.linalg.norm(x, axis=1))
 
 
-@pytest.mark.parametrize(("decades", "count"), [(1, 500), pytest.param(4, 10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("decades", "count"), [pytest.param(1, 500, marks=pytest.mark.long), pytest.param(4, 10_000, marks=pytest.mark.slow)]
+)
 def test_no_direction_is_uphill(decades, count):
     rng = np.random.RandomState(decades)
     A, b = random_problems(rng, count, 10, decades, zero=0.02)

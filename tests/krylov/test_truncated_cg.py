@@ -105,6 +105,7 @@ def test_boundary(radius):
         np.testing.assert_array_equal(solution.value, unbounded.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("subproblem", ["truncated", "exact"])
 def test_the_region_has_the_norm_of_the_preconditioner(subproblem):
     A, b = definite()
@@ -182,6 +183,7 @@ def point():
     return {"rows": rows, "scalar": jnp.asarray(0.4), "empty": jnp.zeros((0, 2))}
 
 
+@pytest.mark.long
 @pytest.mark.x64
 @pytest.mark.parametrize("options", ["plain", pytest.param("preconditioned radius", marks=pytest.mark.slow)])
 def test_under_jit_vmap_grad_and_jvp(options):

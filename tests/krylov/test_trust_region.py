@@ -85,6 +85,7 @@ def test_conditions_of_a_global_minimum(name):
         np.testing.assert_allclose(solution.stats["curvature"], np.linalg.eigvalsh(H)[0], rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("decades", [1, 8])
 def test_random_problems(decades):
     rng = np.random.RandomState(decades)

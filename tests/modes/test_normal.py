@@ -119,6 +119,7 @@ def test_imaginary_frequencies_are_negative():
 # --- clusters ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", [None, 5])
 def test_clusters_against_the_dense_spectrum(k):
     x = icosahedron()

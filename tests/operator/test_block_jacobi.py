@@ -21,6 +21,7 @@ def point():
     return {"a": a, "b": jnp.asarray(0.7, dtype)}
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_it_is_the_inverse_of_the_clamped_blocks():
     x = point()

@@ -45,6 +45,11 @@ CASES = {
 }
 # Covered elsewhere: by tests/contract/test_lineax.py, and TruncatedCG by tests/krylov.
 SLOW = {"BiCGStab", "Auto", "GMRES", "Normal(CG)", "TruncatedCG"}
+LONG = {"CG on terms", "LU", "MINRES"}
+
+
+def marks(name):
+    return [pytest.mark.slow] if name in SLOW else [pytest.mark.long] if name in LONG else []
 
 
 def batched(solve):
@@ -72,7 +77,7 @@ def by_dense_algebra(fn):
     return jax.jit(solve)(*setup()), batched(solve), derivatives(solve)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CASES])
 def test_solution_equals_dense(name):
     fn, tags, solver = CASES[name]
 
@@ -89,6 +94,7 @@ def test_solution_equals_dense(name):
         np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_preconditioned_cg_takes_fewer_steps_and_is_differentiable():
     def stiff(x, k):
         scales = 10.0 ** jnp.arange(8.0)

@@ -18,7 +18,15 @@ from tests.structure import test_random as random_programs
 from tests.structure.energies import ENERGIES
 from tests.structure.support import DTYPE, assert_close, points, reference
 
-CASES = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.slow else []) for e in ENERGIES]
+# One of each kind. The others are long only because there are many.
+VARIED = {"safe_sqrt", "neighbor_list", "chain", "crossed", "rolled", "maxima", "net", "scan", "fft"}
+
+
+def marks(energy):
+    return [pytest.mark.slow] if energy.slow else [] if energy.name in VARIED else [pytest.mark.long]
+
+
+CASES = [pytest.param(e, id=e.name, marks=marks(e)) for e in ENERGIES]
 ENDS = np.array([[0, 1], [1, 2], [2, 5], [5, 6], [0, 6]])
 
 
@@ -264,6 +272,7 @@ def test_what_is_not_finite_is_reported(use):
         use(H)
 
 
+@pytest.mark.long
 def test_a_point_is_not_kept_alive():
     x = points(7)
     H = hessop.HessianOperator(bonds, x, (jnp.asarray(ENDS),))

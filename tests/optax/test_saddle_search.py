@@ -52,6 +52,7 @@ def test_both_saddle_points_of_mueller_and_brown(method):
     assert found == {0, 1}
 
 
+@pytest.mark.long
 def test_the_minima_on_both_sides():
     result = search(mueller_brown, [0.3, 0.2], follow=True)
     assert nearest(SADDLES, result.x)[0] == 1
@@ -123,6 +124,7 @@ def test_thirteen_particles(method):
             assert float(side.value) < float(result.value)
 
 
+@pytest.mark.long
 def test_pytrees_arguments_and_counts():
     fn = lambda p, a: a * (p["x"] ** 2 - 1) ** 2 + p["y"][0] ** 2
     start = {"x": jnp.asarray(0.4, FLOAT), "y": jnp.asarray([0.3], FLOAT)}

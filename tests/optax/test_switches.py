@@ -65,6 +65,7 @@ def test_no_nan_is_made(name, case):
         x, state = expected, expected_state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "a large region")) for name in SOLVERS]
 )

@@ -55,6 +55,7 @@ def test_the_value_is_reported_first(fn, x, use, route):
         getattr(H, use)()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use", USES)
 def test_a_linearised_operator_that_holds_the_point_reports_too(use):
     def repulsion(x):

@@ -145,6 +145,7 @@ def test_rows_in_chunks_from_terms():
 # --- the contract of lineax ---
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_a_linearization_keeps_the_contract_of_lineax():
     x = points(4)
@@ -234,6 +235,7 @@ def kinds_of_mm(H):
     return {"tiles" if name == "mm" else "vmap" for name in names if name in ("mm", "mm by products")}
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("n", [20, pytest.param(60, marks=pytest.mark.slow)])
 def test_many_products_at_once_are_computed_from_terms(n):

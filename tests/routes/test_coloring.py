@@ -71,6 +71,7 @@ def test_every_form_equals_jax(case):
     assert_close(H.damped(0.5).as_matrix(), expected + 0.5 * np.eye(len(expected)))
 
 
+@pytest.mark.long
 def test_blocks(case):
     H, expected = case
     blocks = jax.tree.leaves(H.block_diagonal(1))
@@ -137,6 +138,7 @@ def test_index_arrays_in_args_may_change():
         jax.jit(lambda e: hessop.HessianOperator(bonds, x, (e,), route="coloring").as_matrix())(jnp.asarray(ends))
 
 
+@pytest.mark.long
 def test_the_pattern_holds_at_other_points_and_numbers():
     def gated(x, k):
         return path(jnp.where(x > k, x**2, 0.0))
@@ -172,6 +174,7 @@ def test_a_small_budget_takes_one_product_at_a_time_or_says_what_is_needed():
     hessop.HessianOperator(arrow, some(), route="coloring", memory=error.value.needed).to_csr()
 
 
+@pytest.mark.long
 def test_auto_takes_it_where_the_entries_of_the_terms_do_not_fit():
     n = 400
     H = hessop.HessianOperator(path, some(n), memory=2_000_000)

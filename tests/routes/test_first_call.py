@@ -250,6 +250,7 @@ def test_the_diagonal_of_a_matrix_product_multiplies_no_matrices(wanted):
     np.testing.assert_allclose(H.block_diagonal(5)[2], matrix[10:15, 10:15], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wanted", [Diagonal(0), Blocks((3,))])
 def test_many_factors_are_multiplied_two_at_a_time_and_not_to_the_matrix(wanted):
     r = np.random.RandomState(0)
@@ -296,6 +297,7 @@ def test_updates_of_the_same_axes_are_scattered_together(atoms, joined):
         np.testing.assert_allclose(H.materialize(), expected, rtol=1e-4, atol=1e-6 * jnp.max(jnp.abs(expected)))
 
 
+@pytest.mark.long
 def test_bands_are_scattered_together():
     x = jnp.linspace(0.1, 1.0, 50, dtype=FLOAT)
     fn = lambda x: jnp.sum((x[:-1] ** 2 + x[1:] ** 2) ** 2 - 4.0 * x[:-1])

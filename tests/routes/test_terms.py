@@ -167,6 +167,7 @@ def test_blocks_under_jit_when_all_pairs_do_not_fit():
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**27
 
 
+@pytest.mark.long
 def test_rows_whose_size_no_shape_bounds_are_priced_by_the_compiler():
     """A Fourier transform has no rule: each chunk of rows makes the whole Jacobian of it, far more than shapes tell."""
     n = 300

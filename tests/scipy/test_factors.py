@@ -49,6 +49,7 @@ def test_the_exact_inverse_of_a_positive_definite_matrix(kind):
     np.testing.assert_allclose(product, np.eye(SIDE**2), atol=1e-10 if DOUBLE else 1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_conjugate_gradients_take_few_steps(kind):
     H = hessop.HessianOperator(surface, START)

@@ -39,6 +39,7 @@ def test_solves_at_several_points_with_one_order(transform):
         assert_close(run(scale * X, B), dense(scale * X, B))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batched", [(0, 0), (0, None), (None, 0)])
 def test_vmap(batched):
     args = [jnp.stack([a, 1.1 * a]) if axis == 0 else a for a, axis in zip((X, B), batched, strict=True)]

@@ -23,7 +23,7 @@ def check(programs, **options):
     return counts
 
 
-@pytest.mark.parametrize("number", [11, 13, 15, 25])  # quick to compile
+@pytest.mark.parametrize("number", [11, 25, *(pytest.param(n, marks=pytest.mark.long) for n in (13, 15))])
 def test_a_few_programs(number):
     counts = check([program_of(1000, number)], routes=("structure",), dtypes=(DTYPE,))
     assert counts["comparisons"], f"nothing was compared: {dict(counts)}"

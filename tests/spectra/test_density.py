@@ -65,6 +65,7 @@ def test_sparse_matrices_are_factorized():
     np.testing.assert_allclose(hessop.logdet(H).value, np.linalg.slogdet(band)[1] + (n - 400) * middle, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("w", [[-1.0, 2.0], [0.0, 2.0]])
 def test_what_is_not_positive_definite_is_said(w):
     H = diagonal(w)
@@ -113,6 +114,7 @@ def test_large_functions_without_structure_are_estimated(monkeypatch):
     assert abs(float(found) - float(H.trace())) < 5 * float(found.standard_error) + 1e-3
 
 
+@pytest.mark.long
 def test_a_density_integrates_to_one():
     H, _ = with_spectrum(np.linspace(-1, 5, 60))
     density = hessop.spectral_density(H, samples=5, steps=20)

@@ -145,10 +145,10 @@ def check(operation, mode, layout, routes=("structure",)):
 # A few of the cases below: each compiles.
 SOME = [
     ("max", None, "scalar"),
-    ("min", "drop", "several"),
-    ("max", "fill", "batched"),
-    ("set", "drop", "rows"),
     ("get filled", "fill", "pairs"),
+    pytest.param("min", "drop", "several", marks=pytest.mark.long),
+    pytest.param("max", "fill", "batched", marks=pytest.mark.long),
+    pytest.param("set", "drop", "rows", marks=pytest.mark.long),
 ]
 
 

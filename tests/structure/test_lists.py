@@ -48,8 +48,8 @@ def of_two_lists(x):
     return jnp.sum(jnp.sin(x[I, 0]) * x[J, 1]) + jnp.sum(x[J] ** 4) + jnp.sum(x[I[::-1], 2] * x[I, 2])
 
 
-FUNCTIONS = [pairs, neighbours, weighted_places]
-LONG = [triples, densities, of_two_lists]
+FUNCTIONS = [pairs, weighted_places]
+LONG = [neighbours, triples, densities, of_two_lists]
 
 
 @pytest.mark.parametrize("fn", [*FUNCTIONS, *(pytest.param(f, marks=pytest.mark.long) for f in LONG)], ids=lambda f: f.__name__)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.x64
 
 QUICK = ("bonds",)
 LONG = ("embedded_atoms",)
-INTRICATE = ("torsions", "bond_order", "message_passing")  # which take seconds to trace
+INTRICATE = {"torsions", "bond_order", "message_passing", "embedded_atoms", "stillinger_weber"}  # seconds to trace
 
 
 def marks(name):
@@ -62,6 +62,7 @@ def test_another_list_with_more_neighbours_is_traced_again():
         assert_close(H.entries(rows, columns), expected.reshape(-1))
 
 
+@pytest.mark.long
 def test_traced_lists():
     molecule = MOLECULES["embedded_atoms"]
     x, pairs = jnp.asarray(chain_of_atoms(6), DTYPE), jnp.asarray([[0, k] for k in range(1, 6)])

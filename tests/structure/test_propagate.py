@@ -7,7 +7,14 @@ from jax.flatten_util import ravel_pytree
 from tests.structure.energies import ENERGIES, constant, embedded_atoms, safe_sqrt, scan
 from tests.structure.support import DTYPE, assert_close, points, reference, terms_of
 
-CASES = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.slow else []) for e in ENERGIES]
+LONG = {"segment_sums", "diagonals", "attention"}
+
+
+def marks(energy):
+    return [pytest.mark.slow] if energy.slow else [pytest.mark.long] if energy.name in LONG else []
+
+
+CASES = [pytest.param(e, id=e.name, marks=marks(e)) for e in ENERGIES]
 
 
 def everything(terms, vector):

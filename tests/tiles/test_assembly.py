@@ -13,9 +13,16 @@ from tests.structure.energies import ENERGIES
 from tests.structure.support import assert_close, points, reference, terms_of
 
 N = 11
-# One of each kind. The others are slow only because there are many.
-VARIED = {"safe_sqrt", "gram", "coulomb", "flattened", "neighbor_list", "crossed", "embedded_atoms", "net", "scan", "cond"}
-CASES = [pytest.param(e, marks=() if e.name in VARIED else pytest.mark.slow) for e in ENERGIES]
+# One of each kind. The others are long or slow only because there are many.
+QUICK = {"safe_sqrt", "neighbor_list", "net", "cond"}
+LONG = {"gram", "coulomb", "flattened", "crossed", "embedded_atoms", "scan"}
+
+
+def marks(energy):
+    return () if energy.name in QUICK else pytest.mark.long if energy.name in LONG else pytest.mark.slow
+
+
+CASES = [pytest.param(e, marks=marks(e)) for e in ENERGIES]
 
 
 @pytest.mark.parametrize("energy", CASES, ids=repr)
