@@ -157,6 +157,7 @@ def test_a_new_point_neither_compiles_nor_sorts(compilations):
     assert_close(found, reference(lambda x: bonds(x, ENDS), at.x)[rows, columns])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lower", [False, True])
 def test_a_pattern_cannot_be_changed_for_later_calls(lower):
     H, expected = of_bonds()

@@ -43,6 +43,7 @@ def test_smooth_energies_are_left_alone(name: str) -> None:
     assert plan(energy, points(5, jnp.float32)) == (None, ())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.x64
 def test_constant_self_pairs_do_not_change_finite_derivatives(name: str) -> None:

@@ -64,8 +64,9 @@ def test_equal_to_jax_hessian(fn):
     assert_close(H.block_diagonal(), blocks)
 
 
+@pytest.mark.long
 @pytest.mark.x64
-@pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("both", [False, True])
 def test_atoms_that_are_on_no_list_read_nothing_infinite(both):
     """The embedding of an atom without neighbours has infinite derivatives, which no pair reads."""
     n = 9  # atoms, of which the last has no neighbours

@@ -7,7 +7,11 @@ from jax.flatten_util import ravel_pytree
 from tests.structure.energies import ENERGIES, constant, embedded_atoms, safe_sqrt, scan
 from tests.structure.support import DTYPE, assert_close, points, reference, terms_of
 
-LONG = {"segment_sums", "diagonals", "attention"}
+# Those with a near relative among the others.
+LONG = {
+    *("attention", "cholesky", "coulomb", "diagonals", "flattened", "gram", "nested_vmap", "overwritten_diagonal"),
+    *("periodic", "repeated", "restacked", "segment_sums", "sorted_entries", "traced_slices"),
+}
 
 
 def marks(energy):
@@ -51,6 +55,7 @@ def test_everything_from_the_terms_equals_jax_hessian(case):
     check_everything(case.fn, points(7))
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("case", [c for c in CASES if not c.values[0].slow])
 def test_three_particles_in_three_dimensions(case):
