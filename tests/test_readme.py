@@ -23,6 +23,7 @@ def test_code_runs_with_strict_settings():
     assert namespace["sensitivity"].shape == (3,)
 
 
+@pytest.mark.long
 def test_code_runs_in_a_fresh_interpreter():
     # JAX as it is installed: no strict promotion, 64-bit types off.
     done = subprocess.run(

@@ -48,6 +48,7 @@ def many_lowest(spectra, keys, steps):
     return jax.vmap(one)(spectra, keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [8, 20])
 def test_the_bound_holds(steps):
     """Spectra that hide their lowest eigenvalue: one below a cluster, a dense edge, geometric, uniform."""

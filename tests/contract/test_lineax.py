@@ -245,6 +245,7 @@ def test_solve_under_jit_and_vmap(getkey, name):
     close(jax.jit(jax.vmap(solve))(matrices, vectors), expected, 1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_derivatives_of_a_solution(getkey, name):
     """With respect to x, args and the vector, forward and reverse, compared with the dense solve."""
@@ -272,6 +273,7 @@ def test_derivatives_of_a_solution(getkey, name):
     close(forward(through_operator), forward(through_matrix), 1e-8)
 
 
+@pytest.mark.long
 def test_second_derivative_of_a_solution(getkey):
     matrix = well_conditioned(getkey(), lx.positive_semidefinite_tag)
 

@@ -247,6 +247,7 @@ def test_least_squares():
 # --- derivatives ---
 
 
+@pytest.mark.long
 @pytest.mark.x64
 def test_pytrees_with_y0_and_their_derivatives():
     # A HessianOperator under jit, vmap, grad and jvp is in tests/operator/test_solve.py.
@@ -274,6 +275,7 @@ def test_pytrees_with_y0_and_their_derivatives():
     jax.tree.map(close, with_slopes(solve), with_slopes(dense))
 
 
+@pytest.mark.long
 @pytest.mark.x64
 def test_derivatives_of_the_pseudoinverse():
     rng = np.random.RandomState(0)

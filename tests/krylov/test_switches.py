@@ -55,6 +55,7 @@ def same(found, expected):
     assert reason({"stop_reason": found[2]}) == reason({"stop_reason": expected[2]})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("exact " in name)) for name in SOLVERS])
 def test_no_nan_is_made(name):
     """Under jax_debug_nans a successful solve raises nothing and returns no NaN."""

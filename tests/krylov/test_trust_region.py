@@ -206,6 +206,7 @@ def test_a_model_without_a_minimum_is_followed_as_far_as_numbers_go():
     np.testing.assert_allclose(solution.value, [1, 1 / 2, 1 / 3])
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("spectrum", [[-4.0, -4.0, 8.0], [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0]])
 def test_nothing_is_certified_by_a_part_of_the_spectrum(spectrum):

@@ -88,6 +88,7 @@ def test_units():
     np.testing.assert_allclose(modes.zero_point_energy(), 521.47090 / 2 / 219474.6313632, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_linear_molecule():
     """CO2 with stretching and bending springs: the formulas of Herzberg, Infrared and Raman Spectra (1945), section II,4."""
     k, bend, d, m, M = 90.0, 5.0, 1.16, 15.999, 12.011

@@ -47,6 +47,7 @@ def test_it_is_the_inverse_of_the_clamped_blocks():
     )
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_the_contract_of_lineax():
     M = hessop.block_jacobi(hessop.HessianOperator(saddle, point()))
@@ -69,6 +70,7 @@ def test_the_contract_of_lineax():
     assert lx.is_diagonal(ones)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_under_jit_and_vmap_and_for_a_zero_hessian():
     fn = lambda x: jnp.sum(jnp.cosh(x))

@@ -132,6 +132,7 @@ def test_empty_x():
     assert H.materialize(out=out) is out
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_blocks_of_any_size():
     x = as_pytree("array", 12, jnp.result_type(float), jax.random.key(0))

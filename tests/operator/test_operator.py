@@ -215,6 +215,7 @@ def test_jit_vmap_and_grad(name):
     assert close(jax.jit(jax.vmap(dense))(batch)[1], reference(x * 0.9))
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_damping():
     H = hessop.HessianOperator(energy, point(), (parameters(),))

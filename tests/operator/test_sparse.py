@@ -184,6 +184,7 @@ def test_new_index_arrays_give_a_new_pattern():
         assert_close(H.to_csr().toarray(), expected)
 
 
+@pytest.mark.long
 def test_the_pattern_follows_indices_that_x_decides():
     fn = lambda x: jnp.sum(x[jnp.argsort(x)][1:] ** 2 * x[jnp.argsort(x)][:-1])
     for seed in range(3):

@@ -22,6 +22,7 @@ def cluster():
     return jnp.asarray(np.concatenate([np.zeros((1, 3)), 0.57 * corners]) + shaken, float)
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("make", [pytest.param(newton_cg, marks=pytest.mark.x64), newton_trust_region])
 def test_rosenbrock_chain(make):
@@ -32,6 +33,7 @@ def test_rosenbrock_chain(make):
     assert rosenbrock(final) < 4.1  # the other minimum of the chain has 3.99
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.x64  # slow to compile, so one lane has to be enough
 def test_a_cluster_of_atoms():

@@ -80,6 +80,7 @@ def test_a_mode_is_followed(method):
             np.testing.assert_allclose(result.x, exact, atol=1e-2)
 
 
+@pytest.mark.long
 def test_from_exactly_a_minimum_and_an_index_two_point():
     fn = lambda x: jnp.sum((x**2 - 1) ** 2)
     for start in ([1.0, 1.0], [0.0, 0.0], [-1.0, 1.0]):

@@ -50,6 +50,7 @@ FAST = [("scale_by_newton_cg", "on a saddle"), ("newton_trust_region", "rosenbro
 RUNS = [(name, case) for name in SOLVERS for case in CASES]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "case"), [pytest.param(*run, marks=[] if run in FAST else pytest.mark.slow) for run in RUNS])
 def test_no_nan_is_made(name, case):
     fn, start = CASES[case]

@@ -94,6 +94,7 @@ def test_everything_from_terms_equals_jax_hessian(objective, kind):
     close(upper, np.diag(expected, 1), scale)
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize(
     "fn",
@@ -114,6 +115,7 @@ def test_jit_vmap_and_derivatives(fn):
     close(forward[0], forward[1], 100)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_damping_and_dtypes():
     x = {"a": points(4).astype(jnp.float32), "b": jnp.asarray([0.3, 0.4], FLOAT)}

@@ -81,6 +81,7 @@ def test_blocks(case):
         assert_close(found, np.stack([expected[k : k + 3, k : k + 3] for k in range(0, N, 3)]))
 
 
+@pytest.mark.long
 def test_few_products(case):
     H, expected = case
     n = len(expected)
@@ -115,6 +116,7 @@ def test_traced_places():
     assert_close(found(r, c), dense(arrow, some())[r, c])
 
 
+@pytest.mark.long
 def test_linearised():
     H = lx.linearise(hessop.HessianOperator(arrow, some(), route="coloring"))
     assert_close(H.to_csr().toarray(), dense(arrow, some()))

@@ -61,6 +61,7 @@ def test_conjugate_gradients_take_few_steps(kind):
     np.testing.assert_allclose(H.mv(solution.value), -H.gradient, atol=10 * rtol * float(jnp.linalg.norm(H.gradient)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [hessop.optax.newton_cg, hessop.optax.newton_trust_region])
 def test_newton_by_factorization(make):
     fn = lambda u: jnp.sum(100.0 * (u[1:] - u[:-1] ** 2) ** 2 + (1.0 - u[:-1]) ** 2)

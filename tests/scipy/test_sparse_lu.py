@@ -66,6 +66,7 @@ def test_several_right_hand_sides_factorize_once(monkeypatch):
     assert [how["permc_spec"] for how in made] == ["MMD_AT_PLUS_A", "NATURAL", "NATURAL"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fn",
     [

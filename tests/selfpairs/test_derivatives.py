@@ -28,6 +28,9 @@ from tests.selfpairs.energies import (
     vectors,
 )
 
+# One of each kind. The others are long only because there are many.
+QUICK = {"issue", "vmap", "list of pairs", "single where", "periodic by a cell", "Coulomb", "upper triangle", "scan"}
+
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", PAIRS)
@@ -57,7 +60,7 @@ def test_the_posted_energy_at_several_sizes(n: int) -> None:
     np.testing.assert_array_equal(jax.jit(lambda x: jax.value_and_grad(fn)(x)[0])(x), expected)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in PAIRS])
 def test_two_points_and_one(name: str) -> None:
     energy, phi = PAIRS[name]
     fn = without_self_pairs(energy)
@@ -117,6 +120,7 @@ def test_matrix_minus_its_transpose() -> None:
     )
 
 
+@pytest.mark.long
 def test_three_bodies() -> None:
     def energy(x: jax.Array) -> jax.Array:
         r = vectors(x)
@@ -220,6 +224,7 @@ def test_points_that_coincide_with_the_first_do_not_break_the_stand_in() -> None
     )
 
 
+@pytest.mark.long
 @pytest.mark.x64
 def test_transformations() -> None:
     fn, reference = without_self_pairs(issue_energy), off_diagonal(norm)

@@ -355,6 +355,7 @@ def test_progress_is_reported():
     hessop.eigsh(H, 3, max_products=5000, progress=True)
 
 
+@pytest.mark.long
 def test_a_hessian_that_is_not_finite_is_not_complete():
     H = hessop.HessianOperator(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(3, FLOAT))
     for how in ({}, {"max_products": 50}):

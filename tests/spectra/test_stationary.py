@@ -64,6 +64,7 @@ R = 2 ** (1 / 6)
 TETRAHEDRON = R / np.sqrt(8) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
+@pytest.mark.long
 def test_rigid_motions_make_a_point_degenerate_unless_projected_out():
     H = at(lennard_jones, TETRAHEDRON)
     assert kind(hessop.stationary_point(H)) == "degenerate"

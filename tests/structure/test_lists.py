@@ -120,6 +120,7 @@ def test_infinite_entries_stay_where_they_are():
     assert_close(found[1:, 1:], expected[1:, 1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("negative", [False, True])
 def test_lists_that_hold_the_same_numbers_are_found_to_be_equal(negative):
     """A gather wraps negative numbers and a segment sum drops them, so that the two read different arrays."""

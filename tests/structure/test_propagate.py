@@ -79,6 +79,7 @@ def test_only_primitives_without_a_rule_fall_back(case):
     assert bool(terms.fallbacks) == case.falls_back
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.parametrize("fn", [safe_sqrt, embedded_atoms], ids=["pair", "many_body"])
 @pytest.mark.parametrize("layout", ["flat", "transposed"])
@@ -139,6 +140,7 @@ def test_linear_functions_have_no_terms():
     assert_close(terms.diagonal(), np.zeros(9))
 
 
+@pytest.mark.long
 def test_concrete_arrays_and_jit_agree():
     x = points(4)
     at = terms_of(safe_sqrt, x)

@@ -213,8 +213,15 @@ def test_random_compositions_for_long(case):
     check(*case)
 
 
+# One of each kind. The others are long only because there are many.
+QUICK = {
+    *("branch", "concatenate", "cumsum", "diagonal", "fft", "fold", "gather", "matmul", "maximum", "outer", "roll", "scatter"),
+    *("select", "set", "sum"),
+}
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("name", sorted(STEPS))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in sorted(STEPS)])
 def test_each_step(name):
     fn = compose([("square", 0), (name, 1), ("sin", 0)])
     x = jnp.asarray(0.2 + 0.1 * np.random.RandomState(0).permutation(12).reshape(4, 3), DTYPE)

@@ -48,6 +48,7 @@ def test_equal_to_jax(name, tile):
     assert jnp.allclose(found, fn(y, NEIGHBOURS), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.long
 def test_derivatives():
     y = jnp.asarray(Y)
     tiled = trace_tiled(
