@@ -159,13 +159,18 @@ def clipped(operation, index):
     return fn
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("operation", "index", "inside"),
     [
-        *itertools.product(["max", "min"], [(4, 4, 9), (4, 9, 9)], ["plain"]),
-        *itertools.product(["max"], [(4, 9)], ["plain", "jit", "scan", "switch"]),
-        ("min", (0, 9, 4), "scan"),
+        ("max", (4, 9), "plain"),  # in the lane of another version of JAX, too, whose rule differs
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                *itertools.product(["max", "min"], [(4, 4, 9), (4, 9, 9)], ["plain"]),
+                *itertools.product(["max"], [(4, 9)], ["jit", "scan", "switch"]),
+                ("min", (0, 9, 4), "scan"),
+            ]
+        ),
     ],
 )
 def test_wrong_rules_in_jax(operation, index, inside):

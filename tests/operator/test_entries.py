@@ -19,7 +19,7 @@ TOLERANCE = 1e-12 if jnp.float64 == DTYPE else 2e-5
 # The others are long only because there are many, and tests/program/test_program.py covers all objectives.
 FEW = {"affine", "custom_vjp", "fixed_loop", "lennard_jones", "log_sum_exp", "rosenbrock"}
 # Run with other dtypes and versions.
-AGAIN = FEW - {"log_sum_exp", "rosenbrock"} | {"neighbor_list", "ode_scan"}
+AGAIN = {"affine", "custom_vjp", "fixed_loop", "lennard_jones", "neighbor_list", "ode_scan"}
 
 
 def relative(a, b) -> float:
@@ -42,8 +42,8 @@ def compiled_reference(objective: Objective):
 
 def every_objective(**quick: set[str]) -> pytest.MarkDecorator:
     """All objectives with all kinds of x; those not named here for a kind are slow."""
-    long = lambda o, kind: [] if o.name in FEW and kind in ("array", "nested") else [pytest.mark.long]
-    marks = lambda o, kind: [*long(o, kind), *([] if kind == "array" and o.name in AGAIN else [pytest.mark.once])]
+    long = lambda o: [] if o.name in FEW else [pytest.mark.long]
+    marks = lambda o, kind: [*long(o), *([] if kind == "array" and o.name in AGAIN else [pytest.mark.once])]
     slow = [pytest.mark.slow]
     cases = [(o, kind, marks(o, kind) if o.name in quick.get(kind, ()) else slow) for o in OBJECTIVES for kind in KINDS]
     return pytest.mark.parametrize(("objective", "kind"), [pytest.param(o, k, id=f"{o}-{k}", marks=m) for o, k, m in cases])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hessop
+from tests.lanes import lanes
 
 pytestmark = [pytest.mark.x64, pytest.mark.once]
 N = 6
@@ -48,10 +49,6 @@ SLOW = {"BiCGStab", "Auto", "GMRES", "Normal(CG)", "TruncatedCG"}
 LONG = {"CG on terms", "LU", "MINRES"}
 
 
-def marks(name):
-    return [pytest.mark.slow] if name in SLOW else [pytest.mark.long] if name in LONG else []
-
-
 def batched(solve):
     """The solutions at three points with three right-hand sides."""
     x, params, _ = setup()
@@ -77,7 +74,7 @@ def by_dense_algebra(fn):
     return jax.jit(solve)(*setup()), batched(solve), derivatives(solve)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CASES])
+@pytest.mark.parametrize("name", lanes(CASES, long=LONG, slow=SLOW))
 def test_solution_equals_dense(name):
     fn, tags, solver = CASES[name]
 

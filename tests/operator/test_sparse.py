@@ -14,19 +14,14 @@ from jax.flatten_util import ravel_pytree
 
 import hessop
 from hessop._routes import places, sparse
+from tests.lanes import lanes
 from tests.structure import test_random as random_programs
-from tests.structure.energies import ENERGIES
+from tests.structure.energies import ENERGIES, SLOW
 from tests.structure.support import DTYPE, assert_close, points, reference
 
 # One of each kind. The others are long only because there are many.
 VARIED = {"safe_sqrt", "neighbor_list", "chain", "crossed", "rolled", "maxima", "net", "scan", "fft"}
-
-
-def marks(energy):
-    return [pytest.mark.slow] if energy.slow else [] if energy.name in VARIED else [pytest.mark.long]
-
-
-CASES = [pytest.param(e, id=e.name, marks=marks(e)) for e in ENERGIES]
+CASES = lanes(ENERGIES, long={str(e) for e in ENERGIES} - VARIED, slow=SLOW)
 ENDS = np.array([[0, 1], [1, 2], [2, 5], [5, 6], [0, 6]])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hessop._selfpairs.rewrite import without_self_pairs
+from tests.lanes import lanes
 from tests.selfpairs.energies import (
     DTYPE,
     PAIRS,
@@ -60,7 +61,7 @@ def test_the_posted_energy_at_several_sizes(n: int) -> None:
     np.testing.assert_array_equal(jax.jit(lambda x: jax.value_and_grad(fn)(x)[0])(x), expected)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in PAIRS])
+@pytest.mark.parametrize("name", lanes(PAIRS, long=PAIRS.keys() - QUICK))
 def test_two_points_and_one(name: str) -> None:
     energy, phi = PAIRS[name]
     fn = without_self_pairs(energy)

@@ -316,3 +316,6 @@ def convolution(x):
 @energy(falls_back=True, slow=True)
 def eigenvalues(x):
     return jnp.sum(jnp.linalg.eigvalsh(x.T @ x) ** 1.5)
+
+
+SLOW = {energy.name for energy in ENERGIES if energy.slow}

@@ -8,6 +8,7 @@ from jax import lax
 
 import hessop
 from hessop._routes.places import places_of
+from tests.lanes import lanes
 from tests.structure.support import DTYPE, assert_close, reference, terms_of
 
 N = 5
@@ -41,10 +42,10 @@ FUNCTIONS = {
 }
 
 
-QUICK = ("set inside", "windows by lax", "clamped", "read inside")
+QUICK = {"set inside", "windows by lax", "clamped", "read inside"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in FUNCTIONS])
+@pytest.mark.parametrize("name", lanes(FUNCTIONS, long=FUNCTIONS.keys() - QUICK))
 def test_equal_to_jax_hessian(name):
     fn, x = FUNCTIONS[name], jnp.asarray(X, DTYPE)
     expected = reference(fn, x)

@@ -7,18 +7,15 @@ import pytest
 
 import hessop
 from hessop._routes.places import places_of
+from tests.lanes import lanes
 from tests.structure.molecules import MOLECULES, chain_of_atoms
 from tests.structure.support import DTYPE, assert_close
 
 pytestmark = pytest.mark.x64
 
-QUICK = ("bonds",)
-LONG = ("embedded_atoms",)
+QUICK = {"bonds"}
+LONG = {"embedded_atoms"}
 INTRICATE = {"torsions", "bond_order", "message_passing", "embedded_atoms", "stillinger_weber"}  # seconds to trace
-
-
-def marks(name):
-    return [] if name in QUICK else [pytest.mark.long] if name in LONG else [pytest.mark.slow]
 
 
 def operator(molecule, n=10, seed=0):
@@ -27,7 +24,7 @@ def operator(molecule, n=10, seed=0):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in MOLECULES])
+@pytest.mark.parametrize("name", lanes(MOLECULES, long=LONG, slow=MOLECULES.keys() - QUICK - LONG))
 def test_all_nonzeros(name):
     molecule = MOLECULES[name]
     H = operator(molecule)
@@ -38,7 +35,7 @@ def test_all_nonzeros(name):
     assert_close(H.rows([3, n - 1]), expected[[3, n - 1]])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in INTRICATE else []) for n in MOLECULES])
+@pytest.mark.parametrize("name", lanes(MOLECULES, long=INTRICATE))
 def test_terms_and_entries(name):
     molecule = MOLECULES[name]
     found = places_of(operator(molecule, 40)._point(), None).coordinates

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from tests.structure.energies import ENERGIES, constant, embedded_atoms, safe_sqrt, scan
+from tests.lanes import lanes
+from tests.structure.energies import ENERGIES, SLOW, constant, embedded_atoms, safe_sqrt, scan
 from tests.structure.support import DTYPE, assert_close, points, reference, terms_of
 
 # Those with a near relative among the others.
@@ -12,13 +13,7 @@ LONG = {
     *("attention", "cholesky", "coulomb", "diagonals", "flattened", "gram", "nested_vmap", "overwritten_diagonal"),
     *("periodic", "repeated", "restacked", "segment_sums", "sorted_entries", "traced_slices"),
 }
-
-
-def marks(energy):
-    return [pytest.mark.slow] if energy.slow else [pytest.mark.long] if energy.name in LONG else []
-
-
-CASES = [pytest.param(e, id=e.name, marks=marks(e)) for e in ENERGIES]
+CASES = lanes(ENERGIES, long=LONG, slow=SLOW)
 
 
 def everything(terms, vector):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax import lax
 
+from tests.lanes import lanes
 from tests.structure.support import DTYPE, TOLERANCE, assert_close, reference, terms_of
 
 _LARGEST = 150
@@ -221,7 +222,7 @@ QUICK = {
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.long]) for n in sorted(STEPS)])
+@pytest.mark.parametrize("name", lanes(sorted(STEPS), long=STEPS.keys() - QUICK))
 def test_each_step(name):
     fn = compose([("square", 0), (name, 1), ("sin", 0)])
     x = jnp.asarray(0.2 + 0.1 * np.random.RandomState(0).permutation(12).reshape(4, 3), DTYPE)

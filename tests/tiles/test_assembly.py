@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hessop._tiles import Options, trace_tiled
+from tests.lanes import lanes
 from tests.structure.energies import ENERGIES
 from tests.structure.support import assert_close, points, reference, terms_of
 
@@ -16,16 +17,10 @@ N = 11
 # One of each kind. The others are long or slow only because there are many.
 QUICK = {"safe_sqrt", "neighbor_list", "net", "cond"}
 LONG = {"gram", "coulomb", "flattened", "crossed", "embedded_atoms", "scan"}
+CASES = lanes(ENERGIES, long=LONG, slow={str(e) for e in ENERGIES} - QUICK - LONG)
 
 
-def marks(energy):
-    return () if energy.name in QUICK else pytest.mark.long if energy.name in LONG else pytest.mark.slow
-
-
-CASES = [pytest.param(e, marks=marks(e)) for e in ENERGIES]
-
-
-@pytest.mark.parametrize("energy", CASES, ids=repr)
+@pytest.mark.parametrize("energy", CASES)
 def test_entries_from_tiles_equal_jax_hessian(energy):
     x = points(N)
     at = terms_of(energy.fn, x)
